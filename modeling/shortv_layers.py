@@ -1,0 +1,339 @@
+"""Frozen decoder layers: vision-language inference without the visual-token work that does not matter.
+
+ShortV ("ShortV: Efficient Multimodal Large Language Models by Freezing Visual Tokens in Ineffective Layers",
+https://arxiv.org/abs/2504.00502) freezes the visual tokens in the decoder layers that hardly change the answer. In
+such a layer
+
+- every token gives a key and a value, computed from the layer's input;
+- only text tokens ask a query, pass the output projection and the feed-forward network, and are updated;
+- visual tokens leave the layer as they entered it.
+
+Text tokens therefore come out exactly as the stock layer computes them. This file turns the chosen layers of a stock
+model into frozen ones in place, without touching a weight:
+
+1. `find_text_rows` runs once per forward pass and decides which rows (positions) are text: a `TextRows`.
+2. `TextRows` travels to the decoder layers as a keyword argument, as attention masks do. There is no global state.
+3. `FrozenLayer` and `FrozenAttention` are mixed in front of the layer's own class: they compute the keys and values
+   of all rows, then run the layer's *own* forward on the text rows alone.
+
+Without visual tokens, and when decoding token by token, the layers run exactly as in the stock model: ShortV makes
+the prefill faster, decoding and the KV cache stay what they were.
+"""
+
+import inspect
+import sys
+from functools import lru_cache
+
+import torch
+from torch import nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+# Text models whose attention is made of q, k, v and o projections and one rotary embedding on every layer.
+TEXT_MODELS = ("llama", "mistral", "qwen2")
+
+
+def check_frozen_layers(frozen_layers, num_layers):
+    """Returns `frozen_layers` as a sorted list, or raises a ValueError: a bad list must never freeze nothing."""
+    if frozen_layers is None:
+        raise ValueError("config.json has no `frozen_layers`: this checkpoint is not a ShortV model.")
+    if not isinstance(frozen_layers, (list, tuple)) or any(type(index) is not int for index in frozen_layers):
+        raise ValueError(f"`frozen_layers` must be a list of integers, not {frozen_layers!r}.")
+    if len(set(frozen_layers)) < len(frozen_layers):
+        raise ValueError(f"`frozen_layers` names a layer twice: {frozen_layers}.")
+    if any(not 0 <= index < num_layers for index in frozen_layers):
+        raise ValueError(f"`frozen_layers` must lie in 0..{num_layers - 1}: {frozen_layers}.")
+    return sorted(frozen_layers)
+
+
+class TextRows:
+    """The rows that frozen layers compute in one forward pass, and the row-wise view of everything layers share.
+
+    Attributes:
+        rows: `(batch, text)` row numbers. Where a batch entry has less text than the longest one, frozen rows fill up.
+        filler: `(batch, text, 1)`, True where `rows` is such a filler, whose result is dropped; None if there is none.
+        num_rows: number of rows of the forward pass, per batch entry.
+        num_visual: number of visual tokens in the batch.
+        skipped: layer index -> number of row updates that the frozen layer did not compute.
+    """
+
+    def __init__(self, rows, filler, num_rows, num_visual):
+        self.rows = rows
+        self.filler = filler
+        self.num_rows = num_rows
+        self.num_visual = num_visual
+        self.skipped = {}
+        self._memo = {}
+
+    def to(self, device, non_blocking=False):
+        """A copy on another device: what accelerate calls on every argument of a layer that lives elsewhere."""
+        if self.rows.device == torch.device(device):
+            return self
+        filler = None if self.filler is None else self.filler.to(device, non_blocking=non_blocking)
+        moved = TextRows(self.rows.to(device, non_blocking=non_blocking), filler, self.num_rows, self.num_visual)
+        moved.skipped = self.skipped  # one count for the whole pass
+        return moved
+
+    def take(self, states):
+        """`(batch or 1, rows, width)` -> `(batch, text, width)`."""
+        states = states.expand(self.rows.shape[0], -1, -1)
+        return states.gather(1, self.rows[..., None].expand(-1, -1, states.shape[-1]))
+
+    def put_back(self, hidden_states, text_states):
+        """The layer's output: its input, with the text rows replaced."""
+        if self.filler is not None:
+            text_states = torch.where(self.filler, self.take(hidden_states), text_states)
+        index = self.rows[..., None].expand(-1, -1, hidden_states.shape[-1])
+        return hidden_states.scatter(1, index, text_states)
+
+    def rotary(self, position_embeddings):
+        """The cosine and sine tables, `(batch or 1, rows, head_dim)` each, of the text rows."""
+        return self._once(position_embeddings[0], lambda: tuple(map(self.take, position_embeddings)))
+
+    def mask(self, attention_mask, num_keys, sliding_window):
+        """The text rows of the attention mask: `(batch, 1, text, keys)`, boolean or additive as the model's own.
+
+        Handles what transformers hands to its layers: a dense mask, a flex-attention block mask, a padding mask (for
+        flash attention), or None, which means purely causal from the first key on.
+        """
+
+        def gather():
+            rows = self.rows[:, None, :, None]
+            keys = torch.arange(num_keys, device=rows.device)
+            if attention_mask is None:
+                return _causal(rows, keys, sliding_window)
+            if hasattr(attention_mask, "mask_mod"):
+                batch = torch.arange(rows.shape[0], device=rows.device)[:, None, None, None]
+                return attention_mask.mask_mod(batch, torch.zeros_like(batch), rows, keys)
+            if attention_mask.dim() == 2:
+                earlier = num_keys - self.num_rows  # keys already in the cache
+                real_key = attention_mask[:, None, None, -num_keys:].bool()
+                return _causal(rows + earlier, keys, sliding_window) & real_key
+            dense = attention_mask.expand(rows.shape[0], -1, -1, -1)
+            return dense.gather(2, rows.expand(-1, dense.shape[1], -1, dense.shape[-1]))
+
+        return self._once(attention_mask, gather)
+
+    def _once(self, shared, make):
+        # Layers share masks and rotary tables; their text rows are gathered once. Keeping `shared` keeps its id unique.
+        if torch.compiler.is_compiling():
+            return make()
+        if id(shared) not in self._memo:
+            self._memo[id(shared)] = (shared, make())
+        return self._memo[id(shared)][1]
+
+
+def _causal(rows, keys, sliding_window):
+    visible = keys <= rows
+    return visible if sliding_window is None else visible & (keys > rows - sliding_window)
+
+
+def find_text_rows(visual, padding=None):
+    """Decides which rows frozen layers compute.
+
+    Args:
+        visual: `(batch, rows)` bool, True at visual tokens.
+        padding: `(batch, rows)` bool, True at rows that nothing reads and need not be computed either; or None.
+
+    Returns:
+        A `TextRows`, or None if there is no visual token: then every layer runs as in the stock model.
+    """
+    frozen = visual if padding is None else visual | padding
+    text = frozen.shape[1] - frozen.sum(1)
+    # The only point at which the host waits for the device.
+    num_visual, shortest, longest = torch.stack([visual.sum(), text.min(), text.max()]).tolist()
+    if num_visual == 0:
+        return None
+    # A stable sort puts the text rows first, in order, and distinct frozen rows after them as filler.
+    rows = torch.argsort(frozen.to(torch.uint8), dim=1, stable=True)[:, :longest]
+    filler = frozen.gather(1, rows)[..., None] if shortest < longest else None
+    return TextRows(rows, filler, frozen.shape[1], num_visual)
+
+
+class FrozenAttention:
+    """Mixed in front of an attention class: queries of some rows against the keys and values of all rows."""
+
+    def keys_and_values(self, hidden_states, position_embeddings):
+        """`(batch, rows, hidden)` -> rotated keys and values, `(batch, key heads, rows, head_dim)` each."""
+        shape = (*hidden_states.shape[:-1], -1, self.head_dim)
+        keys = self.k_proj(hidden_states).view(shape).transpose(1, 2)
+        values = self.v_proj(hidden_states).view(shape).transpose(1, 2)
+        return self._rotate(keys, position_embeddings), values
+
+    def forward(self, hidden_states, *args, keys_and_values=None, **kwargs):
+        if keys_and_values is None:
+            return super().forward(hidden_states, *args, **kwargs)
+        return self._attend(hidden_states, *keys_and_values, **kwargs)
+
+    def _attend(self, hidden_states, keys, values, attention_mask, position_embeddings, **kwargs):
+        # As the stock forward, but the keys and values are there already, cached and all.
+        shape = (*hidden_states.shape[:-1], -1, self.head_dim)
+        queries = self.q_proj(hidden_states).view(shape).transpose(1, 2)
+        queries = self._rotate(queries, position_embeddings)
+        output, weights = self._attention_function()(
+            self,
+            queries,
+            keys,
+            values,
+            attention_mask,
+            dropout=self.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        return self.o_proj(output.reshape(*hidden_states.shape[:-1], -1)), weights
+
+    def _rotate(self, states, position_embeddings):
+        # The model's own function rotates a query and a key; the other one is given without heads.
+        return _own_function(self, "apply_rotary_pos_emb")(states, states[:, :0], *position_embeddings)[0]
+
+    def _attention_function(self):
+        implementation = self.config._attn_implementation
+        if implementation == "eager":
+            return _own_function(self, "eager_attention_forward")
+        # A few queries against many keys need a mask, which flash kernels do not take: SDPA does.
+        if implementation in ("sdpa", "flex_attention") or "flash" in implementation:
+            return ALL_ATTENTION_FUNCTIONS["sdpa"]
+        raise ValueError(f"Frozen layers cannot run with attn_implementation={implementation!r}; use 'sdpa'.")
+
+
+class FrozenLayer:
+    """Mixed in front of a decoder layer class: text rows pass the layer, visual rows pass it by."""
+
+    def forward(self, hidden_states, *args, text_rows=None, **kwargs):
+        if text_rows is None:
+            return super().forward(hidden_states, *args, **kwargs)
+        return self._forward_text(hidden_states, text_rows, **kwargs)
+
+    def _forward_text(
+        self, hidden_states, text_rows, attention_mask, position_embeddings, past_key_values=None, **kwargs
+    ):
+        attention = self.self_attn
+        keys, values = attention.keys_and_values(self.input_layernorm(hidden_states), position_embeddings)
+        if past_key_values is not None:
+            cache_kwargs = {"cache_position": kwargs.get("cache_position")}
+            keys, values = past_key_values.update(keys, values, attention.layer_idx, cache_kwargs)
+            if attention_mask is None:  # purely causal: of a static cache, only the filled part can be seen
+                keys, values = keys[:, :, : text_rows.num_rows], values[:, :, : text_rows.num_rows]
+
+        flash = "flash" in attention.config._attn_implementation
+        sliding_window = getattr(attention, "sliding_window", None) if flash else None  # other masks contain it
+        kwargs["position_ids"] = None  # what they decide is in the position embeddings and in the mask
+        text_states = super().forward(
+            text_rows.take(hidden_states),
+            attention_mask=text_rows.mask(attention_mask, keys.shape[2], sliding_window),
+            position_embeddings=text_rows.rotary(position_embeddings),
+            keys_and_values=(keys, values),
+            **kwargs,
+        )
+        text_rows.skipped[attention.layer_idx] = hidden_states.shape[0] * (
+            text_rows.num_rows - text_rows.rows.shape[1]
+        )
+        return text_rows.put_back(hidden_states, text_states)
+
+
+class ShortVMixin:
+    """Mixed in front of a stock `...ForConditionalGeneration` class: freezes `config.frozen_layers`."""
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        # `generate` and `Trainer` read the signature to learn what the model takes: the stock one, and `visual_mask`.
+        stock = inspect.signature(super(ShortVMixin, cls).forward)
+        extra = inspect.Parameter("visual_mask", inspect.Parameter.KEYWORD_ONLY, default=None)
+        *parameters, rest = stock.parameters.values()
+        cls.forward = _with_signature(cls.forward, stock.replace(parameters=[*parameters, extra, rest]))
+
+    def __init__(self, config):
+        super().__init__(config)
+        self._last_pass = None
+        self.model.register_forward_pre_hook(self._add_text_rows, with_kwargs=True)
+        self.freeze_layers(config.frozen_layers)
+
+    def forward(self, *args, **kwargs):
+        """As the stock forward, and `visual_mask`: `(batch, rows)` bool, True at visual tokens. It is needed only with
+        `inputs_embeds` in which image features are merged already, where no placeholder token is left to find."""
+        return super().forward(*args, **kwargs)
+
+    def freeze_layers(self, frozen_layers):
+        """Freezes exactly these decoder layers from now on, and records them in the config."""
+        text_model = self.config.text_config.model_type
+        if text_model not in TEXT_MODELS:
+            raise ValueError(f"Frozen layers support {', '.join(TEXT_MODELS)} text models, not {text_model!r}.")
+        layers = self.model.language_model.layers
+        self.config.frozen_layers = check_frozen_layers(frozen_layers, len(layers))
+        for index, layer in enumerate(layers):
+            frozen = index in self.config.frozen_layers
+            _mix_in(layer, FrozenLayer, frozen)
+            _mix_in(layer.self_attn, FrozenAttention, frozen)
+
+    def shortv_report(self):
+        """What is frozen, and what the last forward pass skipped.
+
+        Returns:
+            A dict: `frozen_layers`; `visual_tokens` in the last forward pass; `skipped_updates`, the token updates (one
+            per token and layer) that it did not compute; `total_updates`, those of the stock model. The last three
+            are 0 if nothing was there to freeze, as in every decoding step.
+        """
+        num_visual, num_rows, skipped = self._last_pass or (0, 0, {})
+        return {
+            "frozen_layers": list(self.config.frozen_layers),
+            "visual_tokens": num_visual,
+            "skipped_updates": sum(skipped.values()),
+            "total_updates": num_rows * len(self.model.language_model.layers),
+        }
+
+    def _add_text_rows(self, model, args, kwargs):
+        """Forward pre-hook of the multimodal model: makes the plan and sends it along to the decoder layers."""
+        input_ids = args[0] if args else kwargs.get("input_ids")
+        inputs_embeds = kwargs.get("inputs_embeds")
+        visual = kwargs.pop("visual_mask", None)
+        given = input_ids if input_ids is not None else inputs_embeds
+        self._last_pass = None
+        # Decoding: one new token, and it is text, even if the model writes its own image token.
+        if given is None or given.shape[1] == 1 or not self.config.frozen_layers:
+            return args, kwargs
+        if visual is None and input_ids is not None:
+            visual = input_ids == self.config.image_token_id
+        elif visual is None:
+            image_token = torch.tensor(self.config.image_token_id, device=inputs_embeds.device)
+            visual = (inputs_embeds == self.get_input_embeddings()(image_token)).all(-1)
+            if not visual.any():
+                raise ValueError(
+                    "`inputs_embeds` holds no image placeholder: pass `visual_mask`, (batch, tokens) bool, True at visual "
+                    "tokens (all False for text only), so that the frozen layers know them."
+                )
+        elif visual.shape != given.shape[:2]:
+            raise ValueError(f"`visual_mask` has shape {tuple(visual.shape)}; the input has {tuple(given.shape[:2])}.")
+        mask = kwargs.get("attention_mask")
+        is_padding_mask = isinstance(mask, torch.Tensor) and mask.shape == visual.shape
+        # Nothing ever reads what stands left of the first token. (Right of the last one, `generate` does.)
+        padding = mask.cumsum(1) == 0 if is_padding_mask else None
+        text_rows = find_text_rows(visual.to(torch.bool), padding)
+        if text_rows is not None:
+            kwargs["text_rows"] = text_rows
+            self._last_pass = (text_rows.num_visual, visual.numel(), text_rows.skipped)
+        return args, kwargs
+
+
+@lru_cache(maxsize=None)
+def _mixed_class(mixin, stock):
+    # The class keeps its stock name: device maps, output capture and quantisers go by it.
+    return type(stock.__name__, (mixin, stock), {"__module__": stock.__module__, "_stock": stock})
+
+
+def _mix_in(module, mixin, wanted):
+    """Puts `mixin` in front of the module's class, or takes it away again."""
+    stock = getattr(type(module), "_stock", type(module))
+    module.__class__ = _mixed_class(mixin, stock) if wanted else stock
+
+
+def _own_function(module, name):
+    """A function from the transformers file that defines the module's class."""
+    return getattr(sys.modules[type(module).__module__], name)
+
+
+def _with_signature(function, signature):
+    def forward(self, *args, **kwargs):
+        return function(self, *args, **kwargs)
+
+    forward.__doc__ = function.__doc__
+    forward.__signature__ = signature
+    return forward

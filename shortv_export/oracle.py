@@ -1,0 +1,41 @@
+"""The definition of a frozen layer, on the stock model: compute everything, then put the frozen rows back.
+
+Slow on purpose and independent of the remote code: what a package computes is compared with this. It imports only
+torch, so that it can be run in a process that has nothing else of this project.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+
+@contextmanager
+def frozen_by_definition(layers: nn.ModuleList, frozen_layers: Iterable[int], frozen: torch.Tensor) -> Iterator[None]:
+    """Freezes tokens in the given decoder layers of a stock model while the context lasts.
+
+    Args:
+        layers: the language model's decoder layers.
+        frozen_layers: which of them.
+        frozen: ``(batch, tokens)`` bool; these rows leave a frozen layer as they entered it. A forward pass over
+            another number of tokens (a decoding step) is left alone.
+    """
+
+    def put_back(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        before = args[0] if args else kwargs["hidden_states"]
+        after = output[0] if isinstance(output, tuple) else output
+        if before.shape[1] != frozen.shape[1]:
+            return output
+        after = torch.where(frozen.to(after.device)[..., None], before, after)
+        return (after, *output[1:]) if isinstance(output, tuple) else after
+
+    hooks = [layers[index].register_forward_hook(put_back, with_kwargs=True) for index in frozen_layers]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
