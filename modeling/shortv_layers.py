@@ -89,8 +89,8 @@ class TextRows:
         """The cosine and sine tables, `(batch or 1, rows, head_dim)` each, of the text rows."""
         return self._once(position_embeddings[0], lambda: tuple(map(self.take, position_embeddings)))
 
-    def mask(self, attention_mask, num_keys, sliding_window):
-        """The text rows of the attention mask: `(batch, 1, text, keys)`, boolean or additive as the model's own.
+    def mask(self, attention_mask, num_keys, dtype, sliding_window=None):
+        """The text rows of the attention mask: additive, `(batch, 1, text, keys)`.
 
         Handles what transformers hands to its layers: a dense mask, a flex-attention block mask, a padding mask (for
         flash attention), or None, which means purely causal from the first key on.
@@ -100,16 +100,22 @@ class TextRows:
             rows = self.rows[:, None, :, None]
             keys = torch.arange(num_keys, device=rows.device)
             if attention_mask is None:
-                return _causal(rows, keys, sliding_window)
-            if hasattr(attention_mask, "mask_mod"):
+                visible = _causal(rows, keys, sliding_window)
+            elif hasattr(attention_mask, "mask_mod"):
                 batch = torch.arange(rows.shape[0], device=rows.device)[:, None, None, None]
-                return attention_mask.mask_mod(batch, torch.zeros_like(batch), rows, keys)
-            if attention_mask.dim() == 2:
+                visible = attention_mask.mask_mod(batch, torch.zeros_like(batch), rows, keys)
+            elif attention_mask.dim() == 2:
                 earlier = num_keys - self.num_rows  # keys already in the cache
                 real_key = attention_mask[:, None, None, -num_keys:].bool()
-                return _causal(rows + earlier, keys, sliding_window) & real_key
-            dense = attention_mask.expand(rows.shape[0], -1, -1, -1)
-            return dense.gather(2, rows.expand(-1, dense.shape[1], -1, dense.shape[-1]))
+                visible = _causal(rows + earlier, keys, sliding_window) & real_key
+            else:
+                dense = attention_mask.expand(rows.shape[0], -1, -1, -1)
+                visible = dense.gather(2, rows.expand(-1, dense.shape[1], -1, dense.shape[-1]))
+            if visible.dtype != torch.bool:
+                return visible  # additive already
+            # Kernels turn a boolean mask into this one on every call; here it is done once for all layers. The lowest
+            # finite number instead of -inf: a filler row may see no key at all.
+            return torch.zeros_like(visible, dtype=dtype).masked_fill_(~visible, torch.finfo(dtype).min)
 
         return self._once(attention_mask, gather)
 
@@ -219,7 +225,7 @@ class FrozenLayer:
         kwargs["position_ids"] = None  # what they decide is in the position embeddings and in the mask
         text_states = super().forward(
             text_rows.take(hidden_states),
-            attention_mask=text_rows.mask(attention_mask, keys.shape[2], sliding_window),
+            attention_mask=text_rows.mask(attention_mask, keys.shape[2], keys.dtype, sliding_window),
             position_embeddings=text_rows.rotary(position_embeddings),
             keys_and_values=(keys, values),
             **kwargs,

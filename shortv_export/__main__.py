@@ -1,0 +1,5 @@
+"""``python -m shortv_export``: the command line, for launchers such as ``accelerate launch -m``."""
+
+from .cli import main
+
+main()

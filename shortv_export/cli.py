@@ -1,0 +1,249 @@
+"""The command line: parse, call, print. Heavy imports stay inside the commands, so that `--help` is quick."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from . import __version__
+from .errors import ShortVError
+
+app = typer.Typer(
+    name="shortv-export",
+    help="Make a vision-language model faster and publish it: measure which layers the visual tokens need, freeze "
+    "the others, and put weights, list and code on the Hub.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Base = Annotated[str, typer.Argument(metavar="BASE", help="Base model: a Hub id or a folder.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the base.")]
+Data = Annotated[
+    str, typer.Option(help="Calibration data: 'paper', a Hub data set, or a folder with images and metadata.jsonl.")
+]
+NumSamples = Annotated[int, typer.Option(min=1, help="Calibration samples.")]
+Seed = Annotated[int, typer.Option(help="Which samples are drawn.")]
+Dtype = Annotated[str, typer.Option(help="Precision of the measurement: auto, float32, bfloat16 or float16.")]
+DeviceMap = Annotated[str | None, typer.Option(help="Placement by accelerate, such as 'auto' or 'cuda'.")]
+ScoresFile = Annotated[Path | None, typer.Option("--scores", help="Scores from `shortv-export score`.")]
+Preset = Annotated[str | None, typer.Option(help="'paper': the paper's own list for this base; needs no scoring.")]
+FrozenLayers = Annotated[str | None, typer.Option(help="Freeze exactly these layers, such as 31,29,30.")]
+NumFrozen = Annotated[int | None, typer.Option(help="Freeze this many layers. Default: 60 % of them.")]
+FlopsRatio = Annotated[
+    float | None, typer.Option(help="Freeze as few layers as bring the prefill FLOPs down to this share of the base's.")
+]
+License = Annotated[str | None, typer.Option(help="Licence of the result, if the base's card names none.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+
+
+@app.callback(invoke_without_command=True)
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def score(
+    base: Base,
+    revision: Revision = None,
+    data: Data = "paper",
+    num_samples: NumSamples = 40,
+    seed: Seed = 0,
+    dtype: Dtype = "auto",
+    device_map: DeviceMap = None,
+    output: Annotated[Path, typer.Option(help="Where the scores go.")] = Path("scores.json"),
+    as_json: AsJson = False,
+) -> None:
+    """Measure each decoder layer's Layer Contribution."""
+    from . import pipeline
+
+    with _progress("Scoring samples", quiet=as_json) as progress:
+        scores = pipeline.score(
+            base,
+            output,
+            revision=revision,
+            calibration=pipeline.CalibrationChoice(data, num_samples, seed),
+            dtype=dtype,
+            device_map=device_map,
+            progress=progress,
+        )
+    if as_json:
+        return _print_json(asdict(scores))
+    ranking = sorted(range(len(scores.visual)), key=scores.visual.__getitem__)
+    _print(f"Layer Contribution over {scores.num_samples} samples, written to {output}")
+    _print(f"least needed layers first: {', '.join(map(str, ranking))}")
+
+
+@app.command()
+def package(
+    base: Base,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the package; must not exist or be empty.")],
+    revision: Revision = None,
+    scores: ScoresFile = None,
+    preset: Preset = None,
+    frozen_layers: FrozenLayers = None,
+    num_frozen: NumFrozen = None,
+    flops_ratio: FlopsRatio = None,
+    license: License = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make the folder that gets published: weights, frozen-layer list, code and card."""
+    from . import pipeline
+
+    choice = pipeline.Choice(scores, preset, frozen_layers, num_frozen, flops_ratio)
+    recipe = pipeline.package(base, out, choice, revision=revision, license=license)
+    if as_json:
+        return _print_json({"package": str(out), **recipe.to_dict()})
+    frozen = ", ".join(map(str, recipe.frozen_layers))
+    _print(f"{out}: {len(recipe.frozen_layers)} of {recipe.num_layers} layers frozen ({frozen})")
+    _print(f"FLOPs ratio {recipe.cost['flops_ratio']:.3f}; next: shortv-export verify {out}")
+
+
+@app.command()
+def verify(
+    package: Annotated[str, typer.Argument(metavar="PACKAGE", help="A package folder or a published repository.")],
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the repository.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Load a package in a fresh process and compare it with its definition."""
+    from . import verify as verification
+
+    result = verification.verify(package, revision=revision)
+    if as_json:
+        _print_json({"passed": result.passed, "checks": [asdict(check) for check in result.checks]})
+    else:
+        _print_table(
+            f"Verification of {package}",
+            [("passed" if check.passed else "FAILED", check.name, check.detail) for check in result.checks],
+        )
+    result.raise_if_failed()
+
+
+@app.command()
+def push(
+    source: Annotated[str, typer.Argument(metavar="PACKAGE|BASE", help="A finished package, or a base to convert first.")],
+    repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="Where to publish: user/name or organisation/name.")],
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead of committing.")] = False,
+    branch: Annotated[str | None, typer.Option(help="Branch to publish to. Default: main.")] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Publish into a repository that this tool did not make.")
+    ] = False,
+    commit_message: Annotated[str | None, typer.Option(help="Message of the commit.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and change nothing.")] = False,
+    out: Annotated[Path | None, typer.Option(help="From a BASE: folder of the package. Default: ./NAME.")] = None,
+    revision: Revision = None,
+    data: Data = "paper",
+    num_samples: NumSamples = 40,
+    seed: Seed = 0,
+    dtype: Dtype = "auto",
+    device_map: DeviceMap = None,
+    scores: ScoresFile = None,
+    preset: Preset = None,
+    frozen_layers: FrozenLayers = None,
+    num_frozen: NumFrozen = None,
+    flops_ratio: FlopsRatio = None,
+    license: License = None,
+    as_json: AsJson = False,
+) -> None:
+    """Publish a package on the Hub in one commit; from a base model, run every step before."""
+    from . import pipeline
+
+    with _progress("Scoring samples", quiet=as_json) as progress:
+        result = pipeline.push(
+            source,
+            repo_id,
+            private=private,
+            create_pr=create_pr,
+            revision=branch,
+            overwrite=overwrite,
+            commit_message=commit_message,
+            dry_run=dry_run,
+            out=out,
+            base_revision=revision,
+            choice=pipeline.Choice(scores, preset, frozen_layers, num_frozen, flops_ratio),
+            calibration=pipeline.CalibrationChoice(data, num_samples, seed),
+            dtype=dtype,
+            device_map=device_map,
+            license=license,
+            progress=progress,
+            report=None if as_json else _print,
+        )
+    if as_json:
+        _print_json(asdict(result))
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("shortv-demo"),
+) -> None:
+    """The whole way on a tiny model and real photographs, with a Hub on this machine; no account, no download."""
+    from .demo import run_demo
+
+    run_demo(output, report=_print, table=_print_table)
+
+
+def main() -> None:
+    """Runs the command line: status 0 done, 1 failed with a one-line reason, 2 wrong usage."""
+    debug = "--debug" in sys.argv[1:]
+    try:
+        app()
+    except ShortVError as error:
+        if debug:
+            raise
+        typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        typer.secho("interrupted", err=True)
+        sys.exit(130)
+
+
+@contextmanager
+def _progress(title: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar with rate and time left; yields `(done, total) -> None`. It appears with the first call."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(elapsed_when_finished=True))
+    with Progress(*columns, console=Console(stderr=True), disable=quiet) as bar:
+        tasks: list[Any] = []
+
+        def update(done: int, total: int) -> None:
+            if not tasks:
+                tasks.append(bar.add_task(title, total=total))
+            bar.update(tasks[0], completed=done, total=total)
+
+        yield update
+
+
+def _print(text: str) -> None:
+    from rich.console import Console
+
+    Console(highlight=False, soft_wrap=True).print(text, markup=False)
+
+
+def _print_table(title: str, rows: list[tuple[str, ...]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    Console(highlight=False).print(table)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, default=str))
