@@ -52,7 +52,12 @@ def build_model(arguments: argparse.Namespace) -> torch.nn.Module:
     configuration, modeling = remote_code()
     config = configuration.ShortVLlavaConfig(
         vision_config=CLIPVisionConfig(
-            hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14
+            hidden_size=32,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            image_size=28,
+            patch_size=14,
         ),
         text_config=LlamaConfig(
             vocab_size=1000,
@@ -67,7 +72,9 @@ def build_model(arguments: argparse.Namespace) -> torch.nn.Module:
         frozen_layers=[],
     )
     with torch.device(arguments.device):
-        model = modeling.ShortVLlavaForConditionalGeneration._from_config(config, dtype=getattr(torch, arguments.dtype))
+        model = modeling.ShortVLlavaForConditionalGeneration._from_config(
+            config, dtype=getattr(torch, arguments.dtype)
+        )
     return model.eval()
 
 
@@ -168,7 +175,9 @@ def main() -> None:
     seconds = {name: statistics.median(values) for name, values in times.items()}
     shape = LayerShape.from_config(model.config.text_config.to_dict())
     ratio = flops_ratio(shape, arguments.layers, num_frozen, TEXT_TOKENS, visual_tokens)
-    device = torch.cuda.get_device_name() if arguments.device.type == "cuda" else platform.processor() or platform.machine()
+    device = (
+        torch.cuda.get_device_name() if arguments.device.type == "cuda" else platform.processor() or platform.machine()
+    )
     result = {
         "shape": arguments.shape,
         "text_tokens": TEXT_TOKENS,
@@ -193,13 +202,17 @@ def main() -> None:
         "all_seconds": times,
     }
     result["share_of_flops_limit"] = result["speed_up"] * ratio
-    print(f"{visual_tokens} + {TEXT_TOKENS} tokens, {num_frozen} of {arguments.layers} layers frozen, {arguments.dtype}")
+    print(
+        f"{visual_tokens} + {TEXT_TOKENS} tokens, {num_frozen} of {arguments.layers} layers frozen, {arguments.dtype}"
+    )
     for side in ("dense", "frozen"):
         print(
             f"  {side:6} {seconds[side] * 1e3:9.1f} ms   floor {seconds[f'{side}_floor'] * 1e3:9.1f} ms"
             f"   time / floor {result[f'{side}_over_floor']:.3f}"
         )
-    print(f"  time ratio {result['time_ratio']:.3f}   FLOPs ratio {ratio:.3f}   floor ratio {result['floor_ratio']:.3f}")
+    print(
+        f"  time ratio {result['time_ratio']:.3f}   FLOPs ratio {ratio:.3f}   floor ratio {result['floor_ratio']:.3f}"
+    )
     print(
         f"  speed-up {result['speed_up']:.2f}x   limit by FLOPs {result['speed_up_limit_by_flops']:.2f}x"
         f" ({result['share_of_flops_limit']:.0%} reached)   limit by floor {result['speed_up_limit_by_floor']:.2f}x"

@@ -27,18 +27,24 @@ app = typer.Typer(
 Base = Annotated[str, typer.Argument(metavar="BASE", help="Base model: a Hub id or a folder.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the base.")]
 Data = Annotated[
-    str, typer.Option(help="Calibration data: 'paper', a Hub data set, or a folder with images and metadata.jsonl.")
+    str,
+    typer.Option(help="Calibration data: 'paper', a Hub data set, or a folder with images and metadata.jsonl."),
 ]
 NumSamples = Annotated[int, typer.Option(min=1, help="Calibration samples.")]
 Seed = Annotated[int, typer.Option(help="Which samples are drawn.")]
 Dtype = Annotated[str, typer.Option(help="Precision of the measurement: auto, float32, bfloat16 or float16.")]
 DeviceMap = Annotated[str | None, typer.Option(help="Placement by accelerate, such as 'auto' or 'cuda'.")]
+Stream = Annotated[
+    bool,
+    typer.Option("--stream", help="Read decoder layers from disk one at a time: for bases larger than memory."),
+]
 ScoresFile = Annotated[Path | None, typer.Option("--scores", help="Scores from `shortv-export score`.")]
 Preset = Annotated[str | None, typer.Option(help="'paper': the paper's own list for this base; needs no scoring.")]
 FrozenLayers = Annotated[str | None, typer.Option(help="Freeze exactly these layers, such as 31,29,30.")]
 NumFrozen = Annotated[int | None, typer.Option(help="Freeze this many layers. Default: 60 % of them.")]
 FlopsRatio = Annotated[
-    float | None, typer.Option(help="Freeze as few layers as bring the prefill FLOPs down to this share of the base's.")
+    float | None,
+    typer.Option(help="Freeze as few layers as bring the prefill FLOPs down to this share of the base's."),
 ]
 License = Annotated[str | None, typer.Option(help="Licence of the result, if the base's card names none.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
@@ -63,6 +69,7 @@ def score(
     seed: Seed = 0,
     dtype: Dtype = "auto",
     device_map: DeviceMap = None,
+    stream: Stream = False,
     output: Annotated[Path, typer.Option(help="Where the scores go.")] = Path("scores.json"),
     as_json: AsJson = False,
 ) -> None:
@@ -77,6 +84,7 @@ def score(
             calibration=pipeline.CalibrationChoice(data, num_samples, seed),
             dtype=dtype,
             device_map=device_map,
+            stream=stream,
             progress=progress,
         )
     if as_json:
@@ -133,8 +141,12 @@ def verify(
 
 @app.command()
 def push(
-    source: Annotated[str, typer.Argument(metavar="PACKAGE|BASE", help="A finished package, or a base to convert first.")],
-    repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="Where to publish: user/name or organisation/name.")],
+    source: Annotated[
+        str, typer.Argument(metavar="PACKAGE|BASE", help="A finished package, or a base to convert first.")
+    ],
+    repo_id: Annotated[
+        str, typer.Argument(metavar="REPO_ID", help="Where to publish: user/name or organisation/name.")
+    ],
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead of committing.")] = False,
     branch: Annotated[str | None, typer.Option(help="Branch to publish to. Default: main.")] = None,
@@ -150,6 +162,7 @@ def push(
     seed: Seed = 0,
     dtype: Dtype = "auto",
     device_map: DeviceMap = None,
+    stream: Stream = False,
     scores: ScoresFile = None,
     preset: Preset = None,
     frozen_layers: FrozenLayers = None,
@@ -177,9 +190,10 @@ def push(
             calibration=pipeline.CalibrationChoice(data, num_samples, seed),
             dtype=dtype,
             device_map=device_map,
+            stream=stream,
             license=license,
             progress=progress,
-            report=None if as_json else _print,
+            report=(lambda line: None) if as_json else _print,
         )
     if as_json:
         _print_json(asdict(result))
@@ -216,16 +230,25 @@ def _progress(title: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(elapsed_when_finished=True))
-    with Progress(*columns, console=Console(stderr=True), disable=quiet) as bar:
-        tasks: list[Any] = []
+    columns = (
+        TextColumn(title),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True),
+    )
+    bar = Progress(*columns, console=Console(stderr=True), disable=quiet)
 
-        def update(done: int, total: int) -> None:
-            if not tasks:
-                tasks.append(bar.add_task(title, total=total))
-            bar.update(tasks[0], completed=done, total=total)
+    def update(done: int, total: int) -> None:
+        if not bar.task_ids:
+            bar.start()
+            bar.add_task(title)
+        bar.update(bar.task_ids[0], completed=done, total=total)
 
+    try:
         yield update
+    finally:
+        if bar.task_ids:
+            bar.stop()
 
 
 def _print(text: str) -> None:

@@ -46,13 +46,16 @@ def run_demo(
         ShortVError: the folder is not an earlier demo's, the photographs are not installed, or a step failed.
     """
     if "huggingface_hub" in sys.modules:
-        raise ShortVError("the demo needs a process of its own (the Hub's address is read at import); run it as a command.")
+        raise ShortVError(
+            "the demo needs a process of its own (the Hub's address is read at import); run it as a command."
+        )
     _prepare(output)
     rows: list[tuple[str, ...]] = []
     started = time.perf_counter()
     with LoopbackHub() as hub:
         # Before huggingface_hub is imported: it reads its settings once. Nothing of the user's cache is touched.
-        os.environ.update(hub.env(), HF_HOME=str(output / "hf-home"))
+        quiet = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
+        os.environ.update(hub.env(), **quiet, HF_HOME=str((output / "hf-home").resolve()))
 
         from . import pipeline
         from .tiny import build_tiny_llava
@@ -67,12 +70,18 @@ def run_demo(
         base = build_tiny_llava(output / "base", num_layers=8, image_size=224, num_shards=2)
         hub.create_repo(BASE_ID, files={path.name: path for path in base.iterdir()})
         photos = _write_photos(output / "photos")
-        step("base model", f"{BASE_ID}: LLaVA architecture, 8 layers, random weights; {len(PHOTOS)} photographs")
+        step(
+            "base model",
+            f"{BASE_ID}: LLaVA architecture, 8 layers, random weights; {len(PHOTOS)} photographs",
+        )
 
         calibration = pipeline.CalibrationChoice(str(photos), len(PHOTOS) * len(_QUESTIONS))
         scores = pipeline.score(BASE_ID, output / "scores.json", calibration=calibration)
         lowest = min(range(len(scores.visual)), key=scores.visual.__getitem__)
-        step("score", f"{scores.num_samples} samples; layer {lowest} contributes least ({scores.visual[lowest]:.2g} nats)")
+        step(
+            "score",
+            f"{scores.num_samples} samples; layer {lowest} contributes least ({scores.visual[lowest]:.2g} nats)",
+        )
 
         recipe = pipeline.package(BASE_ID, output / "package", pipeline.Choice(scores=output / "scores.json"))
         frozen = ", ".join(map(str, recipe.frozen_layers))
@@ -83,17 +92,20 @@ def run_demo(
         step("verify", f"{len(verification.checks)} checks passed in a fresh process")
 
         push = pipeline.push(str(output / "package"), REPO_ID)
-        step("publish", f"{push.url} at {push.tag}: one commit, {push.commit[:12]}")
+        step("publish", f"{push.url}: one commit, tagged {push.tag}")
 
         answer = _load_as_a_stranger(hub, push.tag, photos / "astronaut.png", output)
         skipped = answer["report"]["skipped_updates"] / answer["report"]["total_updates"]
-        step("load", f"{answer['model']} by AutoModel.from_pretrained; {skipped:.0%} of the token updates skipped")
+        step(
+            "load",
+            f"{answer['model']} by AutoModel.from_pretrained; {skipped:.0%} of the token updates skipped",
+        )
         step("answer", f"{QUESTION!r} -> {answer['answer']!r} (random weights: nonsense, but its own)")
         if hub.errors:
             raise ShortVError(f"the Hub saw a protocol error: {hub.errors[0]}")
     table("\nshortv-export demo", rows)
-    report(f"\nThe package is in {output / 'package'}; its card is README.md there, the measured scores are in scores.json.")
-    report("Next: shortv-export push llava-hf/llava-1.5-7b-hf USER/NAME --preset paper --dry-run")
+    report(f"\nLook at {output / 'package' / 'README.md'}, the card, and {output / 'scores.json'}, what was measured.")
+    report("Next: shortv-export push llava-hf/llava-1.5-7b-hf USER/NAME --preset paper")
 
 
 def _prepare(output: Path) -> None:
@@ -110,7 +122,9 @@ def _write_photos(folder: Path) -> Path:
     try:
         import skimage.data
     except ImportError:
-        raise ShortVError("the demo's photographs come with scikit-image: pip install 'shortv-export[demo]'.") from None
+        raise ShortVError(
+            "the demo's photographs come with scikit-image: pip install 'shortv-export[demo]'."
+        ) from None
     from PIL import Image
 
     folder.mkdir()
@@ -125,7 +139,7 @@ def _write_photos(folder: Path) -> Path:
 def _load_as_a_stranger(hub: LoopbackHub, revision: str, photo: Path, output: Path) -> dict:
     """Loads the published repository in a fresh process that cannot import this package, and asks about a photo."""
     environment = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
-    environment |= {**hub.env(), "HF_HOME": str(output / "stranger-hf-home")}
+    environment |= {**hub.env(), "HF_HOME": str((output / "stranger-hf-home").resolve())}
     client = Path(__file__).with_name("demo_client.py")
     result = subprocess.run(
         [sys.executable, "-I", str(client), REPO_ID, revision, str(photo), QUESTION],

@@ -44,14 +44,14 @@ class Family:
 
     @property
     def shortv_model_type(self) -> str:
-        """The package's own model type: a loader without ``trust_remote_code`` fails instead of loading a dense model."""
+        """The package's own model type: loading without ``trust_remote_code`` fails; it never gives a dense model."""
         return f"shortv_{self.model_type}"
 
     @property
     def auto_map(self) -> dict[str, str]:
         """``config.json``'s ``auto_map``: which class of which file each auto class loads."""
         configuration, modeling = (name.removesuffix(".py") for name in self.code[:2])
-        models = {auto: f"{modeling}.{self.model_class}" for auto in _AUTO_MODEL_CLASSES}
+        models = dict.fromkeys(_AUTO_MODEL_CLASSES, f"{modeling}.{self.model_class}")
         return {"AutoConfig": f"{configuration}.{self.config_class}", **models}
 
 
@@ -89,7 +89,7 @@ def family_of(config: Mapping[str, Any], name: str) -> Family:
         ShortVError: not a supported architecture, or its text model is not one.
     """
     model_type = config.get("model_type")
-    if model_type in {family.shortv_model_type for family in FAMILIES.values()}:
+    if model_type in [family.shortv_model_type for family in FAMILIES.values()]:
         raise ShortVError(f"{name} is a ShortV model already; convert the base it was made from.")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         supported = ", ".join(FAMILIES)

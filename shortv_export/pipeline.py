@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .base_model import BaseModel, resolve_base
 from .errors import ShortVError
@@ -91,6 +91,7 @@ def score(
     calibration: CalibrationChoice = CalibrationChoice(),
     dtype: str = "auto",
     device_map: str | None = None,
+    stream: bool = False,
     progress: Progress | None = None,
 ) -> Scores:
     """Measures the Layer Contributions of a base and writes them to `output`.
@@ -102,6 +103,7 @@ def score(
         calibration: which samples.
         dtype: of the measurement: ``"auto"`` (the checkpoint's), ``"float32"``, ``"bfloat16"`` or ``"float16"``.
         device_map: placement by accelerate, such as ``"auto"``.
+        stream: read the decoder layers from disk one at a time, for a base that is larger than memory.
         progress: called with the samples done and the samples in all.
 
     Raises:
@@ -112,11 +114,15 @@ def score(
 
     resolved = resolve_base(base, revision=revision)
     samples = load_calibration(calibration.data, num_samples=calibration.num_samples, seed=calibration.seed)
-    scores = contribution.score(
-        resolved, samples, dtype=dtype, device_map=device_map, output=output, progress=progress
+    return contribution.score(
+        resolved,
+        samples,
+        dtype=dtype,
+        device_map=device_map,
+        stream=stream,
+        output=output,
+        progress=progress,
     )
-    scores.save(output)
-    return scores
 
 
 def package(
@@ -152,6 +158,7 @@ def push(
     base_revision: str | None = None,
     dtype: str = "auto",
     device_map: str | None = None,
+    stream: bool = False,
     license: str | None = None,
     private: bool = False,
     create_pr: bool = False,
@@ -167,7 +174,7 @@ def push(
     Args:
         source: the folder of a finished package, or a base model (Hub id or folder).
         repo_id: where to, ``user/name``.
-        choice, calibration, base_revision, dtype, device_map, license, progress: for a base, as in `score` and
+        choice, calibration, base_revision, dtype, device_map, stream, license, progress: for a base, as in `score` and
             `package`. A choice without a source measures the scores.
         out: for a base, the folder of the package; the default is the repository's name in the current folder. It
             stays, so that a failed upload is continued by pushing it.
@@ -178,49 +185,33 @@ def push(
         ShortVError: a step failed; what is finished stays for the next try.
     """
     from .hub import preflight, push_package
+    from .verify import verify
 
-    target = {"private": private, "create_pr": create_pr, "revision": revision, "overwrite": overwrite}
+    target: dict[str, Any] = {"private": private, "create_pr": create_pr, "revision": revision, "overwrite": overwrite}
     folder = Path(source)
     if not (folder / RECIPE_NAME).is_file():
         # Nobody should wait an hour for scores to learn that the token is missing.
         preflight(repo_id, **target)
         folder = out or Path(repo_id.split("/")[-1])
-        _convert(source, folder, choice, calibration, base_revision, dtype, device_map, license, progress, report)
+        if not choice.sources:
+            scores_file = folder.with_name(f"{folder.name}.scores.json")
+            scores = score(
+                source,
+                scores_file,
+                revision=base_revision,
+                calibration=calibration,
+                dtype=dtype,
+                device_map=device_map,
+                stream=stream,
+                progress=progress,
+            )
+            report(f"scored {len(scores.visual)} layers on {scores.num_samples} samples: {scores_file}")
+            choice = replace(choice, scores=scores_file)
+        recipe = package(source, folder, choice, revision=base_revision, license=license)
+        report(f"packaged with {len(recipe.frozen_layers)} of {recipe.num_layers} layers frozen: {folder}")
+        verification = verify(folder)
+        verification.raise_if_failed()
+        report(f"verified: {len(verification.checks)} checks passed")
     result = push_package(folder, repo_id, commit_message=commit_message, dry_run=dry_run, **target)
     report(result.summary)
     return result
-
-
-def _convert(
-    source: str,
-    folder: Path,
-    choice: Choice,
-    calibration: CalibrationChoice,
-    revision: str | None,
-    dtype: str,
-    device_map: str | None,
-    license: str | None,
-    progress: Progress | None,
-    report: Callable[[str], None],
-) -> None:
-    """Base to verified package, in `folder`; the scores are kept beside it."""
-    from .verify import verify
-
-    if not choice.sources:
-        scores_file = folder.with_name(f"{folder.name}.scores.json")
-        scores = score(
-            source,
-            scores_file,
-            revision=revision,
-            calibration=calibration,
-            dtype=dtype,
-            device_map=device_map,
-            progress=progress,
-        )
-        report(f"scored {len(scores.visual)} layers on {scores.num_samples} samples: {scores_file}")
-        choice = replace(choice, scores=scores_file)
-    recipe = package(source, folder, choice, revision=revision, license=license)
-    report(f"packaged with {len(recipe.frozen_layers)} of {recipe.num_layers} layers frozen: {folder}")
-    verification = verify(folder)
-    verification.raise_if_failed()
-    report(f"verified: {len(verification.checks)} checks passed")

@@ -70,11 +70,13 @@ class Scores:
     def from_dict(cls, data: Any, name: str) -> Scores:
         """The scores in a parsed JSON object; `name` is where it came from, for messages."""
         try:
-            values = {key: tuple(data[key]) for key in ("visual", "text", "visual_standard_error")}
+            values: dict[str, Any] = {key: tuple(data[key]) for key in ("visual", "text", "visual_standard_error")}
             rest = {key: data[key] for key in ("divergence", "calibration", "base", "versions") if key in data}
             return cls(**values, num_samples=int(data["num_samples"]), **rest)
         except (KeyError, TypeError, ValueError) as error:
-            raise ShortVError(f"{name} is not a scores file: {error!r}; write one with `shortv-export score`.") from None
+            raise ShortVError(
+                f"{name} is not a scores file: {error!r}; write one with `shortv-export score`."
+            ) from None
 
 
 @dataclass(frozen=True)
