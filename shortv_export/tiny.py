@@ -96,7 +96,7 @@ def build_tiny_llava(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForImageTextToText.from_config(config)
-        # The stock initialisation is so small that layers are nearly the identity and answers nearly uniform.
+        # Stock initialisation is so small that layers are nearly the identity and answers nearly uniform.
         for name, parameter in model.named_parameters():
             if parameter.dim() > 1 and "embed" not in name:
                 torch.nn.init.normal_(parameter, std=1.5 / parameter.shape[-1] ** 0.5)
