@@ -1,11 +1,13 @@
-"""Prefill time of the language model: dense, frozen, and the floor of each, in turn in one process.
+"""Prefill time of the language model: stock, frozen, and the floor of each, in turn in one process.
 
     python benchmarks/prefill.py --shape llava-1.5 --hidden-size 1024 --layers 24 --output prefill.json
+    python benchmarks/prefill.py --decode     # decoding, and a prefill with nothing frozen: must cost the same
+    python benchmarks/prefill.py --memory     # peak memory of a prefill, each side in a process of its own
 
 FLOPs alone are not the limit: products of 64 rows run at a lower rate than products of 640. So the benchmark measures
 a *floor* beside each side: the unavoidable matrix products and attention of the layers at their real shapes, with the
 model's own weights, back to back and nothing else. It prints medians, each side's time over its floor, and the
-speed-up beside its two limits: 1 / FLOPs ratio, and floor of the dense model / floor of the frozen one.
+speed-up beside its two limits: 1 / FLOPs ratio, and the stock model's floor / the frozen one's.
 
 Weights are random: time does not depend on them. It measures the code of this checkout's `modeling/`.
 """
@@ -13,10 +15,13 @@ Weights are random: time does not depend on them. It measures the code of this c
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.util
 import json
 import platform
+import re
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -24,7 +29,8 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from transformers import CLIPVisionConfig, LlamaConfig
+import transformers
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from shortv_export.families import modeling_dir
 from shortv_export.flops import LayerShape, flops_ratio
@@ -47,11 +53,12 @@ def remote_code():
     )
 
 
-def build_model(arguments: argparse.Namespace) -> torch.nn.Module:
-    """A LLaVA whose language model has the wanted shape, and whose vision tower is as small as can be."""
+def build_models(arguments: argparse.Namespace) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """A stock LLaVA and a ShortV one that share their weights. The language model has the wanted shape; the vision
+    tower, which is not measured, is as small as can be."""
     configuration, modeling = remote_code()
-    config = configuration.ShortVLlavaConfig(
-        vision_config=CLIPVisionConfig(
+    parts = {
+        "vision_config": CLIPVisionConfig(
             hidden_size=32,
             intermediate_size=32,
             num_hidden_layers=1,
@@ -59,7 +66,7 @@ def build_model(arguments: argparse.Namespace) -> torch.nn.Module:
             image_size=28,
             patch_size=14,
         ),
-        text_config=LlamaConfig(
+        "text_config": LlamaConfig(
             vocab_size=1000,
             hidden_size=arguments.hidden_size,
             intermediate_size=arguments.intermediate_size or round(arguments.hidden_size * 2.6875),
@@ -68,14 +75,15 @@ def build_model(arguments: argparse.Namespace) -> torch.nn.Module:
             num_key_value_heads=arguments.key_value_heads or arguments.hidden_size // arguments.head_dim,
             max_position_embeddings=4096,
         ),
-        image_token_index=999,
-        frozen_layers=[],
-    )
+        "image_token_index": 999,
+    }
+    dtype = getattr(torch, arguments.dtype)
     with torch.device(arguments.device):
-        model = modeling.ShortVLlavaForConditionalGeneration._from_config(
-            config, dtype=getattr(torch, arguments.dtype)
-        )
-    return model.eval()
+        config = configuration.ShortVLlavaConfig(**parts, frozen_layers=[])
+        shortv = modeling.ShortVLlavaForConditionalGeneration._from_config(config, dtype=dtype)
+        stock = LlavaForConditionalGeneration._from_config(LlavaConfig(**parts), dtype=dtype)
+    stock.load_state_dict(shortv.state_dict(), assign=True)
+    return stock.eval(), shortv.eval()
 
 
 def floor(model: torch.nn.Module, frozen: set[int], hidden: torch.Tensor, text: torch.Tensor) -> Callable[[], None]:
@@ -107,17 +115,16 @@ def floor(model: torch.nn.Module, frozen: set[int], hidden: torch.Tensor, text: 
     return run
 
 
-def in_turn(functions: dict[str, Callable[[], None]], repeats: int, device: torch.device) -> dict[str, list[float]]:
+def in_turn(functions: dict[str, Callable[[], object]], arguments: argparse.Namespace) -> dict[str, list[float]]:
     """Seconds of each function, all of them once per round, so that a slow moment of the machine meets them all."""
     times: dict[str, list[float]] = {name: [] for name in functions}
-    for round_number in range(repeats + 1):
+    wait = torch.cuda.synchronize if arguments.device.type == "cuda" else lambda: None
+    for round_number in range(arguments.repeats + 1):
         for name, function in functions.items():
-            if device.type == "cuda":
-                torch.cuda.synchronize()
+            wait()
             start = time.perf_counter()
             function()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
+            wait()
             if round_number:  # the first round warms up
                 times[name].append(time.perf_counter() - start)
     return times
@@ -136,89 +143,171 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", type=torch.device)
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--decode", action="store_true", help="instead: what must not get slower")
+    parser.add_argument("--memory", action="store_true", help="instead: peak memory")
+    parser.add_argument("--side", choices=("stock", "frozen"), help=argparse.SUPPRESS)  # one side of --memory
     parser.add_argument("--output", type=Path, help="where to save the results as JSON")
     arguments = parser.parse_args()
-
-    torch.manual_seed(0)
-    model = build_model(arguments)
-    visual_tokens = VISUAL_TOKENS[arguments.shape]
-    tokens = TEXT_TOKENS + visual_tokens
-    num_frozen = arguments.num_frozen or round(0.6 * arguments.layers)
-    # Which ones does not matter for the time: the last ones, as in the paper's lists.
-    frozen = list(range(arguments.layers - num_frozen, arguments.layers))
-    visual = torch.zeros(arguments.batch_size, tokens, dtype=torch.bool, device=arguments.device)
-    visual[:, IMAGE_START : IMAGE_START + visual_tokens] = True
-    text = torch.nonzero(~visual[0]).flatten()
-    hidden = torch.randn(
-        arguments.batch_size, tokens, arguments.hidden_size, dtype=model.dtype, device=arguments.device
-    )
-
-    def prefill(frozen_layers: list[int]) -> Callable[[], None]:
-        def run() -> None:
-            model.freeze_layers(frozen_layers)
-            model(inputs_embeds=hidden, visual_mask=visual, use_cache=True, logits_to_keep=1)
-
-        return run
-
-    with torch.inference_mode():
-        times = in_turn(
-            {
-                "dense": prefill([]),
-                "frozen": prefill(frozen),
-                "dense_floor": floor(model, set(), hidden, text),
-                "frozen_floor": floor(model, set(frozen), hidden, text),
-            },
-            arguments.repeats,
-            arguments.device,
-        )
-
-    seconds = {name: statistics.median(values) for name, values in times.items()}
-    shape = LayerShape.from_config(model.config.text_config.to_dict())
-    ratio = flops_ratio(shape, arguments.layers, num_frozen, TEXT_TOKENS, visual_tokens)
-    device = (
-        torch.cuda.get_device_name() if arguments.device.type == "cuda" else platform.processor() or platform.machine()
-    )
-    result = {
-        "shape": arguments.shape,
-        "text_tokens": TEXT_TOKENS,
-        "visual_tokens": visual_tokens,
-        "hidden_size": arguments.hidden_size,
-        "layers": arguments.layers,
-        "num_frozen": num_frozen,
-        "batch_size": arguments.batch_size,
-        "dtype": arguments.dtype,
-        "device": device,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "median_seconds": seconds,
-        "flops_ratio": ratio,
-        "time_ratio": seconds["frozen"] / seconds["dense"],
-        "floor_ratio": seconds["frozen_floor"] / seconds["dense_floor"],
-        "dense_over_floor": seconds["dense"] / seconds["dense_floor"],
-        "frozen_over_floor": seconds["frozen"] / seconds["frozen_floor"],
-        "speed_up": seconds["dense"] / seconds["frozen"],
-        "speed_up_limit_by_flops": 1 / ratio,
-        "speed_up_limit_by_floor": seconds["dense_floor"] / seconds["frozen_floor"],
-        "all_seconds": times,
-    }
-    result["share_of_flops_limit"] = result["speed_up"] * ratio
-    print(
-        f"{visual_tokens} + {TEXT_TOKENS} tokens, {num_frozen} of {arguments.layers} layers frozen, {arguments.dtype}"
-    )
-    for side in ("dense", "frozen"):
-        print(
-            f"  {side:6} {seconds[side] * 1e3:9.1f} ms   floor {seconds[f'{side}_floor'] * 1e3:9.1f} ms"
-            f"   time / floor {result[f'{side}_over_floor']:.3f}"
-        )
-    print(
-        f"  time ratio {result['time_ratio']:.3f}   FLOPs ratio {ratio:.3f}   floor ratio {result['floor_ratio']:.3f}"
-    )
-    print(
-        f"  speed-up {result['speed_up']:.2f}x   limit by FLOPs {result['speed_up_limit_by_flops']:.2f}x"
-        f" ({result['share_of_flops_limit']:.0%} reached)   limit by floor {result['speed_up_limit_by_floor']:.2f}x"
-    )
+    if arguments.memory and not arguments.side:
+        result = measure_memory()
+    else:
+        with torch.inference_mode():
+            result = Prefill(arguments).measure()
     if arguments.output:
         arguments.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+class Prefill:
+    """One configuration: the models, the prompt, and what is measured with them."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        torch.manual_seed(0)
+        self.arguments = arguments
+        self.stock, self.shortv = build_models(arguments)
+        self.visual_tokens = VISUAL_TOKENS[arguments.shape]
+        tokens = TEXT_TOKENS + self.visual_tokens
+        self.num_frozen = arguments.num_frozen or round(0.6 * arguments.layers)
+        # Which ones does not matter for the time: the last ones, as in the paper's lists.
+        self.frozen = list(range(arguments.layers - self.num_frozen, arguments.layers))
+        self.visual = torch.zeros(arguments.batch_size, tokens, dtype=torch.bool, device=arguments.device)
+        self.visual[:, IMAGE_START : IMAGE_START + self.visual_tokens] = True
+        size = (arguments.batch_size, tokens, arguments.hidden_size)
+        self.hidden = torch.randn(size, dtype=self.stock.dtype, device=arguments.device)
+
+    def measure(self) -> dict:
+        """What the command line asks for."""
+        if self.arguments.side:
+            return self.measure_one_side()
+        return self.measure_unchanged() if self.arguments.decode else self.measure_prefill()
+
+    def run_stock(self) -> object:
+        return self.stock(inputs_embeds=self.hidden, use_cache=True, logits_to_keep=1)
+
+    def run_shortv(self, frozen_layers: list[int]) -> object:
+        self.shortv.freeze_layers(frozen_layers)
+        return self.shortv(inputs_embeds=self.hidden, visual_mask=self.visual, use_cache=True, logits_to_keep=1)
+
+    def measure_prefill(self) -> dict:
+        """Stock and frozen prefill, and their floors."""
+        arguments = self.arguments
+        text = torch.nonzero(~self.visual[0]).flatten()
+        times = in_turn(
+            {
+                "stock": self.run_stock,
+                "frozen": lambda: self.run_shortv(self.frozen),
+                "stock_floor": floor(self.shortv, set(), self.hidden, text),
+                "frozen_floor": floor(self.shortv, set(self.frozen), self.hidden, text),
+            },
+            arguments,
+        )
+        seconds = {name: statistics.median(values) for name, values in times.items()}
+        shape = LayerShape.from_config(self.shortv.config.text_config.to_dict())
+        ratio = flops_ratio(shape, arguments.layers, self.num_frozen, TEXT_TOKENS, self.visual_tokens)
+        result = self.describe() | {
+            "median_seconds": seconds,
+            "flops_ratio": ratio,
+            "time_ratio": seconds["frozen"] / seconds["stock"],
+            "floor_ratio": seconds["frozen_floor"] / seconds["stock_floor"],
+            "stock_over_floor": seconds["stock"] / seconds["stock_floor"],
+            "frozen_over_floor": seconds["frozen"] / seconds["frozen_floor"],
+            "speed_up": seconds["stock"] / seconds["frozen"],
+            "speed_up_limit_by_flops": 1 / ratio,
+            "speed_up_limit_by_floor": seconds["stock_floor"] / seconds["frozen_floor"],
+            "share_of_flops_limit": seconds["stock"] / seconds["frozen"] * ratio,
+            "all_seconds": times,
+        }
+        for side in ("stock", "frozen"):
+            print(
+                f"  {side:6} {seconds[side] * 1e3:9.1f} ms   floor {seconds[f'{side}_floor'] * 1e3:9.1f} ms"
+                f"   time / floor {result[f'{side}_over_floor']:.3f}"
+            )
+        print(f"  time ratio {result['time_ratio']:.3f}   FLOPs ratio {ratio:.3f}", end="")
+        print(f"   floor ratio {result['floor_ratio']:.3f}")
+        print(f"  speed-up {result['speed_up']:.2f}x   limit by FLOPs {1 / ratio:.2f}x", end="")
+        print(f" ({result['share_of_flops_limit']:.0%} reached)", end="")
+        print(f"   limit by floor {result['speed_up_limit_by_floor']:.2f}x")
+        return result
+
+    def measure_unchanged(self) -> dict:
+        """A decoding step after a frozen prefill, and a prefill with nothing frozen, against the stock model's."""
+        token = torch.full((self.arguments.batch_size, 1), 5, device=self.arguments.device)
+        caches = {
+            "stock": self.run_stock().past_key_values,
+            "shortv": self.run_shortv(self.frozen).past_key_values,
+        }
+
+        def step(name: str, model: torch.nn.Module) -> None:
+            model(input_ids=token, past_key_values=caches[name], use_cache=True)
+
+        def steps(name: str, model: torch.nn.Module) -> Callable[[], None]:
+            return lambda: [step(name, model) for _ in range(10)] and None
+
+        decode = in_turn({"stock": steps("stock", self.stock), "shortv": steps("shortv", self.shortv)}, self.arguments)
+        prefill = in_turn({"stock": self.run_stock, "shortv": lambda: self.run_shortv([])}, self.arguments)
+        result = self.describe()
+        for name, times in {"ten_decoding_steps": decode, "prefill_nothing_frozen": prefill}.items():
+            seconds = {side: statistics.median(values) for side, values in times.items()}
+            # The median of the ratios of each round: what is left when both sides meet the same slow moments.
+            ratio = statistics.median(b / a for a, b in zip(times["stock"], times["shortv"], strict=True))
+            result[name] = {"median_seconds": seconds, "ratio": ratio, "all_seconds": times}
+            print(f"  {name.replace('_', ' '):24} stock {seconds['stock'] * 1e3:9.1f} ms", end="")
+            print(f"   ShortV {seconds['shortv'] * 1e3:9.1f} ms   ratio {ratio:.3f}")
+        return result
+
+    def measure_one_side(self) -> dict:
+        """How much one prefill raises this process's peak memory, in bytes."""
+        before = peak_memory(self.arguments.device, reset=True)
+        if self.arguments.side == "stock":
+            self.run_stock()
+        else:
+            self.run_shortv(self.frozen)
+        print(peak_memory(self.arguments.device) - before)
+        return {}
+
+    def describe(self) -> dict:
+        """What was measured on what."""
+        arguments = self.arguments
+        on_gpu = arguments.device.type == "cuda"
+        print(f"{self.visual_tokens} + {TEXT_TOKENS} tokens, batch {arguments.batch_size}, hidden size", end=" ")
+        print(f"{arguments.hidden_size}, {self.num_frozen} of {arguments.layers} layers frozen, {arguments.dtype}")
+        return {
+            "shape": arguments.shape,
+            "text_tokens": TEXT_TOKENS,
+            "visual_tokens": self.visual_tokens,
+            "hidden_size": arguments.hidden_size,
+            "layers": arguments.layers,
+            "num_frozen": self.num_frozen,
+            "batch_size": arguments.batch_size,
+            "dtype": arguments.dtype,
+            "device": torch.cuda.get_device_name() if on_gpu else platform.processor() or platform.machine(),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        }
+
+
+def measure_memory() -> dict:
+    """Peak memory that a prefill adds, for each side in a fresh process."""
+    command = [sys.executable, *sys.argv]
+    added = {}
+    for side in ("stock", "frozen"):
+        output = subprocess.run([*command, "--side", side], check=True, capture_output=True, text=True).stdout
+        added[side] = int(output.splitlines()[-1])
+        print(f"  {side:6} prefill adds {added[side] / 2**20:9.1f} MiB to the peak")
+    return {"added_bytes": added, "ratio": added["frozen"] / added["stock"]}
+
+
+def peak_memory(device: torch.device, reset: bool = False) -> int:
+    """Bytes of the accelerator, or the resident set of this process (Linux); `reset` forgets earlier peaks."""
+    if device.type == "cuda":
+        if reset:
+            torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.max_memory_allocated()
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
+    assert peak is not None
+    return int(peak[1]) * 1024
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ class Family:
         base_class: its generative class in transformers.
         config_class, model_class: the remote-code classes of the package.
         code: the files of ``modeling/`` that a package carries.
+        tiles: into how many tiles a picture is cut in the paper's cost model (an overview and 2 x 2 details).
     """
 
     model_type: str
@@ -41,6 +42,7 @@ class Family:
     config_class: str
     model_class: str
     code: tuple[str, ...]
+    tiles: int = 1
 
     @property
     def shortv_model_type(self) -> str:
@@ -73,6 +75,7 @@ FAMILIES: dict[str, Family] = {
             "ShortVLlavaNextConfig",
             "ShortVLlavaNextForConditionalGeneration",
             _LLAVA_CODE,
+            tiles=5,
         ),
     )
 }

@@ -70,7 +70,7 @@ class Choice:
             flops_ratio=self.flops_ratio,
             num_layers=base.num_layers,
             shape=base.layer_shape,
-            visual_tokens=base.visual_tokens,
+            visual_tokens=base.prompt_visual_tokens,
         )
 
 

@@ -49,6 +49,8 @@ class Scores:
     def __post_init__(self) -> None:
         if not len(self.visual) == len(self.text) == len(self.visual_standard_error) or not self.visual:
             raise ShortVError("scores must hold one visual, text and standard-error value per layer.")
+        if not all(isinstance(value, dict) for value in (self.calibration, self.base, self.versions)):
+            raise ShortVError("scores must say where they come from: calibration, base and versions are objects.")
         for values in (self.visual, self.text, self.visual_standard_error):
             if not all(isinstance(value, int | float) and math.isfinite(value) for value in values):
                 raise ShortVError("scores must be finite numbers; measure them again with `shortv-export score`.")

@@ -1,0 +1,476 @@
+"""Calibration samples: images with a question each, from the Hub or from local files, drawn with a seed.
+
+Everything is read through `datasets`, as a stream: 40 samples of a large data set cost the download of a few
+parts of it, not of the whole. Data set scripts are never run. A data set is named by a text::
+
+    DATA[:key=value[,key=value...]]
+
+where DATA is a Hub id, a folder or a file (``.parquet``, ``.jsonl``, ``.json``) and the keys are
+
+========  ==================================================================================================
+config    configuration of the data set
+split     split; without it the only one, else the first of test, validation, train
+revision  branch, tag or commit on the Hub; without it the newest commit, which the record pins
+image     column of the image, or of a list of images (default: image, images or file_name)
+question  column of the question (default: question)
+answer    column of the answer, or of a list whose first is taken (default: answer, where there is one)
+prompt    one question for every image, instead of a column
+suffix    a line to put after every question
+images    configuration that holds the images under an ``id``, where they lie apart from the questions
+image_id  column of the question that names its image there
+========  ==================================================================================================
+
+A comma inside a value is fine. A folder holds images, and beside them a ``metadata.jsonl`` (``file_name`` or,
+for several images, ``file_names``; ``question``; optional ``answer``); without it every image gets
+`DEFAULT_PROMPT`.
+``paper`` stands for the paper's mix.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import itertools
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .base_model import hub_error
+from .errors import ShortVError, one_line
+
+if TYPE_CHECKING:
+    from datasets import IterableDataset
+    from PIL import Image
+    from transformers import BatchFeature, ProcessorMixin
+
+# The paper's calibration set (arXiv 2504.00502v2, Appendix B): 20 GQA and 20 Flickr30K samples. Splits and
+# prompts are those of the tasks `gqa` and `flickr30k` of lmms-eval, which the reference code runs on.
+PAPER = (
+    "lmms-lab/GQA:config=testdev_balanced_instructions,split=testdev,images=testdev_balanced_images,image_id=imageId,"
+    "suffix=Answer the question using a single word or phrase.",
+    "lmms-lab/flickr30k:split=test,prompt=Provide a one-sentence caption for the provided image.",
+)
+DEFAULT_PROMPT = "Describe this image in one sentence."
+
+_JOINED = "image"  # the key that an image from another configuration gets in its row
+_IMAGE_COLUMNS = ("image", "images", "file_name")
+_SPLITS = ("test", "validation", "train")
+_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+_FILE_READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json"}
+
+# Rows to draw from. A row that carries its image costs a download, one with a path or an id next to nothing.
+_BUFFER = 10_000
+_BUFFER_OF_IMAGES = 256
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One calibration sample.
+
+    Attributes:
+        images: RGB; at least one.
+        question: the user's text, without image placeholders.
+        answer: of the data set, where it has one.
+        digest: sha256 over the decoded pixels of every image and the question.
+    """
+
+    images: tuple[Image.Image, ...]
+    question: str
+    answer: str | None
+    digest: str
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Samples, and the record of what they are.
+
+    Attributes:
+        samples: in the order drawn.
+        record: ``{"data", "sources", "seed", "num_samples", "skipped", "digest", "sample_digests"}``; a source
+            has its repository, commit, configuration, split and columns. Local paths stay out of it.
+    """
+
+    samples: tuple[Sample, ...]
+    record: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Source:
+    """One data set and how to read it: the parsed form of the text that the module describes."""
+
+    path: str
+    config: str | None = None
+    split: str | None = None
+    revision: str | None = None
+    image: str | None = None
+    question: str | None = None
+    answer: str | None = None
+    prompt: str | None = None
+    suffix: str | None = None
+    images: str | None = None
+    image_id: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Source:
+        """Parses ``DATA[:key=value[,key=value...]]``; a file or folder of exactly that name comes first.
+
+        Raises:
+            ShortVError: an unknown, repeated, empty or contradictory key.
+        """
+        if not text:
+            raise ShortVError("the calibration data has no name; give a Hub id, a folder or a file.")
+        if Path(text).expanduser().exists():
+            return cls(text)
+        path, *rest = re.split(r":(?=[a-z_]+=)", text, maxsplit=1)
+        known = [field.name for field in fields(cls)][1:]
+        options: dict[str, str] = {}
+        # A comma belongs to the value unless a key follows it.
+        for option in re.split(r",(?=[a-z_]+=)", rest[0]) if rest else ():
+            key, value = option.split("=", 1)
+            if key not in known:
+                raise ShortVError(
+                    f"unknown key {key!r} in the calibration data {text!r}; there are: {', '.join(known)}."
+                )
+            if key in options or not value:
+                raise ShortVError(
+                    f"the key {key!r} in the calibration data {text!r} is repeated or empty; give it once."
+                )
+            options[key] = value
+        source = cls(path, **options)
+        if source.question and source.prompt:
+            raise ShortVError(f"the calibration data {text!r} has both question and prompt; give one of them.")
+        if (source.images is None) != (source.image_id is None) or (source.images and source.image):
+            raise ShortVError(f"the calibration data {text!r} needs images and image_id, or image.")
+        return source
+
+    @property
+    def local(self) -> Path | None:
+        """The file or folder that is meant; None for a Hub id."""
+        path = Path(self.path).expanduser()
+        return path if path.exists() else None
+
+
+def load_calibration(
+    data: str | Path, *, num_samples: int = 40, seed: int = 0, token: str | None = None
+) -> Calibration:
+    """Draws calibration samples.
+
+    Args:
+        data: ``"paper"``, or a data set as the module describes.
+        num_samples: how many.
+        seed: of the draw. The same data, seed and number give the same samples.
+        token: Hub access token; None takes the one that is logged in.
+
+    Raises:
+        ShortVError: the data cannot be found or read, lacks a column, holds no images or too few samples, or
+            has more unreadable ones than a quarter of those asked for; fewer are skipped and counted.
+    """
+    if num_samples < 1:
+        raise ShortVError(f"the number of calibration samples is {num_samples}; ask for at least 1.")
+    if data == "paper":
+        # Half of each; the GQA half is the larger one of an odd number.
+        shares = [(PAPER[0], num_samples - num_samples // 2), (PAPER[1], num_samples // 2)]
+    else:
+        shares = [(str(data), num_samples)]
+    samples: list[Sample] = []
+    sources = []
+    for text, share in shares:
+        if share:
+            drawn, record = _draw(Source.parse(text), share, seed, token)
+            samples += drawn
+            sources.append(record)
+    local = "repo_id" not in sources[0]
+    digests = [sample.digest for sample in samples]
+    return Calibration(
+        tuple(samples),
+        {
+            "data": "local files" if local else str(data),
+            "sources": sources,
+            "seed": seed,
+            "num_samples": len(samples),
+            "skipped": sum(source["skipped"] for source in sources),
+            "digest": hashlib.sha256("".join(digests).encode()).hexdigest(),
+            "sample_digests": digests,
+        },
+    )
+
+
+def encode(processor: ProcessorMixin, samples: Sequence[Sample]) -> BatchFeature:
+    """The model's inputs for a batch of samples, up to where the answer would begin.
+
+    Args:
+        processor: of the base.
+        samples: at least one; each with any number of images, which come before its question.
+
+    Returns:
+        Tensors: ``input_ids`` and ``attention_mask``, both (samples, tokens) and padded on the left, and what
+        the family's vision tower takes.
+    """
+    image_token = getattr(processor, "image_token", "<image>")
+    prompts = []
+    for sample in samples:
+        # Some data sets carry the placeholder in the question; the template sets one for every image.
+        question = sample.question.replace(image_token, "").strip()
+        if processor.chat_template:
+            content: list[Any] = [
+                *({"type": "image"} for _ in sample.images),
+                {"type": "text", "text": question},
+            ]
+            conversation: Any = [{"role": "user", "content": content}]
+            prompts.append(processor.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False))
+        else:
+            placeholders = f"{image_token}\n" * len(sample.images)
+            prompts.append(f"USER: {placeholders}{question} ASSISTANT:")
+    bos = processor.tokenizer.bos_token
+    return processor(
+        images=[list(sample.images) for sample in samples],
+        text=prompts,
+        padding=len(samples) > 1,
+        padding_side="left",
+        # A template that writes the first token itself must not get a second one.
+        add_special_tokens=not (bos and prompts[0].startswith(bos)),
+        return_tensors="pt",
+    )
+
+
+def _draw(source: Source, num_samples: int, seed: int, token: str | None) -> tuple[list[Sample], dict[str, Any]]:
+    """Samples of one data set, and the record of it."""
+    revision = None if source.local else _pin(source, token)
+    dataset, split = _open(source, source.config, revision, token)
+    try:
+        first = next(iter(dataset), None)
+    except Exception as error:  # readers of many formats
+        raise _unreadable(source, error) from error
+    if first is None:
+        raise ShortVError(f"{source.path} holds no samples in its split {split!r}.")
+    source = _with_columns(source, list(dataset.features or first))
+    carries_images = source.image is not None and _has_bytes(first[source.image])
+    shuffled = dataset.shuffle(seed=seed, buffer_size=_BUFFER_OF_IMAGES if carries_images else _BUFFER)
+
+    limit = num_samples // 4
+    rows = itertools.islice(shuffled, num_samples + limit + 1)
+    samples: list[Sample] = []
+    skipped = 0
+    try:
+        for row in _with_images(rows, source, split, revision, token):
+            try:
+                samples.append(_sample(row, source, token))
+            except (OSError, ValueError, SyntaxError) as error:  # what PIL raises over damaged files
+                skipped += 1
+                if skipped > limit:
+                    raise ShortVError(
+                        f"{source.path}: {skipped} of {skipped + len(samples)} samples have no readable "
+                        f"image; the last one: {one_line(error)}"
+                    ) from error
+            if len(samples) == num_samples:
+                break
+    except ShortVError:
+        raise
+    except Exception as error:  # readers of many formats
+        raise _unreadable(source, error) from error
+    if len(samples) < num_samples:
+        raise ShortVError(
+            f"{source.path} has {len(samples)} usable samples ({skipped} unreadable), fewer than the "
+            f"{num_samples} asked for; ask for fewer (--num-samples), or give more data."
+        )
+    record = {
+        **({"repo_id": source.path, "revision": revision} if revision else {"format": _reader(source)}),
+        "config": source.config,
+        "split": split,
+        **{key: value for key in _RECORDED if (value := getattr(source, key)) is not None},
+        "num_samples": num_samples,
+        "skipped": skipped,
+    }
+    return samples, record
+
+
+_RECORDED = ("image", "question", "answer", "prompt", "suffix", "images", "image_id")
+
+
+def _pin(source: Source, token: str | None) -> str:
+    """The commit of a data set on the Hub."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HFValidationError, HTTPError
+
+    what = f"data set {source.path}" + (f" at revision {source.revision}" if source.revision else "")
+    if source.path[0] in "./~":
+        raise ShortVError(f"there is no file or folder {source.path!r} to calibrate on.")
+    try:
+        return str(HfApi(token=token).dataset_info(source.path, revision=source.revision).sha)
+    except HFValidationError:
+        raise ShortVError(f"{source.path!r} is neither a file or folder here nor a Hub id of a data set.") from None
+    except (HTTPError, OSError) as error:
+        raise hub_error(error, what) from error
+
+
+def _reader(source: Source) -> str:
+    """The `datasets` reader of local files.
+
+    Raises:
+        ShortVError: none reads them, or a folder without images or tables.
+    """
+    path = source.local
+    assert path is not None
+    if path.is_file():
+        if path.suffix.lower() not in _FILE_READERS:
+            raise ShortVError(
+                f"{source.path} is no calibration data; give a folder of images or a .parquet or .jsonl file."
+            )
+        return _FILE_READERS[path.suffix.lower()]
+    names = [name.lower() for _, _, files in os.walk(path) for name in files]
+    if any(name.endswith(_IMAGE_SUFFIXES) for name in names):
+        return "imagefolder"
+    for suffix, reader in _FILE_READERS.items():
+        if any(name.endswith(suffix) and not name.startswith("metadata.") for name in names):
+            return reader
+    raise ShortVError(f"{source.path} holds no images; put some there, with a metadata.jsonl of their questions.")
+
+
+def _open(
+    source: Source, config: str | None, revision: str | None, token: str | None, split: str | None = None
+) -> tuple[IterableDataset, str]:
+    """A stream of undecoded rows, and the name of its split."""
+    from datasets import load_dataset
+
+    split = split or source.split
+    try:
+        if (local := source.local) is None:
+            splits = load_dataset(source.path, config, revision=revision, streaming=True, token=token)
+        elif (reader := _reader(source)) == "imagefolder":
+            splits = load_dataset(reader, data_dir=glob.escape(str(local)), streaming=True, drop_labels=True)
+        elif local.is_dir():
+            splits = load_dataset(reader, data_dir=glob.escape(str(local)), streaming=True)
+        else:
+            splits = load_dataset(reader, data_files=glob.escape(str(local)), streaming=True)
+    except ShortVError:
+        raise
+    except Exception as error:  # load_dataset raises many kinds
+        raise _unreadable(source, error) from error
+    if split is None:
+        split = next((name for name in _SPLITS if name in splits), next(iter(splits)))
+    if split not in splits:
+        raise ShortVError(f"{source.path} has no split {split!r}; there are: {', '.join(splits)}.")
+    dataset = splits[split]
+    # Undecoded, so that a damaged image is one bad row and not the end of the stream.
+    return dataset.decode(False) if dataset.features else dataset, str(split)
+
+
+def _with_columns(source: Source, columns: list[str]) -> Source:
+    """The source with its column names settled.
+
+    Raises:
+        ShortVError: a column that is not there.
+    """
+    image, question, answer, prompt = source.image, source.question, source.answer, source.prompt
+    if image is None and source.images is None:
+        image = next((name for name in _IMAGE_COLUMNS if name in columns), _IMAGE_COLUMNS[0])
+    if question is None and prompt is None:
+        if "question" not in columns and source.local and _reader(source) == "imagefolder":
+            prompt = DEFAULT_PROMPT
+        else:
+            question = "question"
+    if answer is None and "answer" in columns:
+        answer = "answer"
+    wanted = {"image": image, "image_id": source.image_id, "question": question, "answer": answer}
+    for key, name in wanted.items():
+        if name is not None and name not in columns:
+            hint = ", or ask one question of all with prompt=TEXT" if key == "question" else ""
+            raise ShortVError(
+                f"{source.path} has no column {name!r}; there are: {', '.join(columns)}. "
+                f"Name it as in {source.path}:{key}=COLUMN{hint}."
+            )
+    return replace(source, image=image, question=question, answer=answer, prompt=prompt)
+
+
+def _with_images(
+    rows: Iterator[dict[str, Any]], source: Source, split: str, revision: str | None, token: str | None
+) -> Iterator[dict[str, Any]]:
+    """The rows, each with its image; read from the configuration of the images where they lie apart.
+
+    That configuration is read until every image wanted has been seen, in the worst case to its end.
+    """
+    if source.images is None or source.image_id is None:
+        yield from rows
+        return
+    questions = list(rows)
+    wanted = {row[source.image_id] for row in questions}
+    dataset, _ = _open(source, source.images, revision, token, split)
+    found: dict[Any, Any] = {}
+    for row in dataset:
+        if not {"id", "image"} <= row.keys():
+            raise ShortVError(f"{source.path}: its configuration {source.images!r} has no columns id and image.")
+        if row["id"] in wanted:
+            found[row["id"]] = row["image"]
+            if len(found) == len(wanted):
+                break
+    for row in questions:
+        yield {**row, _JOINED: found.get(row[source.image_id])}
+
+
+def _sample(row: dict[str, Any], source: Source, token: str | None) -> Sample:
+    """A sample of a row.
+
+    Raises:
+        OSError, ValueError: no image in the row, or one that cannot be read.
+        ShortVError: a column of the wrong kind.
+    """
+    value = row[source.image or _JOINED]
+    images = tuple(_decode(item, source, token) for item in (value if isinstance(value, list) else [value]))
+    if not images:
+        raise ValueError("the row has no image")
+    question = source.prompt if source.question is None else row[source.question]
+    if not isinstance(question, str):
+        kind = type(question).__name__
+        raise ShortVError(
+            f"{source.path}: its column {source.question!r} holds {kind}, not text; name another column."
+        )
+    if source.suffix:
+        question = f"{question}\n{source.suffix}"
+    answer = row[source.answer] if source.answer else None
+    if isinstance(answer, list):
+        answer = answer[0] if answer else None
+    digest = hashlib.sha256()
+    for image in images:
+        digest.update(f"{image.width}x{image.height}:".encode() + image.tobytes())
+    digest.update(question.encode())
+    return Sample(images, question, None if answer is None else str(answer), digest.hexdigest())
+
+
+def _decode(value: Any, source: Source, token: str | None) -> Image.Image:
+    """The image of a cell: an undecoded image, bytes, or (in local data) a path.
+
+    Raises:
+        OSError, ValueError: nothing there, or nothing readable.
+        ShortVError: the column holds something else.
+    """
+    from datasets import Image
+
+    local = source.local
+    if value is None:
+        raise ValueError("the row has no image")
+    if isinstance(value, bytes):
+        value = {"bytes": value, "path": None}
+    elif isinstance(value, str) and local is not None:
+        folder = local if local.is_dir() else local.parent
+        value = {"bytes": None, "path": str(folder / value)}
+    if not isinstance(value, dict) or not {"bytes", "path"} <= value.keys():
+        kind = "text" if isinstance(value, str) else type(value).__name__
+        raise ShortVError(f"{source.path}: its column {source.image!r} holds {kind}, not images; name another column.")
+    if local is None and value["bytes"] is None and "://" not in (value["path"] or ""):
+        raise ValueError("the row names a local file instead of holding its image")
+    image = Image().decode_example(value, token_per_repo_id={source.path: token})
+    return image.convert("RGB")
+
+
+def _has_bytes(value: Any) -> bool:
+    """Whether an undecoded cell carries its image, and not just its path."""
+    if isinstance(value, list):
+        return any(_has_bytes(item) for item in value)
+    return isinstance(value, bytes) or (isinstance(value, dict) and value.get("bytes") is not None)
+
+
+def _unreadable(source: Source, error: Exception) -> ShortVError:
+    return ShortVError(f"the calibration data {source.path} cannot be read: {one_line(error)}")

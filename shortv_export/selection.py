@@ -1,0 +1,162 @@
+"""Which layers to freeze: the ones with the lowest scores, the paper's lists, or a list as given."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from .base_model import BaseModel
+from .errors import ShortVError
+from .flops import LayerShape
+from .flops import flops_ratio as ratio_of
+from .recipe import Scores, Selection
+
+# ShortV layers of the paper's four LLaVA checkpoints (arXiv 2504.00502v2, Table 8), keyed by the transformers
+# conversion of each. The paper's order is kept: lowest Layer Contribution first.
+PRESET_SOURCE = "arXiv 2504.00502v2, Table 8"
+# fmt: off
+PRESETS: dict[str, tuple[int, ...]] = {
+    "llava-hf/llava-1.5-7b-hf": (
+        31, 29, 30, 28, 0, 26, 27, 25, 24, 22, 23, 21, 2, 3, 20, 18, 17, 12, 19,
+    ),
+    "llava-hf/llava-1.5-13b-hf": (
+        39, 32, 28, 36, 27, 37, 29, 30, 1, 38, 25, 31, 2, 26, 23, 34, 0, 33, 35, 22, 24, 21, 20, 17,
+    ),
+    "llava-hf/llava-v1.6-vicuna-7b-hf": (
+        31, 29, 30, 28, 26, 27, 22, 24, 21, 23, 25, 20, 19, 17, 18, 15, 12, 0, 2,
+    ),
+    "llava-hf/llava-v1.6-vicuna-13b-hf": (
+        39, 32, 29, 36, 27, 30, 37, 23, 25, 31, 26, 2, 28, 22, 33, 35, 34, 24, 38, 21, 20, 18, 1, 17,
+    ),
+}
+# fmt: on
+
+# About what the paper freezes: 19 of 32 layers, 24 of 40.
+DEFAULT_FRACTION = 0.6
+
+
+def select_layers(
+    scores: Scores,
+    *,
+    num_frozen: int | None = None,
+    flops_ratio: float | None = None,
+    num_layers: int | None = None,
+    shape: LayerShape | None = None,
+    text_tokens: int = 64,
+    visual_tokens: int = 576,
+) -> Selection:
+    """The layers with the lowest visual Layer Contribution, as many as the budget says.
+
+    Of layers with equal scores the higher one is frozen first: fewer layers read what it leaves out.
+
+    Args:
+        scores: of the base.
+        num_frozen: how many layers. Without any budget, 60 % of the layers as in the paper.
+        flops_ratio: instead, as few layers as bring the prefill FLOPs to this share of the base's, in (0, 1].
+        num_layers: of the base, to check the scores against.
+        shape: of the base's decoder layers; needed for `flops_ratio`.
+        text_tokens, visual_tokens: the prompt that `flops_ratio` is meant for; the defaults are the paper's.
+
+    Raises:
+        ShortVError: both budgets, one out of range or out of reach, or scores for another number of layers.
+    """
+    layers = len(scores.visual)
+    if num_layers is not None:
+        check_scores(scores, num_layers)
+    budget: dict[str, Any]
+    if num_frozen is not None and flops_ratio is not None:
+        raise ShortVError("a number of frozen layers and a FLOPs ratio are two budgets; give one of them.")
+    if flops_ratio is not None:
+        if shape is None:
+            raise ValueError("flops_ratio needs the shape of the layers")
+        count = _smallest_count(flops_ratio, shape, layers, text_tokens, visual_tokens)
+        budget = {"flops_ratio": flops_ratio, "text_tokens": text_tokens, "visual_tokens": visual_tokens}
+    elif num_frozen is not None:
+        if type(num_frozen) is not int or not 1 <= num_frozen <= layers:
+            raise ShortVError(f"cannot freeze {num_frozen} of {layers} layers; give a number from 1 to {layers}.")
+        count = num_frozen
+        budget = {"num_frozen": num_frozen}
+    else:
+        count = max(1, round(DEFAULT_FRACTION * layers))
+        budget = {"fraction": DEFAULT_FRACTION}
+    order = sorted(range(layers), key=lambda layer: (scores.visual[layer], -layer))
+    return Selection(tuple(sorted(order[:count])), layers, "lc", budget)
+
+
+def preset_selection(base: BaseModel) -> Selection:
+    """The paper's list for a base that it converted.
+
+    Raises:
+        ShortVError: the paper has none for this base.
+    """
+    layers = PRESETS.get(base.repo_id or "")
+    if layers is None:
+        raise ShortVError(
+            f"the paper has no list for {base.name}; it has for {', '.join(PRESETS)}. "
+            "Measure scores for it with `shortv-export score`."
+        )
+    if max(layers) >= base.num_layers:
+        raise ShortVError(
+            f"the paper's list for {base.name} goes up to layer {max(layers)}, but it has {base.num_layers}."
+        )
+    return Selection(
+        tuple(sorted(layers)), base.num_layers, "preset", {"num_frozen": len(layers)}, source=PRESET_SOURCE
+    )
+
+
+def given_selection(frozen_layers: str | Sequence[int], num_layers: int) -> Selection:
+    """A list as given.
+
+    Args:
+        frozen_layers: layer numbers, or text such as ``"31,29,30"``, in any order.
+        num_layers: of the base.
+
+    Raises:
+        ShortVError: the list is empty, or holds anything but different numbers from 0 to ``num_layers - 1``.
+    """
+    items: Sequence[Any] = frozen_layers
+    if isinstance(frozen_layers, str):
+        # [0-9] and not int(): that takes "1_0", and digits of other scripts.
+        items = [
+            int(text) if re.fullmatch(r"-?[0-9]{1,9}", text) else text
+            for text in map(str.strip, frozen_layers.split(","))
+            if frozen_layers.strip()
+        ]
+    if not len(items):
+        raise ShortVError('the list of frozen layers is empty; give layer numbers such as "31,29,30".')
+    for position, item in enumerate(items):
+        if type(item) is not int:
+            raise ShortVError(f"frozen layer {item!r:.40} is not a whole number; give layer numbers such as 31,29,30.")
+        if not 0 <= item < num_layers:
+            raise ShortVError(f"frozen layer {item} is out of range; the model's layers are 0 to {num_layers - 1}.")
+        if item in items[:position]:
+            raise ShortVError(f"frozen layer {item} is given twice; give each layer once.")
+    return Selection(tuple(sorted(items)), num_layers, "given", {"num_frozen": len(items)})
+
+
+def check_scores(scores: Scores, num_layers: int) -> None:
+    """Refuses scores that were measured on a model with another number of layers.
+
+    Raises:
+        ShortVError: they were.
+    """
+    if len(scores.visual) != num_layers:
+        raise ShortVError(
+            f"the scores are for {len(scores.visual)} layers, but the model has {num_layers}; "
+            "measure this model's with `shortv-export score`."
+        )
+
+
+def _smallest_count(ratio: float, shape: LayerShape, layers: int, text_tokens: int, visual_tokens: int) -> int:
+    """The fewest frozen layers that reach a FLOPs ratio."""
+    if not 0 < ratio <= 1:
+        raise ShortVError(f"the FLOPs ratio is {ratio}; give a share of the base's FLOPs, above 0 and up to 1.")
+    for count in range(1, layers + 1):
+        reached = ratio_of(shape, layers, count, text_tokens, visual_tokens)
+        if reached <= ratio:
+            return count
+    # Rounded up, so that asking for the number shown is answered.
+    least = math.ceil(reached * 10_000) / 10_000
+    raise ShortVError(f"a FLOPs ratio of {ratio} is out of reach: all {layers} layers frozen give {least:.4f}.")

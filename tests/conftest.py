@@ -1,0 +1,200 @@
+"""Fixtures shared by all test modules: tiny base models, ShortV folders made from them, photographs, an oracle.
+
+Everything lives in a temporary directory of the session, Hugging Face's caches included; nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# Before any Hugging Face library is imported: they read these once.
+_CACHE = tempfile.mkdtemp(prefix="shortv-tests-")
+atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
+os.environ["HF_HOME"] = _CACHE
+os.environ["HF_MODULES_CACHE"] = f"{_CACHE}/modules"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["TQDM_DISABLE"] = "1"  # a bar per loaded model would bury what a failed test printed
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # on matrices this small, threads only wait for each other
+
+TOLERANCE = 1e-5  # relative error of fp32 results against the oracle
+
+# A batch in which everything differs between rows: number of images, where they stand, length.
+RAGGED = (
+    "USER: <image>\n what is in this picture ? ASSISTANT:",
+    "USER: is there a cat <image>\n or a rocket <image>\n in the picture ? answer with one word . ASSISTANT:",
+    "USER: <image>\n yes",
+    "USER: is the sky in the picture ? ASSISTANT:",
+)
+
+
+@pytest.fixture(scope="session")
+def photos() -> dict[str, Any]:
+    """Four photographs of different shapes that come with scikit-image, as PIL images."""
+    import skimage.data
+    from PIL import Image
+
+    names = ("astronaut", "coffee", "chelsea", "rocket")
+    return {name: Image.fromarray(getattr(skimage.data, name)()) for name in names}
+
+
+def edit_config(folder: Path, text_config: dict[str, Any] | None = None, **fields: Any) -> Path:
+    """Sets fields of a `config.json`, and of its `text_config`; the value ``...`` removes a field."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    for target, values in ((config, fields), (config["text_config"], text_config or {})):
+        target.update(values)
+        for name in [name for name, value in values.items() if value is ...]:
+            del target[name]
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """``tiny_base(model_type="llava", text_config={...}, **build_tiny_llava's arguments)``: a base folder.
+
+    Folders are made once per session and set of arguments: copy before changing one.
+    """
+    from shortv_export.tiny import build_tiny_llava
+
+    made: dict[str, Path] = {}
+
+    def make(model_type: str = "llava", text_config: dict[str, Any] | None = None, **arguments: Any) -> Path:
+        key = repr((model_type, text_config, sorted(arguments.items())))
+        if key not in made:
+            folder = tmp_path_factory.mktemp(f"tiny_{model_type}")
+            made[key] = edit_config(build_tiny_llava(folder, model_type=model_type, **arguments), text_config)
+        return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def shortv_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """``shortv_folder(base, frozen_layers)``: a fresh ShortV folder, the base's files plus code plus config."""
+    from shortv_export.families import FAMILIES, modeling_dir
+
+    def make(base: Path, frozen_layers: Any) -> Path:
+        folder = tmp_path_factory.mktemp("shortv") / base.name
+        shutil.copytree(base, folder)
+        family = FAMILIES[json.loads((base / "config.json").read_text(encoding="utf-8"))["model_type"]]
+        for name in family.code:
+            shutil.copy(modeling_dir() / name, folder)
+        return edit_config(
+            folder,
+            model_type=family.shortv_model_type,
+            architectures=[family.model_class],
+            auto_map=family.auto_map,
+            frozen_layers=frozen_layers,
+        )
+
+    return make
+
+
+@dataclass
+class Pair:
+    """A stock model and the ShortV model made from the same weights, with their processor."""
+
+    base: Path
+    folder: Path
+    stock: Any
+    shortv: Any
+    processor: Any
+    photos: dict[str, Any]
+
+    def inputs(self, *prompts: str, padding_side: str = "left") -> Any:
+        """Processor outputs; every `<image>` takes the next photograph."""
+        photos = list(self.photos.values())
+        images = [photos[index % len(photos)] for index in range(sum(prompt.count("<image>") for prompt in prompts))]
+        return self.processor(
+            images=images or None,
+            text=list(prompts),
+            padding=True,
+            padding_side=padding_side,
+            return_tensors="pt",
+        )
+
+    def visual(self, inputs: Any) -> Any:
+        return inputs["input_ids"] == self.stock.config.image_token_id
+
+    def oracle(self, frozen_layers: Any = None) -> Any:
+        """A context in which the stock model computes what ShortV with these layers (or its own) is defined to."""
+        return oracle(self.stock, self.shortv.config.frozen_layers if frozen_layers is None else frozen_layers)
+
+    def set_attention(self, implementation: str) -> None:
+        for model in (self.stock, self.shortv):
+            model.set_attn_implementation({"text_config": implementation})
+
+    def set_attributes(self, **attributes: Any) -> None:
+        """On the text configurations of both models."""
+        for model in (self.stock, self.shortv):
+            for name, value in attributes.items():
+                setattr(model.config.text_config, name, value)
+
+
+@pytest.fixture
+def load_pair(
+    tiny_base: Callable[..., Path], shortv_folder: Callable[..., Path], photos: dict[str, Any]
+) -> Callable[..., Pair]:
+    """``load_pair(model_type="llava", frozen_layers=(0, 2), **tiny_base's arguments)``: a fresh `Pair`, in eval mode."""
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    def load(model_type: str = "llava", *, frozen_layers: Any = (0, 2), dtype: Any = None, **arguments: Any) -> Pair:
+        base = tiny_base(model_type, **arguments)
+        folder = shortv_folder(base, list(frozen_layers))
+        stock = AutoModelForImageTextToText.from_pretrained(base, dtype=dtype)
+        shortv = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True, dtype=dtype)
+        processor = AutoProcessor.from_pretrained(base)
+        return Pair(base, folder, stock.eval(), shortv.eval(), processor, photos)
+
+    return load
+
+
+@contextmanager
+def oracle(stock: Any, frozen_layers: Any) -> Iterator[None]:
+    """Every forward pass of a stock LLaVA freezes, by definition, the rows into which *it* puts image features.
+
+    Which rows those are, the model itself says (`get_placeholder_mask`), so that this holds however the images arrive:
+    as pixels, encoded beforehand, in chunks, in a second turn, with or without `input_ids`.
+    """
+    from shortv_export.oracle import frozen_by_definition
+
+    model, language_model = stock.model, stock.model.language_model
+    find, run = model.get_placeholder_mask, language_model.forward
+    found: list[Any] = []
+
+    def get_placeholder_mask(*args: Any, **kwargs: Any) -> Any:
+        mask = find(*args, **kwargs)
+        found.append(mask[..., 0].bool())
+        return mask
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        if not found:
+            return run(*args, **kwargs)
+        with frozen_by_definition(language_model.layers, frozen_layers, found.pop()):
+            return run(*args, **kwargs)
+
+    model.get_placeholder_mask, language_model.forward = get_placeholder_mask, forward
+    try:
+        yield
+    finally:
+        del model.get_placeholder_mask, language_model.forward
+
+
+def relative_error(actual: Any, expected: Any, rows: Any = None) -> float:
+    """Largest absolute difference over largest absolute value; of the given (batch, tokens) rows, if any are."""
+    if rows is not None:
+        actual, expected = actual[rows], expected[rows]
+    assert actual.shape == expected.shape
+    return ((actual - expected).abs().max() / expected.abs().max()).item()

@@ -1,0 +1,524 @@
+"""Drawing calibration samples from files and from a loopback Hub, and encoding them."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shortv_export.base_model import load_base, resolve_base
+from shortv_export.calibration import DEFAULT_PROMPT, PAPER, Sample, Source, encode, load_calibration
+from shortv_export.errors import ShortVError
+from shortv_export.loopback import LoopbackHub
+
+NUMBER = 12
+
+
+def picture(seed: int, size: tuple[int, int] = (12, 9)) -> Any:
+    """A small image in a colour of its own, which lossless formats keep."""
+    from PIL import Image
+
+    return Image.new("RGB", size, (seed * 20 % 256, seed, 255 - seed))
+
+
+def png(seed: int) -> bytes:
+    buffer = io.BytesIO()
+    picture(seed).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture(autouse=True)
+def _no_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a Parquet stream, `datasets` waits five seconds for threads to end; these streams are tiny."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.1)
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+@pytest.fixture
+def photos_folder(tmp_path: Path) -> Path:
+    """Twelve images 00.png ... 11.png, with questions and answers."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for index in range(NUMBER):
+        (folder / f"{index:02d}.png").write_bytes(png(index))
+    rows = [
+        {"file_name": f"{index:02d}.png", "question": f"what is {index} ?", "answer": str(index)}
+        for index in range(NUMBER)
+    ]
+    write_rows(folder / "metadata.jsonl", rows)
+    return folder
+
+
+def snapshot(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def refusal(data: str | Path, **arguments: Any) -> str:
+    """The message with which data is refused, which is one line."""
+    with pytest.raises(ShortVError) as caught:
+        load_calibration(data, **arguments)
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
+
+
+def check(sample: Sample, index: int) -> None:
+    """The sample is exactly the one of that number, digest included."""
+    (image,) = sample.images
+    assert (image.mode, image.tobytes()) == ("RGB", picture(index).tobytes())
+    assert (sample.question, sample.answer) == (f"what is {index} ?", str(index))
+    assert sample.digest == hashlib.sha256(b"12x9:" + picture(index).tobytes() + sample.question.encode()).hexdigest()
+
+
+# Local data
+
+
+def test_folder(photos_folder: Path) -> None:
+    before = snapshot(photos_folder)
+    calibration = load_calibration(photos_folder, num_samples=NUMBER)
+    drawn = [int(str(sample.answer)) for sample in calibration.samples]
+    assert sorted(drawn) == list(range(NUMBER))
+    for index, sample in zip(drawn, calibration.samples, strict=True):
+        check(sample, index)
+    assert snapshot(photos_folder) == before
+
+    record = calibration.record
+    digests = [sample.digest for sample in calibration.samples]
+    assert record["sample_digests"] == digests
+    assert record["digest"] == hashlib.sha256("".join(digests).encode()).hexdigest()
+    assert (record["seed"], record["num_samples"], record["skipped"]) == (0, NUMBER, 0)
+    assert record["data"] == "local files"
+    assert json.loads(json.dumps(record)) == record
+    assert str(photos_folder.parent) not in json.dumps(record)
+
+
+def test_the_seed_decides_the_draw(photos_folder: Path) -> None:
+    def digest(**arguments: Any) -> str:
+        return load_calibration(photos_folder, num_samples=4, **arguments).record["digest"]
+
+    assert digest() == digest(seed=0)
+    assert len({digest(seed=seed) for seed in range(5)}) > 1
+    # A draw, not the head of the file: over a few seeds, most of the rows turn up.
+    drawn = {s.answer for seed in range(8) for s in load_calibration(photos_folder, num_samples=4, seed=seed).samples}
+    assert len(drawn) >= NUMBER - 3
+
+
+def test_folder_without_metadata(photos_folder: Path) -> None:
+    (photos_folder / "metadata.jsonl").unlink()
+    calibration = load_calibration(photos_folder, num_samples=3)
+    assert {sample.question for sample in calibration.samples} == {DEFAULT_PROMPT}
+    assert {sample.answer for sample in calibration.samples} == {None}
+    assert calibration.record["sources"][0]["prompt"] == DEFAULT_PROMPT
+
+
+def test_folder_with_glob_characters_and_colon(photos_folder: Path) -> None:
+    odd = photos_folder.rename(photos_folder.parent / "a:split=b [1]*")
+    assert len(load_calibration(odd, num_samples=NUMBER).samples) == NUMBER
+
+
+@pytest.mark.parametrize("kind", ["parquet", "parquet of bytes", "parquet of paths", "jsonl", "json", "metadata"])
+def test_files(photos_folder: Path, kind: str, tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from datasets import Dataset, Image
+
+    rows = [{"question": f"what is {index} ?", "answer": str(index)} for index in range(NUMBER)]
+    paths = [str(photos_folder / f"{index:02d}.png") for index in range(NUMBER)]
+    columns = {key: [row[key] for row in rows] for key in ("question", "answer")}
+    data = tmp_path / f"data.{kind.split()[0]}"
+    if kind == "parquet":
+        cells = [{"bytes": png(index), "path": None} for index in range(NUMBER)]
+        Dataset.from_dict({"image": cells, **columns}).cast_column("image", Image()).to_parquet(data)
+    elif kind == "parquet of bytes":
+        pq.write_table(pa.table({"image": [png(index) for index in range(NUMBER)], **columns}), data)
+    elif kind == "parquet of paths":
+        pq.write_table(pa.table({"image": paths, **columns}), data)
+    elif kind == "metadata":
+        data = photos_folder / "metadata.jsonl"
+    else:
+        rows = [{"image": f"photos/{index:02d}.png", **row} for index, row in enumerate(rows)]
+        write_rows(data, rows)
+        if kind == "json":
+            data.write_text(json.dumps(rows), encoding="utf-8")
+    calibration = load_calibration(data, num_samples=NUMBER)
+    for sample in calibration.samples:
+        check(sample, int(str(sample.answer)))
+    assert len({sample.digest for sample in calibration.samples}) == NUMBER
+    assert str(tmp_path) not in json.dumps(calibration.record)
+
+
+def test_folder_of_tables(tmp_path: Path, photos_folder: Path) -> None:
+    folder = tmp_path / "tables"
+    folder.mkdir()
+    write_rows(
+        folder / "a.jsonl", [{"image": str(photos_folder / "00.png"), "question": "what is 0 ?", "answer": "0"}]
+    )
+    check(load_calibration(folder, num_samples=1).samples[0], 0)
+
+
+def test_several_images_of_a_sample(photos_folder: Path) -> None:
+    rows = [
+        {"file_names": ["00.png", "01.png"], "question": "both ?"},
+        {"file_names": ["02.png"], "question": "one ?"},
+    ]
+    write_rows(photos_folder / "metadata.jsonl", rows)
+    samples = {sample.question: sample for sample in load_calibration(photos_folder, num_samples=2).samples}
+    assert [image.tobytes() for image in samples["both ?"].images] == [picture(0).tobytes(), picture(1).tobytes()]
+    assert len(samples["one ?"].images) == 1
+
+
+def test_columns_and_prompts(photos_folder: Path) -> None:
+    (sample,) = load_calibration(f"{photos_folder}:question=answer,suffix=One word, please.", num_samples=1).samples
+    assert sample.question == f"{sample.answer}\nOne word, please."
+    (sample,) = load_calibration(f"{photos_folder}:prompt=Hm, what?,split=train", num_samples=1).samples
+    assert sample.question == "Hm, what?"
+
+
+def test_list_of_answers(tmp_path: Path) -> None:
+    (tmp_path / "00.png").write_bytes(png(0))
+    write_rows(tmp_path / "metadata.jsonl", [{"file_name": "00.png", "question": "?", "answer": ["a", "b"]}])
+    assert load_calibration(tmp_path, num_samples=1).samples[0].answer == "a"
+
+
+# Refusals
+
+
+def test_no_such_data(tmp_path: Path) -> None:
+    for data in (tmp_path / "nowhere", "./nowhere", f"{tmp_path}/nowhere:prompt=x"):
+        assert "there is no file or folder" in refusal(data)
+    assert "has no name" in refusal("")
+    assert "neither a file or folder here nor a Hub id" in refusal("a/b/c")
+
+
+def test_without_images(tmp_path: Path) -> None:
+    assert "holds no images" in refusal(tmp_path)
+    (tmp_path / "notes.txt").write_text("nothing", encoding="utf-8")
+    assert "holds no images" in refusal(tmp_path)
+    assert "is no calibration data" in refusal(tmp_path / "notes.txt")
+    write_rows(tmp_path / "metadata.jsonl", [{"file_name": "gone.png", "question": "?"}])
+    assert "holds no images" in refusal(tmp_path)
+    write_rows(tmp_path / "rows.jsonl", [{"question": "?"}])
+    assert "has no column 'image'; there are: question." in refusal(tmp_path / "rows.jsonl")
+    write_rows(tmp_path / "rows.jsonl", [{"question": "?", "image": None}])
+    assert "the row has no image" in refusal(tmp_path / "rows.jsonl", num_samples=1)
+    write_rows(tmp_path / "rows.jsonl", [{"question": "?", "image": []}])
+    assert "the row has no image" in refusal(tmp_path / "rows.jsonl", num_samples=1)
+    (tmp_path / "rows.jsonl").write_text("", encoding="utf-8")
+    assert str(tmp_path / "rows.jsonl") in refusal(tmp_path / "rows.jsonl")
+
+
+def test_wrong_columns(photos_folder: Path) -> None:
+    message = refusal(f"{photos_folder}:question=caption")
+    assert "has no column 'caption'; there are: image, question, answer." in message
+    assert "has no column 'photo'; there are: image, question, answer." in refusal(f"{photos_folder}:image=photo")
+    assert "has no column 'label'" in refusal(f"{photos_folder}:answer=label")
+    assert "no split 'dev'; there are: train." in refusal(f"{photos_folder}:split=dev")
+    assert "holds dict, not text" in refusal(f"{photos_folder}:question=image", num_samples=1)
+
+
+def test_column_of_something_else(tmp_path: Path) -> None:
+    write_rows(tmp_path / "rows.jsonl", [{"image": 1, "question": 2}])
+    assert "holds int, not images" in refusal(tmp_path / "rows.jsonl", num_samples=1)
+
+
+def test_broken_metadata(photos_folder: Path) -> None:
+    metadata = photos_folder / "metadata.jsonl"
+    write_rows(metadata, [{"name": "00.png", "question": "?"}])
+    assert "`file_name`" in refusal(photos_folder, num_samples=1)
+    metadata.write_text('{"file_name": \n', encoding="utf-8")
+    assert "cannot be read" in refusal(photos_folder, num_samples=1)
+
+
+@pytest.mark.parametrize("damage", [b"not an image", b"", png(3)[:45], ...])
+def test_unreadable_images_are_skipped_and_counted(photos_folder: Path, damage: Any) -> None:
+    for name in ("03.png", "07.png"):
+        if damage is ...:
+            (photos_folder / name).unlink()
+        else:
+            (photos_folder / name).write_bytes(damage)
+    calibration = load_calibration(photos_folder, num_samples=10)
+    assert {str(sample.answer) for sample in calibration.samples} == {str(i) for i in range(NUMBER)} - {"3", "7"}
+    assert calibration.record["skipped"] == calibration.record["sources"][0]["skipped"]
+    assert 1 <= calibration.record["skipped"] <= 2
+
+    for index in range(0, 10):
+        (photos_folder / f"{index:02d}.png").write_bytes(b"not an image")
+    assert "have no readable image; the last one: cannot identify" in refusal(photos_folder, num_samples=10)
+
+
+def test_too_few_samples(photos_folder: Path) -> None:
+    message = refusal(photos_folder, num_samples=NUMBER + 1)
+    assert f"has {NUMBER} usable samples (0 unreadable), fewer than the {NUMBER + 1} asked for" in message
+    assert "at least 1" in refusal(photos_folder, num_samples=0)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("acme/photos:colour=red", "unknown key 'colour'"),
+        ("acme/photos:split=a,split=b", "repeated or empty"),
+        ("acme/photos:split=", "repeated or empty"),
+        ("acme/photos:question=a,prompt=b", "both question and prompt"),
+        ("acme/photos:images=a", "needs images and image_id"),
+        ("acme/photos:image_id=a", "needs images and image_id"),
+        ("acme/photos:images=a,image_id=b,image=c", "needs images and image_id"),
+    ],
+)
+def test_unusable_options(text: str, reason: str) -> None:
+    assert reason in refusal(text)
+
+
+@given(
+    options=st.dictionaries(
+        st.sampled_from(["config", "split", "revision", "image", "question", "answer", "suffix"]),
+        st.text(min_size=1).filter(lambda value: "=" not in value),
+    )
+)
+def test_options_are_read_back(options: dict[str, str]) -> None:
+    text = "acme/photos" + ":" * bool(options) + ",".join(f"{key}={value}" for key, value in options.items())
+    assert Source.parse(text) == Source("acme/photos", **options)
+
+
+def test_the_papers_mix_is_what_the_paper_says() -> None:
+    gqa, flickr = (Source.parse(text) for text in PAPER)
+    assert (gqa.path, gqa.config, gqa.split) == ("lmms-lab/GQA", "testdev_balanced_instructions", "testdev")
+    assert gqa.suffix == "Answer the question using a single word or phrase."
+    assert (flickr.path, flickr.split) == ("lmms-lab/flickr30k", "test")
+    assert flickr.prompt == "Provide a one-sentence caption for the provided image."
+
+
+# On the Hub: in a process of its own, because `datasets` reads HF_ENDPOINT once
+
+PROBE = """
+import json, sys
+import datasets
+from shortv_export.calibration import load_calibration
+from shortv_export.errors import ShortVError
+datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0.1
+for call in json.loads(sys.argv[1]):
+    try:
+        calibration = load_calibration(**call)
+        samples = [(s.question, s.answer, s.images[0].getpixel((0, 0))[1], s.digest) for s in calibration.samples]
+        print(json.dumps({"samples": samples, "record": calibration.record}))
+    except ShortVError as error:
+        print(json.dumps(str(error)))
+"""
+
+
+def probe(hub: LoopbackHub, home: Path, *calls: dict[str, Any]) -> list[Any]:
+    """The outcome of each call: its samples and record, or its message."""
+    environment = {**os.environ, **hub.env(), "HF_HOME": str(home), "HF_DATASETS_CACHE": str(home / "datasets")}
+    run = subprocess.run(
+        [sys.executable, "-c", PROBE, json.dumps(calls)], env=environment, capture_output=True, text=True, timeout=240
+    )
+    assert run.returncode == 0, run.stderr
+    return [json.loads(line) for line in run.stdout.splitlines()]
+
+
+def parquet(columns: dict[str, list[Any]]) -> bytes:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(columns), buffer)
+    return buffer.getvalue()
+
+
+def card(*configs: tuple[str, str, str]) -> bytes:
+    """The front matter that tells `datasets` which files make up which configuration and split."""
+    lines = [
+        f"- config_name: {config}\n  data_files:\n  - split: {split}\n    path: {path}"
+        for config, split, path in configs
+    ]
+    return ("---\nconfigs:\n" + "\n".join(lines) + "\n---\n").encode()
+
+
+def test_hub(tmp_path: Path) -> None:
+    cells = [{"bytes": png(index), "path": f"{index}.png"} for index in range(NUMBER)]
+    questions = [f"what is {index} ?" for index in range(NUMBER)]
+    gqa: dict[str, bytes | Path] = {
+        "README.md": card(
+            ("testdev_balanced_images", "testdev", "i.parquet"),
+            ("testdev_balanced_instructions", "testdev", "q.parquet"),
+        ),
+        "i.parquet": parquet({"id": [f"n{index}" for index in range(NUMBER)], "image": cells}),
+        "q.parquet": parquet(
+            {"imageId": [f"n{index}" for index in range(NUMBER)], "question": questions, "answer": ["yes"] * NUMBER}
+        ),
+    }
+    flickr: dict[str, bytes | Path] = {
+        "README.md": card(("default", "test", "t.parquet")),
+        "t.parquet": parquet({"image": cells, "caption": [["a", "b"]] * NUMBER, "img_id": list(range(NUMBER))}),
+    }
+    script: dict[str, bytes | Path] = {"script.py": b"raise SystemExit('ran')", "README.md": b"a script"}
+    outside: dict[str, bytes | Path] = {
+        "t.parquet": parquet({"image": [{"bytes": None, "path": str(tmp_path / "own.png")}], "question": ["?"]}),
+        "README.md": card(("default", "test", "t.parquet")),
+    }
+    text: dict[str, bytes | Path] = {"data.jsonl": b'{"image": "own.png", "question": "?"}\n'}
+    folder: dict[str, bytes | Path] = {f"{index:02d}.png": png(index) for index in range(NUMBER)}
+    folder["metadata.jsonl"] = "".join(
+        json.dumps({"file_name": f"{index:02d}.png", "question": question}) + "\n"
+        for index, question in enumerate(questions)
+    ).encode()
+    picture(0).save(tmp_path / "own.png")
+    with LoopbackHub() as hub:
+        revision = hub.create_repo("datasets/lmms-lab/GQA", files=gqa)
+        hub.create_repo("datasets/lmms-lab/flickr30k", files=flickr)
+        for name, files in (("script", script), ("outside", outside), ("text", text), ("folder", folder)):
+            hub.create_repo(f"datasets/acme/{name}", files=files)
+        hub.create_repo("datasets/other/gated", files=flickr, gated=True)
+        calls: list[dict[str, Any]] = [
+            {"data": "paper", "num_samples": 9},
+            {"data": "paper", "num_samples": 9},
+            {"data": "lmms-lab/flickr30k", "num_samples": 2},
+            {"data": "lmms-lab/GQA", "num_samples": 2},
+            {"data": "acme/none"},
+            {"data": "acme/script"},
+            {"data": "acme/outside", "num_samples": 1},
+            {"data": "acme/text", "num_samples": 1},
+            {"data": "acme/folder", "num_samples": 3},
+            {"data": "other/gated:prompt=?", "num_samples": 1},
+            {"data": "lmms-lab/flickr30k:prompt=?,revision=v9"},
+        ]
+        outcomes = probe(hub, tmp_path / "home", *calls)
+        assert hub.errors == []
+        assert hub.token not in json.dumps(outcomes)
+    paper, again, flickr_only, gqa_only, none, script_only, outside_only, text_only, images, gated, no_revision = (
+        outcomes
+    )
+    assert paper == again
+    samples = paper["samples"]
+    assert len(samples) == 9
+    for question, answer, green, _ in samples[:5]:
+        assert (question, answer) == (f"what is {green} ?\nAnswer the question using a single word or phrase.", "yes")
+    assert {question for question, *_ in samples[5:]} == {"Provide a one-sentence caption for the provided image."}
+    sources = paper["record"]["sources"]
+    assert [source["num_samples"] for source in sources] == [5, 4]
+    assert (sources[0]["repo_id"], sources[0]["revision"]) == ("lmms-lab/GQA", revision)
+    assert (sources[0]["config"], sources[0]["split"]) == ("testdev_balanced_instructions", "testdev")
+    assert paper["record"]["data"] == "paper"
+
+    assert "has no column 'question'; there are: image, caption, img_id." in flickr_only
+    assert "testdev_balanced_instructions" in gqa_only
+    assert "is not on the Hub, or is private" in none
+    assert "acme/script cannot be read" in script_only
+    assert "names a local file" in outside_only
+    assert "holds text, not images" in text_only
+    assert {f"what is {green} ?" == question for question, _, green, _ in images["samples"]} == {True}
+    assert "other/gated" in gated
+    assert "revision v9 has no such revision" in no_revision
+    assert all(len(message.splitlines()) == 1 for message in outcomes if isinstance(message, str))
+
+
+def test_hub_data_is_not_downloaded_whole(tmp_path: Path) -> None:
+    rows = [{"image": [{"bytes": png(index), "path": None}] * 300, "question": ["?"] * 300} for index in range(40)]
+    files: dict[str, bytes | Path] = {f"t-{index:02d}.parquet": parquet(columns) for index, columns in enumerate(rows)}
+    with LoopbackHub() as hub:
+        hub.create_repo("datasets/acme/large", files={**files, "README.md": card(("default", "test", "t-*.parquet"))})
+        (outcome,) = probe(hub, tmp_path / "home", {"data": "acme/large", "num_samples": 4})
+        assert hub.errors == []
+        asked = {Path(request.path).name for request in hub.requests if request.method == "GET"}
+    assert len(outcome["samples"]) == 4
+    assert 1 <= len(asked & files.keys()) < 30
+
+
+# Encoding
+
+
+@pytest.fixture(params=["llava", "llava_next"])
+def model_and_processor(request: pytest.FixtureRequest, tiny_base: Callable[..., Path]) -> tuple[Any, Any]:
+    return load_base(resolve_base(tiny_base(request.param)), dtype="float32")
+
+
+def samples_of(photos: dict[str, Any]) -> list[Sample]:
+    astronaut, coffee, chelsea, rocket = photos.values()
+    return [
+        Sample((astronaut,), "is there a rocket ?", None, ""),
+        Sample((coffee, chelsea), "which colour in the picture ? answer using a single word or phrase .", None, ""),
+        Sample((rocket,), "yes", None, ""),
+    ]
+
+
+def test_batch_equals_single_samples(model_and_processor: tuple[Any, Any], photos: dict[str, Any]) -> None:
+    """Left padding: the last position is every sample's last token, and nothing depends on its neighbours."""
+    import torch
+
+    model, processor = model_and_processor
+    samples = samples_of(photos)
+    batch = encode(processor, samples)
+    lengths = batch["attention_mask"].sum(1)
+    with torch.no_grad():
+        together = model(**batch).logits[:, -1]
+        for row, sample in enumerate(samples):
+            single = encode(processor, [sample])
+            assert single["attention_mask"].all()
+            assert torch.equal(batch["input_ids"][row, -lengths[row] :], single["input_ids"][0])
+            assert not batch["attention_mask"][row, : -lengths[row]].any()
+            alone = model(**single).logits[0, -1]
+            assert (together[row] - alone).abs().max() <= 1e-5 * alone.abs().max()
+
+
+def test_prompt_is_the_chat_templates(model_and_processor: tuple[Any, Any], photos: dict[str, Any]) -> None:
+    """The same ids as transformers' own one-step call gives, here asked with the images in the conversation."""
+    import torch
+
+    _, processor = model_and_processor
+    for sample in samples_of(photos):
+        images = [{"type": "image", "image": image} for image in sample.images]
+        conversation = [{"role": "user", "content": [*images, {"type": "text", "text": sample.question}]}]
+        expected = processor.apply_chat_template(
+            conversation, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+        )
+        actual = encode(processor, [sample])
+        assert actual.keys() == expected.keys()
+        assert all(torch.equal(actual[key], expected[key]) for key in expected)
+
+
+@pytest.mark.parametrize(
+    "template", [..., None, "{{ bos_token }}USER: <image>\n{{ messages[0]['content'][1]['text'] }}"]
+)
+def test_first_token_comes_once(model_and_processor: tuple[Any, Any], photos: dict[str, Any], template: Any) -> None:
+    _, processor = model_and_processor
+    if template is not ...:
+        processor.chat_template = template
+    tokens = processor.tokenizer.convert_ids_to_tokens(encode(processor, samples_of(photos)[:1])["input_ids"][0])
+    assert tokens[0] == "<s>"
+    assert tokens.count("<s>") == 1
+    assert tokens[1] == "USER"
+
+
+def test_without_a_template_the_prompt_is_vicunas(
+    model_and_processor: tuple[Any, Any], photos: dict[str, Any]
+) -> None:
+    _, processor = model_and_processor
+    processor.chat_template = None
+    batch = encode(processor, samples_of(photos))
+    for row, sample in zip(batch["input_ids"], samples_of(photos), strict=True):
+        tokens = [
+            token for token in processor.tokenizer.convert_ids_to_tokens(row) if token not in ("<pad>", "<image>")
+        ]
+        assert tokens == ["<s>", "USER", ":", *sample.question.split(), "ASSISTANT", ":"]
+
+
+def test_placeholder_in_the_question(model_and_processor: tuple[Any, Any], photos: dict[str, Any]) -> None:
+    import torch
+
+    _, processor = model_and_processor
+    plain, *_ = samples_of(photos)
+    marked = Sample(plain.images, f"<image>\n{plain.question}", None, "")
+    assert torch.equal(encode(processor, [marked])["input_ids"], encode(processor, [plain])["input_ids"])
