@@ -1,0 +1,304 @@
+"""The model card: what a published repository says about itself.
+
+Every number on it was counted, measured or cites its source. The base's own card is untrusted text: only its
+licence and its languages are taken over, each in the form that the Hub's metadata has.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .base_model import BaseModel
+from .errors import ShortVError
+from .families import model_cards_dir
+from .flops import LayerShape, model_flops
+from .recipe import Recipe, Scores, read_json
+
+CARD_NAME = "README.md"
+FIGURE_NAME = "layer_contribution.png"
+
+# Stands for the repository's name until `hub.push_package` knows it.
+UNNAMED = "your-name/your-model"
+
+_ARXIV = "2504.00502"
+_MAX_CARD_BYTES = 1 << 20
+_LICENSE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,63}")
+_LANGUAGE = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*|code|multilingual")
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+
+# The figure has no background: these are dark enough for a white page and light enough for a dark one.
+_INK = "#7a828e"
+_VISUAL = "#d9691e"
+_TEXT = "#4285d6"
+
+
+@dataclass(frozen=True)
+class Inherited:
+    """What the card takes over from the base's card, as the Hub's metadata names it."""
+
+    license: str
+    license_name: str | None = None
+    license_link: str | None = None
+    language: tuple[str, ...] = ()
+
+
+def inherited_metadata(base: BaseModel, license: str | None = None) -> Inherited:
+    """The licence and the languages of a base.
+
+    Args:
+        base: the base, whose ``README.md`` is read if it has one.
+        license: the user's word for the licence; it wins over the base's card.
+
+    Raises:
+        ShortVError: no licence is known, or it is none that the Hub's metadata can hold.
+    """
+    metadata = _front_matter(base.path / CARD_NAME)
+    languages = metadata.get("language") or []
+    languages = languages if isinstance(languages, list) else [languages]
+    language = tuple(each for each in languages if isinstance(each, str) and _LANGUAGE.fullmatch(each))
+    inherited = metadata.get("license")
+    if isinstance(inherited, list) and len(inherited) == 1:
+        inherited = inherited[0]
+    if license is None and (not isinstance(inherited, str) or inherited == "unknown"):
+        raise ShortVError(f"the card of {base.name} names no licence; say which one applies with --license.")
+    chosen = license or str(inherited)
+    if not _LICENSE.fullmatch(chosen):
+        raise ShortVError(
+            f"{plain_line(chosen)!r} is no licence identifier, such as apache-2.0; set it with --license."
+        )
+    if chosen != inherited:
+        return Inherited(chosen, language=language)
+    name, link = (_short_text(metadata.get(key)) for key in ("license_name", "license_link"))
+    if link and base.repo_id and "://" not in link and link not in base.files:
+        # A path into the base's repository, whose file the package does not carry.
+        link = f"https://huggingface.co/{base.repo_id}/blob/{base.revision}/{link.lstrip('/')}"
+    return Inherited(chosen, name, link, language)
+
+
+def render_card(base: BaseModel, recipe: Recipe, inherited: Inherited, *, tag: str, repo_id: str | None = None) -> str:
+    """The text of ``README.md``.
+
+    Args:
+        base: the base model.
+        recipe: of the package.
+        inherited: what is taken over from the base's card.
+        tag: the Hub tag that pins the package.
+        repo_id: where it will be published; `UNNAMED` stands for it otherwise.
+    """
+    import jinja2
+
+    # Markdown, not HTML: nothing is escaped here. Text that is not ours goes through the `code` filter.
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(model_cards_dir()),
+        autoescape=False,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["code"] = code_span
+    unit, cost = _cost_table(base.layer_shape, recipe)
+    paper = read_json(model_cards_dir() / "paper.json")
+    preset = paper["models"].get(base.repo_id) if recipe.selection["method"] == "preset" else None
+    return environment.get_template("model_card.md.jinja").render(
+        metadata=_metadata(base, recipe, inherited),
+        title=f"{(base.repo_id or recipe.family).split('/')[-1]} · ShortV-{len(recipe.frozen_layers)}",
+        repo_id=repo_id or UNNAMED,
+        base=base,
+        recipe=recipe,
+        tag=tag,
+        commands=_commands(base, recipe),
+        calibration=_calibration(recipe),
+        unit=unit,
+        cost=cost,
+        shape=base.layer_shape,
+        figure=FIGURE_NAME,
+        figure_text=_figure_text(recipe) if recipe.scores else None,
+        has_chat_template=_has_chat_template(base),
+        columns=paper["columns"],
+        preset=preset,
+        # For a base of which nothing is known: the model on which the losses are largest.
+        measured=preset or paper["models"]["llava-hf/llava-v1.6-vicuna-7b-hf"],
+        arxiv=_ARXIV,
+    )
+
+
+def draw_scores(scores: Scores, frozen_layers: tuple[int, ...]) -> bytes:
+    """The Layer Contribution figure, a PNG: visual and text curves on a log scale, the frozen layers marked.
+
+    The same scores give the same bytes. It has no background, and reads on light and dark pages.
+    """
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    layers = range(len(scores.visual))
+    floor = _floor(scores)
+    with matplotlib.rc_context(matplotlib.rcParamsDefault):  # not what the user's matplotlibrc says
+        figure = Figure(figsize=(8, 3.6), dpi=160, layout="constrained")
+        figure.patch.set_alpha(0)
+        axes = figure.add_subplot()
+        axes.set_facecolor("none")
+        for index, layer in enumerate(frozen_layers):
+            label = "frozen" if index == 0 else None
+            axes.axvspan(layer - 0.5, layer + 0.5, color=_VISUAL, alpha=0.16, linewidth=0, label=label)
+        for values, name, color, marker in (
+            (scores.text, "text tokens", _TEXT, "s"),
+            (scores.visual, "visual tokens", _VISUAL, "o"),
+        ):
+            shown = [max(value, floor) for value in values]
+            axes.plot(layers, shown, color=color, marker=marker, markersize=4.5, linewidth=1.6, label=name)
+            zero = [layer for layer in layers if values[layer] < floor]
+            # A log scale has no zero: such a layer sits on the floor with an open marker.
+            axes.plot(zero, [floor] * len(zero), marker, color=color, markerfacecolor="white", markersize=6)
+        axes.set_yscale("log")
+        axes.set_xlim(-0.5, len(scores.visual) - 0.5)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=16, integer=True))
+        axes.set_xlabel("decoder layer", color=_INK)
+        axes.set_ylabel("Layer Contribution (nats)", color=_INK)
+        axes.tick_params(which="both", colors=_INK)
+        axes.grid(axis="y", color=_INK, alpha=0.25, linewidth=0.6)
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+        figure.legend(loc="outside upper right", ncols=3, frameon=False, labelcolor=_INK)
+        buffer = io.BytesIO()
+        FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def plain_line(text: Any) -> str:
+    """Text from elsewhere, made harmless: printable characters on one line, at most 200 of them."""
+    line = " ".join(str(text).split())
+    return "".join(character for character in line if character.isprintable())[:200]
+
+
+def code_span(text: Any) -> str:
+    """Text from elsewhere as a Markdown code span, in which nothing is interpreted; also inside a table."""
+    return "`" + plain_line(text).replace("`", "'").replace("|", "/") + "`"
+
+
+def _front_matter(path: Path) -> dict[str, Any]:
+    """The metadata block of a card; empty where there is none, or none that can be read."""
+    import yaml
+    from huggingface_hub.repocard import REGEX_YAML_BLOCK
+
+    try:
+        with path.open(encoding="utf-8") as file:
+            block = REGEX_YAML_BLOCK.search(file.read(_MAX_CARD_BYTES))
+        metadata = yaml.safe_load(block[2]) if block else None
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return {}
+    return metadata if isinstance(metadata, dict) else {}
+
+
+def _short_text(value: Any) -> str | None:
+    return plain_line(value) or None if isinstance(value, str) else None
+
+
+def _metadata(base: BaseModel, recipe: Recipe, inherited: Inherited) -> str:
+    """The card's YAML block. huggingface_hub writes it, so that every value is quoted as needed."""
+    from huggingface_hub import ModelCardData
+
+    calibration = _calibration(recipe)
+    return ModelCardData(
+        language=list(inherited.language) or None,
+        license=inherited.license,
+        license_name=inherited.license_name,
+        license_link=inherited.license_link,
+        library_name="transformers",
+        pipeline_tag="image-text-to-text",
+        base_model=base.repo_id,
+        # The Hub knows adapter, finetune, merge and quantized, and guesses where none is given. No word means
+        # "same weights, less computation"; "finetune" is where it files all other derived models.
+        base_model_relation="finetune" if base.repo_id else None,
+        datasets=calibration["datasets"] or None,
+        tags=["shortv", "custom_code", recipe.family, f"arxiv:{_ARXIV}"],
+    ).to_yaml()
+
+
+def _calibration(recipe: Recipe) -> dict[str, Any]:
+    """What the card tells of the calibration samples (see `calibration.load_calibration`)."""
+    record = recipe.scores["calibration"] if recipe.scores else {}
+    sources = record.get("sources")
+    sources = sources if isinstance(sources, list) else []
+    names = [source.get("repo_id") for source in sources if isinstance(source, dict)]
+    return {
+        # Only what looks like a Hub id: a scores file may come from anywhere.
+        "datasets": [name for name in names if isinstance(name, str) and _HUB_ID.fullmatch(name)],
+        "data": record.get("data") if names and all(names) else "DATA",
+        "num_samples": recipe.scores["num_samples"] if recipe.scores else None,
+        "seed": record.get("seed"),
+    }
+
+
+def _commands(base: BaseModel, recipe: Recipe) -> list[str]:
+    """The command lines that make this package again."""
+    import shlex
+
+    source = [base.repo_id or "BASE", *(["--revision", base.revision] if base.revision else [])]
+    package = ["shortv-export", "package", source[0], "OUT", *source[1:]]
+    method, budget = recipe.selection["method"], recipe.selection["budget"]
+    if method == "preset":
+        return [shlex.join([*package, "--preset", "paper"])]
+    if method == "given":
+        return [shlex.join([*package, "--frozen-layers", ",".join(map(str, recipe.frozen_layers))])]
+    calibration = _calibration(recipe)
+    score = ["shortv-export", "score", *source]
+    for key in ("data", "num_samples", "seed"):
+        if calibration[key] is not None:
+            score += [f"--{key.replace('_', '-')}", plain_line(calibration[key])]
+    options = {"num_frozen": "--num-frozen", "flops_ratio": "--flops-ratio"}
+    chosen = [part for key, option in options.items() if key in budget for part in (option, str(budget[key]))]
+    return [shlex.join(score), shlex.join([*package, "--scores", "scores.json", *chosen])]
+
+
+def _cost_table(shape: LayerShape, recipe: Recipe) -> tuple[str, list[dict[str, Any]]]:
+    """Counted FLOPs of the decoder layers for some prompt lengths, the recipe's own first; and their unit."""
+    text, visual = recipe.cost["text_tokens"], recipe.cost["visual_tokens"]
+    prompts = ((text, visual), (text, 2 * visual), (8 * text, visual), (text, 0))
+    flops = [
+        [model_flops(shape, recipe.num_layers, frozen, *prompt) for frozen in (0, len(recipe.frozen_layers))]
+        for prompt in prompts
+    ]
+    unit, scale = ("TFLOPs", 1e12) if flops[0][0] >= 1e11 else ("GFLOPs", 1e9)
+    rows = [
+        {
+            "text": prompt[0],
+            "visual": prompt[1],
+            "dense": f"{dense / scale:.3g}",
+            "frozen": f"{frozen / scale:.3g}",
+            "ratio": frozen / dense,
+        }
+        for prompt, (dense, frozen) in zip(prompts, flops, strict=True)
+    ]
+    return unit, rows
+
+
+def _floor(scores: Scores) -> float:
+    """The lowest value a log scale shows: half the smallest contribution that is more than rounding."""
+    return min((value for value in (*scores.visual, *scores.text) if value > 1e-9), default=1e-9) / 2
+
+
+def _figure_text(recipe: Recipe) -> str:
+    """The figure in words, for who cannot see it."""
+    visual = (recipe.scores or {})["visual"]
+    low, high = min(visual), max(visual)
+    most = max(range(len(visual)), key=visual.__getitem__)
+    return (
+        f"Layer Contribution of visual and text tokens per decoder layer, on a log scale. "
+        f"Visual tokens contribute between {low:.2g} and {high:.2g} nats, most in layer {most}; "
+        f"the {len(recipe.frozen_layers)} frozen of {recipe.num_layers} layers are shaded."
+    )
+
+
+def _has_chat_template(base: BaseModel) -> bool:
+    """Whether the processor can format a conversation: a template file, or a field of its configuration."""
+    if any(name.startswith("chat_template.") for name in base.files):
+        return True
+    names = [name for name in ("processor_config.json", "tokenizer_config.json") if name in base.files]
+    return any("chat_template" in read_json(base.path / name) for name in names)

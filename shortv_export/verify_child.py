@@ -1,0 +1,172 @@
+"""What `verify` runs in a fresh, isolated process: loads a package as a stranger would, holds it to its list.
+
+``python -I verify_child.py`` takes a JSON object on standard input (see `_Run`) and prints the checks as a
+JSON list, up to and including the first that failed. The static checks have passed before this is started:
+the remote code is this release's.
+"""
+
+import gc
+import importlib.util
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+sys.modules["shortv_export"] = None  # type: ignore[assignment]  # importing it raises from here on
+
+import torch  # noqa: E402
+import transformers  # noqa: E402
+
+# Of the logits' scale, in fp32: two orders of computing the same sums.
+TOLERANCE = 1e-5
+_SEED = 0
+_NEW_TOKENS = 8
+
+
+class _Failed(Exception):
+    """A check failed; the message says why."""
+
+
+def main() -> None:
+    """Runs the checks in order and prints them."""
+    checks = []
+    run = _Run(json.load(sys.stdin))
+    looks: tuple[tuple[str, Callable[[], str]], ...] = (
+        ("self-contained", _self_contained),
+        ("loads", run.load),
+        ("frozen", run.frozen),
+        ("generates", run.generate),
+        ("definition", run.definition),
+    )
+    for name, look in looks:
+        try:
+            checks.append({"name": name, "passed": True, "detail": look()})
+        except _Failed as failure:
+            checks.append({"name": name, "passed": False, "detail": str(failure)})
+            break
+    print("\n" + json.dumps(checks))
+
+
+def _self_contained() -> str:
+    try:
+        import shortv_export  # noqa: F401
+    except ImportError:
+        return "loads in a process without shortv_export"
+    raise _Failed("shortv_export could be imported, so the package was not on its own.")
+
+
+class _Run:
+    """The package's model first, then the stock model: never both in memory.
+
+    Attributes:
+        task: ``package`` and ``stock`` (folders), ``model_class`` and ``base_class`` (names of classes),
+            ``oracle`` (file) and ``frozen_layers``.
+    """
+
+    def __init__(self, task: dict[str, Any]) -> None:
+        self.task = task
+        self.model: Any = None
+        self.inputs: Any = None
+        self.logits = torch.empty(0)
+        self.visual = torch.empty(0)
+
+    def load(self) -> str:
+        """The model with all its weights, and the processor's inputs for one image and one question."""
+        self.model = self._from_pretrained(transformers.AutoModel, "package", trust_remote_code=True)
+        name = type(self.model).__name__
+        if name != self.task["model_class"]:
+            raise _Failed(f"AutoModel gave a {name}, not a {self.task['model_class']}.")
+        processor = transformers.AutoProcessor.from_pretrained(self.task["package"], trust_remote_code=True)
+        self.inputs = _inputs(processor)
+        image_token = _image_token_id(self.model.config)
+        self.visual = self.inputs["input_ids"] == image_token
+        if not self.visual.any():
+            raise _Failed("the processor puts no visual token into a prompt with an image.")
+        return f"{name}, every weight found"
+
+    def frozen(self) -> str:
+        """One forward pass: what the model says it skipped must be what its list says."""
+        with torch.inference_mode():
+            self.logits = self.model(**self.inputs).logits
+        report = self.model.shortv_report()
+        layers, visual = self.task["frozen_layers"], int(self.visual.sum())
+        # Without frozen layers there is nothing to find visual tokens for.
+        expected = {
+            "frozen_layers": layers,
+            "visual_tokens": visual if layers else 0,
+            "skipped_updates": len(layers) * visual,
+        }
+        for key, value in expected.items():
+            seen = list(report[key]) if key == "frozen_layers" else report[key]
+            if seen != value:
+                raise _Failed(f"the model reports {key} {seen} instead of {value}.")
+        return f"{len(layers)} layers skipped {visual} visual tokens each"
+
+    def generate(self) -> str:
+        """A greedy answer; afterwards the model is let go."""
+        with torch.inference_mode():
+            answer = self.model.generate(**self.inputs, max_new_tokens=_NEW_TOKENS, do_sample=False)
+        new = answer.shape[1] - self.inputs["input_ids"].shape[1]
+        self.model = None
+        gc.collect()
+        if new < 1:
+            raise _Failed("the model generates nothing.")
+        return f"{new} tokens"
+
+    def definition(self) -> str:
+        """The stock model from the same weights, with the visual rows put back after each frozen layer."""
+        specification = importlib.util.spec_from_file_location("oracle", self.task["oracle"])
+        assert specification is not None
+        assert specification.loader is not None
+        oracle = importlib.util.module_from_spec(specification)
+        specification.loader.exec_module(oracle)
+
+        stock = self._from_pretrained(getattr(transformers, self.task["base_class"]), "stock")
+        layers, frozen_layers = stock.model.language_model.layers, self.task["frozen_layers"]
+        with torch.inference_mode(), oracle.frozen_by_definition(layers, frozen_layers, self.visual):
+            expected = stock(**self.inputs).logits
+        scale = expected.abs().max().item()
+        difference = (self.logits - expected).abs().max().item() / scale
+        if not difference <= TOLERANCE:  # a NaN fails too
+            raise _Failed(f"the logits differ from the definition by {difference:.2g} of their scale.")
+        return f"logits within {difference:.2g} of the base's with visual rows put back"
+
+    def _from_pretrained(self, auto: Any, folder: str, **options: Any) -> Any:
+        options |= {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
+        try:
+            model, loading = auto.from_pretrained(self.task[folder], **options)
+        except Exception as error:  # transformers raises many kinds
+            raise _Failed(f"the {folder} model does not load: {' '.join(str(error).split())[:300]}") from None
+        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+            if loading[kind]:
+                some = ", ".join(sorted(map(str, loading[kind]))[:3])
+                raise _Failed(f"the {folder} model loads with {kind.replace('_', ' ')}: {some}.")
+        return model.eval()
+
+
+def _inputs(processor: Any) -> Any:
+    """One image of seeded noise, and one question: as its chat template has it, or LLaVA's plain prompt."""
+    from PIL import Image
+
+    generator = torch.Generator().manual_seed(_SEED)
+    noise = torch.randint(256, (240, 320, 3), generator=generator, dtype=torch.uint8)
+    question = "What is in this picture?"
+    if processor.chat_template:
+        content = [{"type": "image"}, {"type": "text", "text": question}]
+        prompt = processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True
+        )
+    else:
+        prompt = f"USER: <image>\n{question} ASSISTANT:"
+    return processor(images=[Image.fromarray(noise.numpy())], text=[prompt], return_tensors="pt")
+
+
+def _image_token_id(config: Any) -> int:
+    for name in ("image_token_id", "image_token_index"):
+        if getattr(config, name, None) is not None:
+            return int(getattr(config, name))
+    raise _Failed("the config names no image token.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,204 @@
+"""Verification: of good packages, and of packages that break each promise."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from shortv_export import package as packaging
+from shortv_export import verify as verification
+from shortv_export.base_model import resolve_base
+from shortv_export.errors import ShortVError
+from shortv_export.families import modeling_dir
+from shortv_export.hub import push_package
+from shortv_export.loopback import LoopbackHub
+from shortv_export.package import build_package
+from shortv_export.recipe import Selection
+from shortv_export.verify import Verification, verify
+
+STATIC = ["recipe", "files", "hashes", "remote code", "config"]
+DYNAMIC = ["self-contained", "loads", "frozen", "generates", "definition"]
+
+
+def last(result: Verification) -> tuple[str, str]:
+    """Name and detail of the check that failed: one line, and the only failure."""
+    assert not result.passed
+    *before, failed = result.checks
+    assert all(check.passed for check in before)
+    assert not failed.passed
+    assert "\n" not in failed.detail
+    with pytest.raises(ShortVError, match="failed verification: "):
+        result.raise_if_failed()
+    return failed.name, failed.detail
+
+
+@pytest.mark.parametrize(
+    ("model_type", "frozen_layers"),
+    [("llava", (1, 3)), ("llava", ()), ("llava_next", (0, 1, 2, 3))],
+)
+def test_good_packages(
+    tiny_base: Callable[..., Path], tmp_path: Path, model_type: str, frozen_layers: tuple[int, ...]
+) -> None:
+    base = resolve_base(tiny_base(model_type, num_shards=2))
+    package = build_package(base, tmp_path / "out", Selection(frozen_layers, 4, "given"))
+    before = sorted(path.name for path in package.iterdir())
+    result = verify(package)
+    result.raise_if_failed()
+    assert [check.name for check in result.checks] == STATIC + DYNAMIC
+    assert sorted(path.name for path in package.iterdir()) == before
+
+
+def test_repository(tiny_base: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    base = resolve_base(tiny_base(num_shards=2))
+    package = build_package(base, tmp_path / "out", Selection((1, 3), 4, "given"))
+    with LoopbackHub() as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        push = push_package(package, "loopback/model", token=hub.token, private=True)
+        verify("loopback/model", revision=push.tag, token=hub.token).raise_if_failed()
+
+        monkeypatch.setattr(verification.subprocess, "run", forbidden)
+        hub.commit("loopback/model", {"custom_generate/generate.py": b"evil = True\n"})
+        name, detail = last(verify("loopback/model", token=hub.token))
+        assert (name, detail) == ("files", "not of the package: custom_generate/generate.py.")
+        assert not list((tmp_path / "cache").rglob("generate.py"))
+
+        hub.create_repo("acme/other", files={"config.json": b"{}"})
+        for repo_id, reason in (
+            ("acme/other", "was not published by shortv-export"),
+            ("acme/none", "is not on the Hub"),
+            ("no such thing", "neither a folder here nor a Hub id"),
+        ):
+            with pytest.raises(ShortVError, match=reason) as caught:
+                verify(repo_id, token=hub.token)
+            assert "\n" not in str(caught.value)
+        assert hub.errors == []
+
+
+def forbidden(*_: object, **__: object) -> None:
+    raise AssertionError("a process was started")
+
+
+@pytest.fixture(scope="module")
+def base_folder(tiny_base: Callable[..., Path]) -> Path:
+    return tiny_base()
+
+
+@pytest.fixture
+def tampered(base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """``tampered(file, old, new)``: a package whose remote code was changed, and a release that has the same."""
+
+    def make(file: str, old: str, new: str) -> Path:
+        code = shutil.copytree(modeling_dir(), tmp_path / "code")
+        text = (code / file).read_text()
+        assert old in text
+        (code / file).write_text(text.replace(old, new))
+        monkeypatch.setattr(packaging, "modeling_dir", lambda: code)
+        return build_package(resolve_base(base_folder), tmp_path / "out", Selection((1, 3), 4, "given"))
+
+    return make
+
+
+MODELING = "modeling_shortv_llava.py"
+FIRST_IMPORT = "from .configuration_shortv_llava"
+
+
+def test_foreign_code_is_not_run(base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = build_package(resolve_base(base_folder), tmp_path / "out", Selection((1, 3), 4, "given"))
+    (package / MODELING).write_text("raise SystemExit\n")
+    monkeypatch.setattr(verification.subprocess, "run", forbidden)
+    name, detail = last(verify(package))
+    assert (name, MODELING in detail) == ("remote code", True)
+
+
+def test_weights_that_do_not_load(tampered: Callable[..., Path]) -> None:
+    """Without the mapping of the published tensor names, transformers leaves weights random and only warns."""
+    package = tampered(
+        MODELING, FIRST_IMPORT, f"register_checkpoint_conversion_mapping = lambda *_, **__: None\n{FIRST_IMPORT}"
+    )
+    name, detail = last(verify(package))
+    assert (name, "loads with missing keys: lm_head.weight" in detail) == ("loads", True)
+
+
+def test_layers_that_do_not_skip(tampered: Callable[..., Path]) -> None:
+    package = tampered("shortv_layers.py", "sum(skipped.values())", "0")
+    name, detail = last(verify(package))
+    assert (name, "skipped_updates 0 instead of 32" in detail) == ("frozen", True)
+
+
+def test_wrong_results(tampered: Callable[..., Path]) -> None:
+    package = tampered(
+        MODELING,
+        "class ShortVLlavaForConditionalGeneration(ShortVMixin, LlavaForConditionalGeneration):\n",
+        "class ShortVLlavaForConditionalGeneration(ShortVMixin, LlavaForConditionalGeneration):\n"
+        "    def forward(self, *args, **kwargs):\n"
+        "        outputs = super().forward(*args, **kwargs)\n"
+        "        outputs.logits = outputs.logits * 1.001\n"
+        "        return outputs\n\n",
+    )
+    name, detail = last(verify(package))
+    assert (name, "differ from the definition by 0.001" in detail) == ("definition", True)
+
+
+def test_isolation(tampered: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process that runs the code knows no token and no secret, and works in folders of its own."""
+    seen = tmp_path / "seen.json"
+    monkeypatch.setenv("HF_TOKEN", "hf_canary")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "canary")
+    monkeypatch.setenv("PYTHONPATH", str(Path.cwd()))
+    package = tampered(
+        MODELING,
+        FIRST_IMPORT,
+        "import json, os\n"
+        "from huggingface_hub import constants, get_token\n"
+        "seen = {'environment': dict(os.environ), 'token': get_token(), 'offline': constants.HF_HUB_OFFLINE}\n"
+        f"json.dump(seen, open({str(seen)!r}, 'w'))\n"
+        "__import__('shortv_export')\n"
+        f"{FIRST_IMPORT}",
+    )
+    name, detail = last(verify(package))
+    assert name == "loads"
+    assert "shortv_export" in detail
+    found = json.loads(seen.read_text())
+    assert (found["token"], found["offline"]) == (None, True)
+    assert "canary" not in json.dumps(found)
+    assert found["environment"]["HOME"] != os.environ["HOME"]
+    for name in ("HOME", "HF_HOME", "HF_MODULES_CACHE"):
+        assert not Path(found["environment"][name]).exists()  # gone with the process
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("import os, sys; print('last words', file=sys.stderr, flush=True); os._exit(3)", "status 3: last words"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "memory runs out"),
+        ("import os; os._exit(0)", "printed no result"),
+    ],
+)
+def test_a_process_that_dies(tampered: Callable[..., Path], code: str, reason: str) -> None:
+    name, detail = last(verify(tampered(MODELING, FIRST_IMPORT, f"{code}\n{FIRST_IMPORT}")))
+    assert (name, reason in detail) == ("process", True)
+
+
+def test_a_process_that_hangs(tampered: Callable[..., Path]) -> None:
+    package = tampered(MODELING, FIRST_IMPORT, f"import time; time.sleep(60)\n{FIRST_IMPORT}")
+    name, detail = last(verify(package, timeout=2))
+    assert (name, "more than 2 s" in detail) == ("process", True)
+
+
+def test_a_folder_has_no_revision(tmp_path: Path) -> None:
+    with pytest.raises(ShortVError, match="no revisions"):
+        verify(tmp_path, revision="main")
+    name, detail = last(verify(tmp_path))
+    assert (name, "does not exist" in detail) == ("recipe", True)
