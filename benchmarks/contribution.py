@@ -1,0 +1,263 @@
+"""Layer Contribution: the layer-major walk against the plain loop, in turn in one process; and memory.
+
+    python benchmarks/contribution.py                                          # 24 layers, 576 + 64 tokens
+    python benchmarks/contribution.py --layers 6 12 24 --image-size 168 336    # growth
+    python benchmarks/contribution.py --memory --layers 6 12 24                # peak, whole model and streamed
+
+The plain loop runs the whole stock model once as it is, and once for each layer and token set with that layer
+frozen by a hook; it computes logits at the last position only, and samples are batched on both sides. The model
+has the proportions of LLaVA-1.5-7B (vision tower a quarter as wide and three quarters as deep as the language
+model) and random weights, on which neither time nor memory depends. Run it on a quiet machine; the load before
+and after is part of the result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from shortv_export.contribution import MAX_BATCH_TOKENS, layer_contributions, load_streamed
+from shortv_export.oracle import frozen_by_definition
+from shortv_export.recipe import library_versions
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layers", type=int, nargs="+", default=[24])
+    parser.add_argument("--image-size", type=int, nargs="+", default=[336], help="pixels; 336 gives 576 visual tokens")
+    parser.add_argument("--text-tokens", type=int, default=64)
+    parser.add_argument("--hidden-size", type=int, default=256)
+    parser.add_argument("--samples", type=int, default=1, help="in a batch, on both sides")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--max-batch-tokens", type=int, default=MAX_BATCH_TOKENS)
+    parser.add_argument("--memory", action="store_true", help="measure peak memory instead of time")
+    parser.add_argument("--json", type=Path, help="where to save the result")
+    parser.add_argument("--peak-of", nargs=2, metavar=("FOLDER", "MODE"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    if arguments.peak_of:
+        print(measure_peak(Path(arguments.peak_of[0]), arguments.peak_of[1], arguments))
+        return
+
+    result: dict[str, Any] = {
+        "settings": {name: value for name, value in vars(arguments).items() if name not in ("json", "peak_of")},
+        "machine": {"cpu_count": os.cpu_count(), "processor": platform.processor() or platform.machine()},
+        "versions": library_versions(),
+        "load_before": os.getloadavg()[0],
+        "rows": [],
+    }
+    for num_layers in arguments.layers:
+        for image_size in arguments.image_size:
+            compare = compare_memory if arguments.memory else compare_time
+            row = compare(num_layers, image_size, arguments)
+            result["rows"].append({"layers": num_layers, **row})
+            print(describe(result["rows"][-1]), flush=True)
+    result["load_after"] = os.getloadavg()[0]
+    print(f"load average {result['load_before']:.1f} before, {result['load_after']:.1f} after")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def compare_time(num_layers: int, image_size: int, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Seconds of both ways, each the median of the repeats, taken in turn."""
+    model = llava_shaped(num_layers, image_size, arguments.hidden_size)
+    inputs = make_inputs(model, arguments.samples, arguments.text_tokens)
+    walk_seconds, loop_seconds = [], []
+    where: list[dict[str, float]] = []
+    difference = 0.0
+    for _ in range(arguments.repeats):
+        start = time.perf_counter()
+        walk, parts = timed_walk(model, inputs, arguments.max_batch_tokens)
+        walk_seconds.append(time.perf_counter() - start)
+        where.append(parts)
+        start = time.perf_counter()
+        loop = plain_loop(model, inputs)
+        loop_seconds.append(time.perf_counter() - start)
+        for one, other in ((walk.visual[:, :-1], loop[0][:, :-1]), (walk.text, loop[1])):
+            difference = max(difference, float(((one - other).abs() / other).max()))
+    visual_tokens = int((inputs["input_ids"][0] == model.config.image_token_id).sum())
+    return {
+        "visual_tokens": visual_tokens,
+        "text_tokens": inputs["input_ids"].shape[1] - visual_tokens,
+        "layer_major_seconds": statistics.median(walk_seconds),
+        "plain_loop_seconds": statistics.median(loop_seconds),
+        "speedup": statistics.median(loop / walk for walk, loop in zip(walk_seconds, loop_seconds, strict=True)),
+        "layer_passes": {"layer_major": num_layers**2, "plain_loop": num_layers * (2 * num_layers + 1)},
+        "where": {name: statistics.median(parts[name] for parts in where) for name in where[0]},
+        "largest_relative_difference": difference,
+        "all_layer_major_seconds": walk_seconds,
+        "all_plain_loop_seconds": loop_seconds,
+    }
+
+
+def timed_walk(model: Any, inputs: Any, max_batch_tokens: int) -> tuple[Any, dict[str, float]]:
+    """The layer-major walk, and how its seconds divide; read off hooks on the layers and the final norm."""
+    text_model = model.model.language_model
+    times: list[tuple[str, float]] = [("start", time.perf_counter())]
+
+    def note(name: str) -> Any:
+        return lambda *_: times.append((name, time.perf_counter()))
+
+    hooks = [
+        text_model.layers[-1].register_forward_pre_hook(note("last")),
+        text_model.norm.register_forward_pre_hook(note("norm")),
+    ]
+    for layer in text_model.layers[:-1]:
+        hooks += [layer.register_forward_pre_hook(note("before")), layer.register_forward_hook(note("after"))]
+    try:
+        walk = layer_contributions(model, [inputs], max_batch_tokens=max_batch_tokens)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    end = time.perf_counter()
+
+    def first(name: str) -> float:
+        return next(moment for event, moment in times if event == name)
+
+    layers = sum(
+        moment - earlier
+        for (before, earlier), (after, moment) in pairwise(times)
+        if (before, after) == ("before", "after")
+    )
+    final_norm = max(moment for event, moment in times if event == "norm")
+    preparation = first("before") - times[0][1]
+    return walk, {
+        "vision, embeddings and masks": preparation,
+        "all layers but the last": layers,
+        "last layer": final_norm - first("last"),
+        "norm, head and divergence": end - final_norm,
+        "copying states, putting rows back": first("last") - first("before") - layers,
+    }
+
+
+def plain_loop(model: Any, inputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Visual and text LC by one whole forward pass for each layer and token set."""
+    layers = model.model.language_model.layers
+    visual = inputs["input_ids"] == model.config.image_token_id
+
+    def log_probabilities() -> torch.Tensor:
+        return model(**inputs, use_cache=False, logits_to_keep=1).logits[:, -1].double().log_softmax(-1)
+
+    with torch.inference_mode():
+        original = log_probabilities()
+        results = []
+        for frozen in (visual, ~visual):
+            rows = []
+            for layer in range(len(layers)):
+                with frozen_by_definition(layers, [layer], frozen):
+                    rows.append((original.exp() * (original - log_probabilities())).sum(-1))
+            results.append(torch.stack(rows, dim=1))
+    return results[0], results[1]
+
+
+def compare_memory(num_layers: int, image_size: int, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Peak resident memory of a process that measures one batch: without a model, with all of it, streaming."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        llava_shaped(num_layers, image_size, arguments.hidden_size).save_pretrained(folder)
+        row = {"weights_bytes": sum(file.stat().st_size for file in folder.glob("*.safetensors"))}
+        for mode in ("imports", "whole", "streamed"):
+            command = [sys.executable, __file__, "--peak-of", str(folder), mode]
+            for option in ("samples", "text_tokens", "max_batch_tokens", "threads"):
+                command += [f"--{option.replace('_', '-')}", str(getattr(arguments, option))]
+            output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            row[f"{mode}_peak_bytes"] = int(output.splitlines()[-1])
+    return row
+
+
+def measure_peak(folder: Path, mode: str, arguments: argparse.Namespace) -> int:
+    """Peak resident memory of this process, in bytes, after it has measured one batch."""
+    from transformers import LlavaForConditionalGeneration
+
+    if mode != "imports":
+        layers = None
+        if mode == "streamed":
+            model, layers = load_streamed(folder, sorted(folder.glob("*.safetensors")))
+        else:
+            model = LlavaForConditionalGeneration.from_pretrained(folder).eval()
+        inputs = make_inputs(model, arguments.samples, arguments.text_tokens)
+        layer_contributions(model, [inputs], layers=layers, max_batch_tokens=arguments.max_batch_tokens)
+    # Linux's own mark: that of getrusage includes the parent, which the process was forked from.
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
+
+
+def llava_shaped(num_layers: int, image_size: int, hidden_size: int) -> Any:
+    """A LLaVA with the proportions of LLaVA-1.5-7B, in evaluation mode."""
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+    vision_size = hidden_size // 4
+    vision = CLIPVisionConfig(
+        hidden_size=vision_size,
+        intermediate_size=4 * vision_size,
+        num_hidden_layers=num_layers * 3 // 4,
+        num_attention_heads=max(1, vision_size // 64),
+        image_size=image_size,
+        patch_size=14,
+    )
+    text = LlamaConfig(
+        vocab_size=8 * hidden_size,
+        hidden_size=hidden_size,
+        intermediate_size=hidden_size * 11008 // 4096,
+        num_hidden_layers=num_layers,
+        num_attention_heads=max(1, hidden_size // 128),
+        num_key_value_heads=max(1, hidden_size // 128),
+    )
+    torch.manual_seed(0)
+    config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=5)
+    model = LlavaForConditionalGeneration(config).eval()
+    for parameter in model.model.language_model.layers.parameters():
+        if parameter.dim() > 1:  # the stock initialisation makes every layer nearly the identity
+            torch.nn.init.normal_(parameter, std=1 / parameter.shape[-1] ** 0.5)
+    return model
+
+
+def make_inputs(model: Any, samples: int, text_tokens: int) -> dict[str, torch.Tensor]:
+    """A batch of random pictures, each in a random text."""
+    vision, text = model.config.vision_config, model.config.text_config
+    visual_tokens = (vision.image_size // vision.patch_size) ** 2
+    generator = torch.Generator().manual_seed(0)
+    words = torch.randint(6, text.vocab_size, (samples, text_tokens), generator=generator)
+    image = torch.full((samples, visual_tokens), model.config.image_token_id)
+    return {
+        "input_ids": torch.cat([words[:, :4], image, words[:, 4:]], dim=1),
+        "attention_mask": torch.ones(samples, visual_tokens + text_tokens, dtype=torch.long),
+        "pixel_values": torch.randn(samples, 3, vision.image_size, vision.image_size, generator=generator),
+    }
+
+
+def describe(row: dict[str, Any]) -> str:
+    """One measurement in words."""
+    if "plain_loop_seconds" not in row:
+        sizes = ", ".join(
+            f"{name.removesuffix('_bytes').replace('_', ' ')} {size / 1e6:.0f} MB"
+            for name, size in row.items()
+            if name.endswith("_bytes")
+        )
+        return f"{row['layers']} layers: {sizes}"
+    passes = row["layer_passes"]
+    lines = [
+        f"{row['layers']} layers, {row['visual_tokens']} + {row['text_tokens']} tokens: layer-major "
+        f"{row['layer_major_seconds']:.2f} s, plain loop {row['plain_loop_seconds']:.2f} s, {row['speedup']:.2f}x "
+        f"(by layer passes {passes['plain_loop'] / passes['layer_major']:.2f}x); "
+        f"largest relative difference {row['largest_relative_difference']:.1e}"
+    ]
+    lines += [f"  {seconds / row['layer_major_seconds']:6.1%}  {name}" for name, seconds in row["where"].items()]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
