@@ -1,6 +1,6 @@
 """ShortV for LLaVA-1.5 and LLaVA-NeXT: the stock models, whose chosen decoder layers freeze visual tokens.
 
-How a frozen layer works is in `shortv_layers.py`.
+How a frozen layer works is in `shortv_layers.py`; how a repository without weights loads is in `shortv_weights.py`.
 """
 
 from transformers import LlavaForConditionalGeneration, LlavaNextForConditionalGeneration
@@ -11,13 +11,14 @@ from transformers.conversion_mapping import (
 
 from .configuration_shortv_llava import ShortVLlavaConfig, ShortVLlavaNextConfig
 from .shortv_layers import ShortVMixin
+from .shortv_weights import ReferencedWeights
 
 
-class ShortVLlavaForConditionalGeneration(ShortVMixin, LlavaForConditionalGeneration):
+class ShortVLlavaForConditionalGeneration(ReferencedWeights, ShortVMixin, LlavaForConditionalGeneration):
     config_class = ShortVLlavaConfig
 
 
-class ShortVLlavaNextForConditionalGeneration(ShortVMixin, LlavaNextForConditionalGeneration):
+class ShortVLlavaNextForConditionalGeneration(ReferencedWeights, ShortVMixin, LlavaNextForConditionalGeneration):
     config_class = ShortVLlavaNextConfig
 
 

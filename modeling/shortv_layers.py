@@ -22,17 +22,16 @@ the prefill faster, decoding and the KV cache stay what they were.
 
 import inspect
 import sys
-from functools import lru_cache
+from functools import cache, wraps
 
 import torch
-from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 # Text models whose attention is made of q, k, v and o projections and one rotary embedding on every layer.
 TEXT_MODELS = ("llama", "mistral", "qwen2")
 
 
-def check_frozen_layers(frozen_layers, num_layers):
+def check_frozen_layers(frozen_layers: list[int], num_layers: int) -> list[int]:
     """Returns `frozen_layers` as a sorted list, or raises a ValueError: a bad list must never freeze nothing."""
     if frozen_layers is None:
         raise ValueError("config.json has no `frozen_layers`: this checkpoint is not a ShortV model.")
@@ -56,7 +55,7 @@ class TextRows:
         skipped: layer index -> number of row updates that the frozen layer did not compute.
     """
 
-    def __init__(self, rows, filler, num_rows, num_visual):
+    def __init__(self, rows: torch.Tensor, filler: torch.Tensor | None, num_rows: int, num_visual: int) -> None:
         self.rows = rows
         self.filler = filler
         self.num_rows = num_rows
@@ -73,67 +72,66 @@ class TextRows:
         moved.skipped = self.skipped  # one count for the whole pass
         return moved
 
-    def take(self, states):
+    def take(self, states: torch.Tensor) -> torch.Tensor:
         """`(batch or 1, rows, width)` -> `(batch, text, width)`."""
         states = states.expand(self.rows.shape[0], -1, -1)
         return states.gather(1, self.rows[..., None].expand(-1, -1, states.shape[-1]))
 
-    def put_back(self, hidden_states, text_states):
+    def put_back(self, hidden_states: torch.Tensor, text_states: torch.Tensor) -> torch.Tensor:
         """The layer's output: its input, with the text rows replaced."""
         if self.filler is not None:
             text_states = torch.where(self.filler, self.take(hidden_states), text_states)
         index = self.rows[..., None].expand(-1, -1, hidden_states.shape[-1])
         return hidden_states.scatter(1, index, text_states)
 
-    def rotary(self, position_embeddings):
+    def rotary(self, position_embeddings: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """The cosine and sine tables, `(batch or 1, rows, head_dim)` each, of the text rows."""
         return self._once(position_embeddings[0], lambda: tuple(map(self.take, position_embeddings)))
 
-    def mask(self, attention_mask, num_keys, dtype, sliding_window=None):
+    def mask(
+        self, attention_mask, num_keys: int, dtype: torch.dtype, sliding_window: int | None = None
+    ) -> torch.Tensor:
         """The text rows of the attention mask: additive, `(batch, 1, text, keys)`.
 
-        Handles what transformers hands to its layers: a dense mask, a flex-attention block mask, a padding mask (for
-        flash attention), or None, which means purely causal from the first key on.
+        Handles what transformers hands to its layers: a dense mask, a flex-attention block mask, and where the kernel
+        itself is causal, the last row seeing the last key, a padding mask (flash attention) or None.
         """
 
         def gather():
             rows = self.rows[:, None, :, None]
             keys = torch.arange(num_keys, device=rows.device)
-            if attention_mask is None:
-                visible = _causal(rows, keys, sliding_window)
-            elif hasattr(attention_mask, "mask_mod"):
+            if hasattr(attention_mask, "mask_mod"):
                 batch = torch.arange(rows.shape[0], device=rows.device)[:, None, None, None]
                 visible = attention_mask.mask_mod(batch, torch.zeros_like(batch), rows, keys)
-            elif attention_mask.dim() == 2:
-                earlier = num_keys - self.num_rows  # keys already in the cache
-                real_key = attention_mask[:, None, None, -num_keys:].bool()
-                visible = _causal(rows + earlier, keys, sliding_window) & real_key
-            else:
+            elif attention_mask is not None and attention_mask.dim() == 4:
                 dense = attention_mask.expand(rows.shape[0], -1, -1, -1)
                 visible = dense.gather(2, rows.expand(-1, dense.shape[1], -1, dense.shape[-1]))
+            else:
+                own_key = rows + (num_keys - self.num_rows)  # the keys of earlier passes come first
+                visible = keys <= own_key
+                if sliding_window is not None:
+                    visible = visible & (keys > own_key - sliding_window)
+                if attention_mask is not None:
+                    visible = visible & attention_mask[:, None, None].bool()
             if visible.dtype != torch.bool:
                 return visible  # additive already
             # Kernels turn a boolean mask into this one on every call; here it is done once for all layers. The lowest
             # finite number instead of -inf: a filler row may see no key at all.
             return torch.zeros_like(visible, dtype=dtype).masked_fill_(~visible, torch.finfo(dtype).min)
 
-        return self._once(attention_mask, gather)
+        return self._once(attention_mask, gather, num_keys, dtype, sliding_window)
 
-    def _once(self, shared, make):
-        # Layers share masks and rotary tables; their text rows are gathered once. Keeping `shared` keeps its id unique.
+    def _once(self, shared, make, *details):
+        # Layers share masks and rotary tables: each is gathered once. Keeping `shared` keeps its id unique.
         if torch.compiler.is_compiling():
             return make()
-        if id(shared) not in self._memo:
-            self._memo[id(shared)] = (shared, make())
-        return self._memo[id(shared)][1]
+        key = (id(shared), *details)
+        if key not in self._memo:
+            self._memo[key] = (shared, make())
+        return self._memo[key][1]
 
 
-def _causal(rows, keys, sliding_window):
-    visible = keys <= rows
-    return visible if sliding_window is None else visible & (keys > rows - sliding_window)
-
-
-def find_text_rows(visual, padding=None):
+def find_text_rows(visual: torch.Tensor, padding: torch.Tensor | None = None) -> TextRows | None:
     """Decides which rows frozen layers compute.
 
     Args:
@@ -158,7 +156,7 @@ def find_text_rows(visual, padding=None):
 class FrozenAttention:
     """Mixed in front of an attention class: queries of some rows against the keys and values of all rows."""
 
-    def keys_and_values(self, hidden_states, position_embeddings):
+    def keys_and_values(self, hidden_states: torch.Tensor, position_embeddings) -> tuple[torch.Tensor, torch.Tensor]:
         """`(batch, rows, hidden)` -> rotated keys and values, `(batch, key heads, rows, head_dim)` each."""
         shape = (*hidden_states.shape[:-1], -1, self.head_dim)
         keys = self.k_proj(hidden_states).view(shape).transpose(1, 2)
@@ -171,7 +169,8 @@ class FrozenAttention:
         return self._attend(hidden_states, *keys_and_values, **kwargs)
 
     def _attend(self, hidden_states, keys, values, attention_mask, position_embeddings, **kwargs):
-        # As the stock forward, but the keys and values are there already, cached and all.
+        # As the stock forward, but the keys and values are there already, cached and all. The weights that
+        # `output_attentions` asks for are those of the text rows: (batch, heads, text, keys).
         shape = (*hidden_states.shape[:-1], -1, self.head_dim)
         queries = self.q_proj(hidden_states).view(shape).transpose(1, 2)
         queries = self._rotate(queries, position_embeddings)
@@ -202,10 +201,12 @@ class FrozenAttention:
 
 
 class FrozenLayer:
-    """Mixed in front of a decoder layer class: text rows pass the layer, visual rows pass it by."""
+    """Mixed in front of a decoder layer class: while `frozen`, text rows pass the layer and visual rows pass it by."""
+
+    frozen = False
 
     def forward(self, hidden_states, *args, text_rows=None, **kwargs):
-        if text_rows is None:
+        if text_rows is None or not self.frozen:
             return super().forward(hidden_states, *args, **kwargs)
         return self._forward_text(hidden_states, text_rows, **kwargs)
 
@@ -217,11 +218,22 @@ class FrozenLayer:
         if past_key_values is not None:
             cache_kwargs = {"cache_position": kwargs.get("cache_position")}
             keys, values = past_key_values.update(keys, values, attention.layer_idx, cache_kwargs)
-            if attention_mask is None:  # purely causal: of a static cache, only the filled part can be seen
-                keys, values = keys[:, :, : text_rows.num_rows], values[:, :, : text_rows.num_rows]
+        num_text = text_rows.rows.shape[1]
+        text_rows.skipped[attention.layer_idx] = hidden_states.shape[0] * (text_rows.num_rows - num_text)
+        if num_text == 0:  # all image, as a piece of a long prompt can be
+            return hidden_states
 
-        flash = "flash" in attention.config._attn_implementation
-        sliding_window = getattr(attention, "sliding_window", None) if flash else None  # other masks contain it
+        # Of a static cache, a kernel that is causal itself sees the filled part.
+        filled, sliding_window = keys.shape[2], None
+        if "flash" in attention.config._attn_implementation:
+            if kwargs.get("cu_seq_lens_q") is not None:
+                raise ValueError("Frozen layers cannot tell packed sequences apart with flash attention; use 'sdpa'.")
+            # Its masks do not contain the window. Qwen2 keeps it on the module, as some layers have none.
+            sliding_window = getattr(attention, "sliding_window", getattr(attention.config, "sliding_window", None))
+            filled = filled if attention_mask is None else attention_mask.shape[-1]
+        elif attention_mask is None and text_rows.num_rows > 1:  # SDPA without a mask starts at the first key
+            filled = text_rows.num_rows
+        keys, values = keys[:, :, :filled], values[:, :, :filled]
         kwargs["position_ids"] = None  # what they decide is in the position embeddings and in the mask
         text_states = super().forward(
             text_rows.take(hidden_states),
@@ -230,53 +242,58 @@ class FrozenLayer:
             keys_and_values=(keys, values),
             **kwargs,
         )
-        text_rows.skipped[attention.layer_idx] = hidden_states.shape[0] * (
-            text_rows.num_rows - text_rows.rows.shape[1]
-        )
         return text_rows.put_back(hidden_states, text_states)
 
 
 class ShortVMixin:
-    """Mixed in front of a stock `...ForConditionalGeneration` class: freezes `config.frozen_layers`."""
+    """Mixed in front of a stock `...ForConditionalGeneration` class: freezes `config.frozen_layers`.
+
+    Its `forward` is the stock one, and takes `visual_mask` too: `(batch, rows)` bool, True at visual tokens. Only
+    `inputs_embeds` in which image features are merged already need it: no placeholder token is left there to find.
+    """
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
         # `generate` and `Trainer` read the signature to learn what the model takes: the stock one, and `visual_mask`.
-        stock = inspect.signature(super(ShortVMixin, cls).forward)
+        stock = super().forward
+        signature = inspect.signature(stock)
+        *parameters, rest = signature.parameters.values()
         extra = inspect.Parameter("visual_mask", inspect.Parameter.KEYWORD_ONLY, default=None)
-        *parameters, rest = stock.parameters.values()
-        cls.forward = _with_signature(cls.forward, stock.replace(parameters=[*parameters, extra, rest]))
+
+        @wraps(stock)
+        def forward(self, *args, **kwargs):
+            return stock(self, *args, **kwargs)
+
+        forward.__signature__ = signature.replace(parameters=[*parameters, extra, rest])
+        cls.forward = forward
 
     def __init__(self, config):
         super().__init__(config)
+        text_model = config.text_config.model_type
+        if text_model not in TEXT_MODELS:
+            raise ValueError(f"Frozen layers support {', '.join(TEXT_MODELS)} text models, not {text_model!r}.")
+        # Every layer, now: later, offloading hooks and the like hold on to the `forward` that they found.
+        for layer in self.model.language_model.layers:
+            _mix_in(layer, FrozenLayer)
+            _mix_in(layer.self_attn, FrozenAttention)
         self._last_pass = None
         self.model.register_forward_pre_hook(self._add_text_rows, with_kwargs=True)
         self.freeze_layers(config.frozen_layers)
 
-    def forward(self, *args, **kwargs):
-        """As the stock forward, and `visual_mask`: `(batch, rows)` bool, True at visual tokens. It is needed only with
-        `inputs_embeds` in which image features are merged already, where no placeholder token is left to find."""
-        return super().forward(*args, **kwargs)
-
-    def freeze_layers(self, frozen_layers):
+    def freeze_layers(self, frozen_layers: list[int]) -> None:
         """Freezes exactly these decoder layers from now on, and records them in the config."""
-        text_model = self.config.text_config.model_type
-        if text_model not in TEXT_MODELS:
-            raise ValueError(f"Frozen layers support {', '.join(TEXT_MODELS)} text models, not {text_model!r}.")
         layers = self.model.language_model.layers
         self.config.frozen_layers = check_frozen_layers(frozen_layers, len(layers))
         for index, layer in enumerate(layers):
-            frozen = index in self.config.frozen_layers
-            _mix_in(layer, FrozenLayer, frozen)
-            _mix_in(layer.self_attn, FrozenAttention, frozen)
+            layer.frozen = index in self.config.frozen_layers
 
-    def shortv_report(self):
+    def shortv_report(self) -> dict:
         """What is frozen, and what the last forward pass skipped.
 
         Returns:
-            A dict: `frozen_layers`; `visual_tokens` in the last forward pass; `skipped_updates`, the token updates (one
-            per token and layer) that it did not compute; `total_updates`, those of the stock model. The last three
-            are 0 if nothing was there to freeze, as in every decoding step.
+            A dict: `frozen_layers`; `visual_tokens` in the last forward pass; `skipped_updates`, the token updates
+            (one per token and layer) that it did not compute; `total_updates`, those of the stock model. The last
+            three are 0 if nothing was there to freeze, as in every decoding step.
         """
         num_visual, num_rows, skipped = self._last_pass or (0, 0, {})
         return {
@@ -293,8 +310,10 @@ class ShortVMixin:
         visual = kwargs.pop("visual_mask", None)
         given = input_ids if input_ids is not None else inputs_embeds
         self._last_pass = None
-        # Decoding: one new token, and it is text, even if the model writes its own image token.
-        if given is None or given.shape[1] == 1 or not self.config.frozen_layers:
+        # Decoding: one new token without an image is text, even if the model writes its own image token.
+        has_image = kwargs.get("pixel_values") is not None or kwargs.get("mm_encoder_outputs")
+        decoding = given is not None and given.shape[1] == 1 and not has_image
+        if given is None or decoding or not self.config.frozen_layers:
             return args, kwargs
         if visual is None and input_ids is not None:
             visual = input_ids == self.config.image_token_id
@@ -303,14 +322,15 @@ class ShortVMixin:
             visual = (inputs_embeds == self.get_input_embeddings()(image_token)).all(-1)
             if not visual.any():
                 raise ValueError(
-                    "`inputs_embeds` holds no image placeholder: pass `visual_mask`, (batch, tokens) bool, True at visual "
-                    "tokens (all False for text only), so that the frozen layers know them."
+                    "`inputs_embeds` holds no image placeholder: pass `visual_mask`, (batch, tokens) bool, True at "
+                    "visual tokens (all False for text only), so that the frozen layers know them."
                 )
         elif visual.shape != given.shape[:2]:
             raise ValueError(f"`visual_mask` has shape {tuple(visual.shape)}; the input has {tuple(given.shape[:2])}.")
         mask = kwargs.get("attention_mask")
         is_padding_mask = isinstance(mask, torch.Tensor) and mask.shape == visual.shape
-        # Nothing ever reads what stands left of the first token. (Right of the last one, `generate` does.)
+        # Nothing reads what stands left of the first token, unless a loss makes padding predict that token. (Right of
+        # the last one, `generate` reads.)
         padding = mask.cumsum(1) == 0 if is_padding_mask else None
         text_rows = find_text_rows(visual.to(torch.bool), padding)
         if text_rows is not None:
@@ -319,27 +339,17 @@ class ShortVMixin:
         return args, kwargs
 
 
-@lru_cache(maxsize=None)
+@cache
 def _mixed_class(mixin, stock):
     # The class keeps its stock name: device maps, output capture and quantisers go by it.
-    return type(stock.__name__, (mixin, stock), {"__module__": stock.__module__, "_stock": stock})
+    return type(stock.__name__, (mixin, stock), {"__module__": stock.__module__})
 
 
-def _mix_in(module, mixin, wanted):
-    """Puts `mixin` in front of the module's class, or takes it away again."""
-    stock = getattr(type(module), "_stock", type(module))
-    module.__class__ = _mixed_class(mixin, stock) if wanted else stock
+def _mix_in(module, mixin):
+    """Puts `mixin` in front of the module's class."""
+    module.__class__ = _mixed_class(mixin, type(module))
 
 
 def _own_function(module, name):
     """A function from the transformers file that defines the module's class."""
     return getattr(sys.modules[type(module).__module__], name)
-
-
-def _with_signature(function, signature):
-    def forward(self, *args, **kwargs):
-        return function(self, *args, **kwargs)
-
-    forward.__doc__ = function.__doc__
-    forward.__signature__ = signature
-    return forward

@@ -147,7 +147,7 @@ class Pair:
 def load_pair(
     tiny_base: Callable[..., Path], shortv_folder: Callable[..., Path], photos: dict[str, Any]
 ) -> Callable[..., Pair]:
-    """``load_pair(model_type="llava", frozen_layers=(0, 2), **tiny_base's arguments)``: a fresh `Pair`, in eval mode."""
+    """``load_pair(model_type="llava", frozen_layers=(0, 2), **tiny_base's arguments)``: a fresh `Pair` to evaluate."""
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     def load(model_type: str = "llava", *, frozen_layers: Any = (0, 2), dtype: Any = None, **arguments: Any) -> Pair:
