@@ -173,7 +173,10 @@ def compare_memory(num_layers: int, image_size: int, arguments: argparse.Namespa
             command = [sys.executable, __file__, "--peak-of", str(folder), mode]
             for option in ("samples", "text_tokens", "max_batch_tokens", "threads"):
                 command += [f"--{option.replace('_', '-')}", str(getattr(arguments, option))]
-            output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            # Buffers of this size are below the moving threshold above which glibc returns freed memory, so that the
+            # peak would vary by chance; those of a real model are above its upper limit, 32 MiB.
+            environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
+            output = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
             row[f"{mode}_peak_bytes"] = int(output.splitlines()[-1])
     return row
 

@@ -7,10 +7,10 @@ repository only the names listed here are downloaded and carried on.
 from __future__ import annotations
 
 import copy
-import hashlib
 import os
 import re
 from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import ShortVError, one_line
 from .families import Family, family_of
 from .flops import LayerShape
+from .hashing import file_sha256
 from .recipe import BaseRecord, read_json
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ _README = "README.md"
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _SHARD = re.compile(r"[\w-][\w.-]*\.safetensors", re.ASCII)
+_LARGEST = 1 << 31  # no size in a config comes near it
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 # The files beside the weights that a user of the model needs, and those that its licence asks to keep.
@@ -117,19 +119,21 @@ class BaseModel:
         return _image_token_id(self.config)
 
     def record(self) -> BaseRecord:
-        """The pin of a recipe: sha256 and size of every file in `files` (reads all of them)."""
-        files = {}
-        for name in self.files:
-            digest, size = hashlib.sha256(), 0
-            with open(self.path / name, "rb") as file:
-                while chunk := file.read(1 << 20):
-                    digest.update(chunk)
-                    size += len(chunk)
-            files[name] = {"sha256": digest.hexdigest(), "size": size}
-        return BaseRecord(self.repo_id, self.revision, files)
+        """The pin of a recipe: sha256 and size of every file in `files` (reads all of them, large ones once)."""
+
+        def entry(name: str) -> dict[str, Any]:
+            path = self.path / name
+            return {"sha256": file_sha256(path, remembered=True), "size": path.stat().st_size}
+
+        # Hashing takes a core per file; more readers than this only wait for the disk.
+        with ThreadPoolExecutor(max_workers=4) as workers:
+            files = dict(zip(self.files, workers.map(entry, self.files), strict=True))
+        return BaseRecord(self.repo_id, self.revision, file_sha256(self.path / _CONFIG), files)
 
 
-def resolve_base(base: str | Path, *, revision: str | None = None, token: str | None = None) -> BaseModel:
+def resolve_base(
+    base: str | Path, *, revision: str | None = None, weights: bool = True, token: str | None = None
+) -> BaseModel:
     """Finds a base model, pins it and checks its files.
 
     A base on the Hub is refused for its config and its list of files before its weights are downloaded; with
@@ -138,6 +142,7 @@ def resolve_base(base: str | Path, *, revision: str | None = None, token: str | 
     Args:
         base: a Hub id or a local folder (a folder that exists comes first).
         revision: branch, tag or commit of a Hub repository; None is its main branch.
+        weights: fetch and check the weights too. Without them the result can be looked at, not loaded or packaged.
         token: Hub access token; None takes the one that is logged in.
 
     Raises:
@@ -149,12 +154,13 @@ def resolve_base(base: str | Path, *, revision: str | None = None, token: str | 
     if name and folder.is_dir():
         if revision is not None:
             raise ShortVError(f"{name} is a local folder, which has no revisions; leave the revision out.")
-        config, family, carried, weights = _inspect(name, folder, _files_in(folder))
-        _check_weights(name, folder, weights)
-        return BaseModel(name, None, None, folder, config, family, tuple(sorted({*carried, *weights})))
+        config, family, carried, shards = _inspect(name, folder, _files_in(folder))
+        if weights:
+            _check_weights(name, folder, shards)
+        return BaseModel(name, None, None, folder, config, family, tuple(sorted({*carried, *shards})))
     if isinstance(base, Path) or not name or name[0] in "./~" or folder.exists():
         raise ShortVError(f"there is no folder {name!r}; give a Hub id such as llava-hf/llava-1.5-7b-hf, or a folder.")
-    return _from_hub(name, revision, token)
+    return _from_hub(name, revision, weights, token)
 
 
 def load_base(
@@ -225,7 +231,7 @@ def hub_error(error: Exception, what: str) -> ShortVError:
     return ShortVError(f"{what} {reason}.")
 
 
-def _from_hub(name: str, revision: str | None, token: str | None) -> BaseModel:
+def _from_hub(name: str, revision: str | None, weights: bool, token: str | None) -> BaseModel:
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HFValidationError, HTTPError, OfflineModeIsEnabled
 
@@ -238,18 +244,20 @@ def _from_hub(name: str, revision: str | None, token: str | None) -> BaseModel:
             info = HfApi(token=token).model_info(name, revision=commit)
         except OfflineModeIsEnabled:
             repo_id, names = name, _files_in(path)
-            config, family, carried, weights = _inspect(name, path, names)
+            config, family, carried, shards = _inspect(name, path, names)
         else:
             # The canonical id: a renamed repository answers to its old name too.
             repo_id, names = info.id, {sibling.rfilename for sibling in info.siblings or ()}
             small = [file for file in names if file in (_CONFIG, _README, _INDEX) or _CARRIED.fullmatch(file)]
             snapshot_download(name, revision=commit, token=token, allow_patterns=small)
-            config, family, carried, weights = _inspect(name, path, names)
-            snapshot_download(name, revision=commit, token=token, allow_patterns=[*small, *weights])
+            config, family, carried, shards = _inspect(name, path, names)
+            if weights:
+                snapshot_download(name, revision=commit, token=token, allow_patterns=[*small, *shards])
     except (HTTPError, OSError, HFValidationError) as error:
         raise hub_error(error, what) from error
-    _check_weights(name, path, weights)
-    return BaseModel(name, repo_id, commit, path, config, family, tuple(sorted({*carried, *weights})))
+    if weights:
+        _check_weights(name, path, shards)
+    return BaseModel(name, repo_id, commit, path, config, family, tuple(sorted({*carried, *shards})))
 
 
 def _files_in(folder: Path) -> set[str]:
@@ -283,9 +291,9 @@ def _inspect(name: str, folder: Path, names: Collection[str]) -> tuple[dict[str,
             raise ShortVError(
                 f"{name} has no {kind} ({' or '.join(wanted)}); add the files of the model it was made from."
             )
-    for file in ("tokenizer_config.json", *_PROCESSORS):
+    for file in carried:
         # A package is loaded with trust_remote_code=True, and would then run what this entry names.
-        if file in carried and _has_key(read_json(folder / file), "auto_map"):
+        if file.endswith("config.json") and _values(read_json(folder / file), "auto_map"):
             raise ShortVError(
                 f"{name}: its {file} asks for code of its own (auto_map), which is never run or carried on."
             )
@@ -298,6 +306,7 @@ def _check_config(name: str, config: dict[str, Any]) -> Family:
         twin = _LLAVA_HF.get(name, "llava-hf/llava-1.5-7b-hf and its siblings")
         raise ShortVError(f"{name} is in the original LLaVA code's layout; use its transformers conversion: {twin}.")
     family = family_of(config, name)
+    _check_code(name, config)
     _image_token_id(config, name)
     base = BaseModel(name, None, None, Path(), config, family, ())
     try:
@@ -309,9 +318,23 @@ def _check_config(name: str, config: dict[str, Any]) -> Family:
     except (LookupError, TypeError, ArithmeticError) as error:
         raise ShortVError(f"{name}: its {_CONFIG} is not valid: {one_line(error)}") from error
     for what, size in sizes.items():
-        if type(size) is not int or size < 1:
+        if type(size) is not int or not 1 <= size <= _LARGEST:
             raise ShortVError(f"{name}: its {_CONFIG} gives {what} {size!r:.40}, which is not a positive integer.")
     return family
+
+
+def _check_code(name: str, config: dict[str, Any]) -> None:
+    """Refuses entries with which transformers would fetch code, or open other files than those that were checked."""
+    # At the top, `auto_map` is left out of packages: a base that transformers knows loads without it.
+    asks = bool(_values([*config.values()], "auto_map")) or "transformers_weights" in config
+    for key in ("attn_implementation", "_attn_implementation", "experts_implementation"):
+        # A name with a slash is a repository of kernels.
+        asks = asks or "/" in str(_values(config, key))
+    if asks:
+        raise ShortVError(
+            f"{name}: its {_CONFIG} asks for code or weights from elsewhere (auto_map, attn_implementation or "
+            "transformers_weights), which is never run or carried on."
+        )
 
 
 def _image_token_id(config: Mapping[str, Any], name: str = "the base") -> int:
@@ -402,15 +425,14 @@ def _check_link(name: str, folder: Path, file: str) -> None:
         raise ShortVError(f"{name}: {file} is a link out of its folder; put the file itself there.")
 
 
-def _has_key(value: Any, key: str) -> bool:
-    """Whether a JSON value has an object with this key, at any depth."""
-    pending = [value]
+def _values(value: Any, key: str) -> list[Any]:
+    """What a JSON value has under this key, at any depth."""
+    found, pending = [], [value]
     while pending:
         item = pending.pop()
         if isinstance(item, dict):
-            if key in item:
-                return True
+            found += [item[key]] if key in item else []
             pending.extend(item.values())
         elif isinstance(item, list):
             pending.extend(item)
-    return False
+    return found

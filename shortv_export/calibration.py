@@ -33,7 +33,7 @@ import hashlib
 import itertools
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -154,14 +154,22 @@ class Source:
 
 
 def load_calibration(
-    data: str | Path, *, num_samples: int = 40, seed: int = 0, token: str | None = None
+    data: str | Path,
+    *,
+    num_samples: int = 40,
+    seed: int = 0,
+    exclude: Collection[str] = (),
+    allow_fewer: bool = False,
+    token: str | None = None,
 ) -> Calibration:
     """Draws calibration samples.
 
     Args:
         data: ``"paper"``, or a data set as the module describes.
         num_samples: how many.
-        seed: of the draw. The same data, seed and number give the same samples.
+        seed: of the draw. The same data, seed and number give the same samples, and a larger number those and more.
+        exclude: digests of samples that are not to be drawn, as they serve for something else.
+        allow_fewer: where the data has fewer samples, take them all.
         token: Hub access token; None takes the one that is logged in.
 
     Raises:
@@ -179,7 +187,7 @@ def load_calibration(
     sources = []
     for text, share in shares:
         if share:
-            drawn, record = _draw(Source.parse(text), share, seed, token)
+            drawn, record = _draw(Source.parse(text), share, seed, frozenset(exclude), allow_fewer, token)
             samples += drawn
             sources.append(record)
     local = "repo_id" not in sources[0]
@@ -236,7 +244,9 @@ def encode(processor: ProcessorMixin, samples: Sequence[Sample]) -> BatchFeature
     )
 
 
-def _draw(source: Source, num_samples: int, seed: int, token: str | None) -> tuple[list[Sample], dict[str, Any]]:
+def _draw(
+    source: Source, num_samples: int, seed: int, exclude: Collection[str], allow_fewer: bool, token: str | None
+) -> tuple[list[Sample], dict[str, Any]]:
     """Samples of one data set, and the record of it."""
     revision = None if source.local else _pin(source, token)
     dataset, split = _open(source, source.config, revision, token)
@@ -251,13 +261,15 @@ def _draw(source: Source, num_samples: int, seed: int, token: str | None) -> tup
     shuffled = dataset.shuffle(seed=seed, buffer_size=_BUFFER_OF_IMAGES if carries_images else _BUFFER)
 
     limit = num_samples // 4
-    rows = itertools.islice(shuffled, num_samples + limit + 1)
+    rows = itertools.islice(shuffled, num_samples + limit + 1 + len(exclude))
     samples: list[Sample] = []
     skipped = 0
     try:
         for row in _with_images(rows, source, split, revision, token):
             try:
-                samples.append(_sample(row, source, token))
+                sample = _sample(row, source, token)
+                if sample.digest not in exclude:
+                    samples.append(sample)
             except (OSError, ValueError, SyntaxError) as error:  # what PIL raises over damaged files
                 skipped += 1
                 if skipped > limit:
@@ -271,9 +283,10 @@ def _draw(source: Source, num_samples: int, seed: int, token: str | None) -> tup
         raise
     except Exception as error:  # readers of many formats
         raise _unreadable(source, error) from error
-    if len(samples) < num_samples:
+    if not samples or (len(samples) < num_samples and not allow_fewer):
+        others = f" besides the {len(exclude)} that are set apart" if exclude else ""
         raise ShortVError(
-            f"{source.path} has {len(samples)} usable samples ({skipped} unreadable), fewer than the "
+            f"{source.path} has {len(samples)} usable samples{others} ({skipped} unreadable), fewer than the "
             f"{num_samples} asked for; ask for fewer (--num-samples), or give more data."
         )
     record = {
@@ -281,7 +294,7 @@ def _draw(source: Source, num_samples: int, seed: int, token: str | None) -> tup
         "config": source.config,
         "split": split,
         **{key: value for key in _RECORDED if (value := getattr(source, key)) is not None},
-        "num_samples": num_samples,
+        "num_samples": len(samples),
         "skipped": skipped,
     }
     return samples, record

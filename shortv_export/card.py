@@ -6,11 +6,13 @@ licence and its languages are taken over, each in the form that the Hub's metada
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from .base_model import BaseModel
 from .errors import ShortVError
@@ -28,7 +30,11 @@ _ARXIV = "2504.00502"
 _MAX_CARD_BYTES = 1 << 20
 _LICENSE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,63}")
 _LANGUAGE = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*|code|multilingual")
+_LINK = re.compile(r"https?://\S+|[\w-][\w.-]*", re.ASCII)  # on the web, or a file of the package
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+_COMMAND_WIDTH = 80  # what the Hub's page shows without scrolling
+_TEMPLATE = "model_card.md.jinja"
+_PAPER = "paper.json"
 
 # The figure has no background: these are dark enough for a white page and light enough for a dark one.
 _INK = "#7a828e"
@@ -75,8 +81,39 @@ def inherited_metadata(base: BaseModel, license: str | None = None) -> Inherited
     name, link = (_short_text(metadata.get(key)) for key in ("license_name", "license_link"))
     if link and base.repo_id and "://" not in link and link not in base.files:
         # A path into the base's repository, whose file the package does not carry.
-        link = f"https://huggingface.co/{base.repo_id}/blob/{base.revision}/{link.lstrip('/')}"
-    return Inherited(chosen, name, link, language)
+        link = f"https://huggingface.co/{base.repo_id}/blob/{base.revision}/{quote(link.lstrip('/'))}"
+    return Inherited(chosen, name, link if link and _LINK.fullmatch(link) else None, language)
+
+
+def recorded_metadata(record: dict[str, Any]) -> Inherited:
+    """What a recipe says that the card inherits.
+
+    Raises:
+        ShortVError: it is not what `inherited_metadata` gives.
+    """
+    try:
+        fields = {name: value for name, value in record.items() if name != "template"}
+        inherited = Inherited(**{**fields, "language": tuple(fields["language"])})
+        name, link = inherited.license_name, inherited.license_link
+        right = (
+            _LICENSE.fullmatch(inherited.license)
+            and all(_LANGUAGE.fullmatch(each) for each in inherited.language)
+            and (name is None or name == _short_text(name))
+            and (link is None or _LINK.fullmatch(link))
+        )
+    except (LookupError, TypeError):
+        right = False
+    if not right:
+        raise ShortVError("the recipe's card is not what this tool writes: its licence or languages are none.")
+    return inherited
+
+
+def template_sha256() -> str:
+    """The hash of what a card is rendered from, beside the recipe: the template and the paper's numbers."""
+    digest = hashlib.sha256()
+    for name in (_TEMPLATE, _PAPER):
+        digest.update((model_cards_dir() / name).read_bytes())
+    return digest.hexdigest()
 
 
 def render_card(base: BaseModel, recipe: Recipe, inherited: Inherited, *, tag: str, repo_id: str | None = None) -> str:
@@ -102,9 +139,9 @@ def render_card(base: BaseModel, recipe: Recipe, inherited: Inherited, *, tag: s
     )
     environment.filters["code"] = code_span
     unit, cost = _cost_table(base.layer_shape, recipe)
-    paper = read_json(model_cards_dir() / "paper.json")
+    paper = read_json(model_cards_dir() / _PAPER)
     preset = paper["models"].get(base.repo_id) if recipe.selection["method"] == "preset" else None
-    return environment.get_template("model_card.md.jinja").render(
+    return environment.get_template(_TEMPLATE).render(
         metadata=_metadata(base, recipe, inherited),
         title=f"{(base.repo_id or recipe.family).split('/')[-1]} · ShortV-{len(recipe.frozen_layers)}",
         repo_id=repo_id or UNNAMED,
@@ -238,23 +275,44 @@ def _calibration(recipe: Recipe) -> dict[str, Any]:
 
 def _commands(base: BaseModel, recipe: Recipe) -> list[str]:
     """The command lines that make this package again."""
-    import shlex
-
     source = [base.repo_id or "BASE", *(["--revision", base.revision] if base.revision else [])]
     package = ["shortv-export", "package", source[0], "OUT", *source[1:]]
+    package += ["--weights", "reference"] if recipe.weights == "reference" else []
     method, budget = recipe.selection["method"], recipe.selection["budget"]
     if method == "preset":
-        return [shlex.join([*package, "--preset", "paper"])]
+        return [_command([*package, "--preset", "paper"])]
     if method == "given":
-        return [shlex.join([*package, "--frozen-layers", ",".join(map(str, recipe.frozen_layers))])]
+        return [_command([*package, "--frozen-layers", ",".join(map(str, recipe.frozen_layers))])]
     calibration = _calibration(recipe)
     score = ["shortv-export", "score", *source]
     for key in ("data", "num_samples", "seed"):
         if calibration[key] is not None:
             score += [f"--{key.replace('_', '-')}", plain_line(calibration[key])]
-    options = {"num_frozen": "--num-frozen", "flops_ratio": "--flops-ratio"}
+    if recipe.scores and recipe.scores["divergence"] == "kl(ablated||original)":
+        score += ["--divergence", "reverse"]
+    options = {"num_frozen": "--num-frozen", "flops_ratio": "--flops-ratio", "max_kl": "--max-kl", "seed": "--seed"}
     chosen = [part for key, option in options.items() if key in budget for part in (option, str(budget[key]))]
-    return [shlex.join(score), shlex.join([*package, "--scores", "scores.json", *chosen])]
+    if method != "lc":
+        chosen += ["--method", plain_line(method)]
+    if held_out := recipe.selection["evidence"].get("held_out"):
+        data = held_out.get("data")
+        chosen += ["--data", "DATA" if data == "local files" else plain_line(data)]
+        chosen += ["--num-samples", plain_line(held_out.get("num_samples"))]
+    if method == "random":
+        return [_command([*package, *chosen])]
+    return [_command(score), _command([*package, "--scores", "scores.json", *chosen])]
+
+
+def _command(words: list[str]) -> str:
+    """A command line as one types it; a long one with an option per line, so that a page shows all of it."""
+    import shlex
+
+    line = shlex.join(words)
+    first = next((index for index, word in enumerate(words) if word.startswith("--")), len(words))
+    if len(line) <= _COMMAND_WIDTH:
+        return line
+    options = [shlex.join(words[index : index + 2]) for index in range(first, len(words), 2)]
+    return " \\\n  ".join([shlex.join(words[:first]), *options])
 
 
 def _cost_table(shape: LayerShape, recipe: Recipe) -> tuple[str, list[dict[str, Any]]]:

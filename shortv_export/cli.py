@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,8 +30,12 @@ Data = Annotated[
     str,
     typer.Option(help="Calibration data: 'paper', a Hub data set, or a folder with images and metadata.jsonl."),
 ]
-NumSamples = Annotated[int, typer.Option(min=1, help="Calibration samples.")]
-Seed = Annotated[int, typer.Option(help="Which samples are drawn.")]
+HeldOutData = Annotated[
+    str | None,
+    typer.Option(help="Data as in `score`, here also for --max-kl. Default: that of the scores, or else 'paper'."),
+]
+NumSamples = Annotated[int, typer.Option(min=1, help="Samples to measure on.")]
+Seed = Annotated[int, typer.Option(help="Of every draw: samples, held-out samples, --method random.")]
 Dtype = Annotated[str, typer.Option(help="Precision of the measurement: auto, float32, bfloat16 or float16.")]
 DeviceMap = Annotated[str | None, typer.Option(help="Placement by accelerate, such as 'auto' or 'cuda'.")]
 Stream = Annotated[
@@ -46,7 +50,16 @@ FlopsRatio = Annotated[
     float | None,
     typer.Option(help="Freeze as few layers as bring the prefill FLOPs down to this share of the base's."),
 ]
+MaxKl = Annotated[
+    float | None,
+    typer.Option(help="Freeze as many layers as keep KL(base || frozen), measured on held-out samples, at most this."),
+]
+Method = Annotated[str, typer.Option(help="'lc', or for comparison 'cosine' (of the hidden states) or 'random'.")]
 License = Annotated[str | None, typer.Option(help="Licence of the result, if the base's card names none.")]
+Weights = Annotated[
+    str,
+    typer.Option(help="'copy', or 'reference': publish no weights; the base's are loaded from its Hub repository."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 
@@ -67,6 +80,19 @@ def score(
     data: Data = "paper",
     num_samples: NumSamples = 40,
     seed: Seed = 0,
+    until_stable: Annotated[
+        bool, typer.Option("--until-stable", help="Add samples in rounds until the selected layers stop changing.")
+    ] = False,
+    max_samples: Annotated[int, typer.Option(min=1, help="With --until-stable: stop there in any case.")] = 160,
+    num_frozen: Annotated[
+        int | None, typer.Option(help="How many layers are to be selected. Default: 60 % of them.")
+    ] = None,
+    divergence: Annotated[
+        str, typer.Option(help="'forward': KL(original || ablated), as the paper defines it; or 'reverse'.")
+    ] = "forward",
+    max_batch_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens per call of a layer; less takes less memory. Default: 8192.")
+    ] = None,
     dtype: Dtype = "auto",
     device_map: DeviceMap = None,
     stream: Stream = False,
@@ -75,48 +101,100 @@ def score(
 ) -> None:
     """Measure each decoder layer's Layer Contribution."""
     from . import pipeline
+    from .selection import default_count
+    from .statistics import boundary, describe
 
-    with _progress("Scoring samples", quiet=as_json) as progress:
+    with _quiet_bars(as_json), _progress("Scoring samples", quiet=as_json) as progress:
         scores = pipeline.score(
             base,
             output,
             revision=revision,
             calibration=pipeline.CalibrationChoice(data, num_samples, seed),
+            until_stable=until_stable,
+            max_samples=max_samples,
+            num_frozen=num_frozen,
+            divergence=divergence,
+            max_batch_tokens=max_batch_tokens,
             dtype=dtype,
             device_map=device_map,
             stream=stream,
             progress=progress,
+            report=_silent if as_json else _print,
         )
+    count = num_frozen or default_count(len(scores.visual))
     if as_json:
-        return _print_json(asdict(scores))
+        found = boundary(scores, count)
+        return _print_json({**asdict(scores), "boundary": asdict(found) if found else None})
     ranking = sorted(range(len(scores.visual)), key=scores.visual.__getitem__)
     _print(f"Layer Contribution over {scores.num_samples} samples, written to {output}")
     _print(f"least needed layers first: {', '.join(map(str, ranking))}")
+    _print(f"of {count} frozen layers, {describe(scores, count)}")
 
 
 @app.command()
 def package(
-    base: Base,
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the package; must not exist or be empty.")],
+    base: Annotated[
+        str, typer.Argument(metavar="BASE", help="Base model: a Hub id or a folder. A recipe may do without.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Argument(metavar="OUT", help="Folder of the package; must not exist or be empty.", show_default=False),
+    ] = None,
     revision: Revision = None,
     scores: ScoresFile = None,
     preset: Preset = None,
     frozen_layers: FrozenLayers = None,
     num_frozen: NumFrozen = None,
     flops_ratio: FlopsRatio = None,
+    max_kl: MaxKl = None,
+    method: Method = "lc",
+    data: HeldOutData = None,
+    num_samples: NumSamples = 40,
+    seed: Seed = 0,
+    dtype: Dtype = "auto",
+    device_map: DeviceMap = None,
     license: License = None,
+    weights: Weights = "copy",
+    recipe: Annotated[
+        Path | None, typer.Option(help="Build the package of this shortv.json again, byte for byte: [BASE] OUT.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Make the folder that gets published: weights, frozen-layer list, code and card."""
     from . import pipeline
 
-    choice = pipeline.Choice(scores, preset, frozen_layers, num_frozen, flops_ratio)
-    recipe = pipeline.package(base, out, choice, revision=revision, license=license)
+    choice = pipeline.Choice(scores, preset, frozen_layers, num_frozen, flops_ratio, max_kl, method, seed)
+    calibration = pipeline.CalibrationChoice(data, num_samples, seed)
+    if recipe is not None:
+        others = (choice, calibration, revision, license, weights, dtype, device_map)
+        if others != (pipeline.Choice(), pipeline.CalibrationChoice(), None, None, "copy", "auto", None):
+            raise typer.BadParameter("it decides everything; leave the other options out.", param_hint="'--recipe'")
+        given, out = (None, Path(base)) if out is None else (base, out)
+        with _quiet_bars(as_json):
+            made = pipeline.rebuild(recipe, out, base=given)
+    elif out is None:
+        raise typer.BadParameter("missing; name the folder of the package.", param_hint="'OUT'")
+    else:
+        with _quiet_bars(as_json):
+            made = pipeline.package(
+                base,
+                out,
+                choice,
+                revision=revision,
+                license=license,
+                weights=weights,
+                calibration=calibration,
+                dtype=dtype,
+                device_map=device_map,
+                report=_silent if as_json else _print,
+            )
     if as_json:
-        return _print_json({"package": str(out), **recipe.to_dict()})
-    frozen = ", ".join(map(str, recipe.frozen_layers))
-    _print(f"{out}: {len(recipe.frozen_layers)} of {recipe.num_layers} layers frozen ({frozen})")
-    _print(f"FLOPs ratio {recipe.cost['flops_ratio']:.3f}; next: shortv-export verify {out}")
+        return _print_json({"package": str(out), **made.to_dict()})
+    frozen = ", ".join(map(str, made.frozen_layers))
+    _print(f"{out}: {len(made.frozen_layers)} of {made.num_layers} layers frozen ({frozen})")
+    if line := pipeline.boundary_line(made):
+        _print(line)
+    _print(f"FLOPs ratio {made.cost['flops_ratio']:.3f}; next: shortv-export verify {out}")
 
 
 @app.command()
@@ -128,7 +206,8 @@ def verify(
     """Load a package in a fresh process and compare it with its definition."""
     from . import verify as verification
 
-    result = verification.verify(package, revision=revision)
+    with _quiet_bars(as_json):
+        result = verification.verify(package, revision=revision, report=_silent if as_json else _print)
     if as_json:
         _print_json({"passed": result.passed, "checks": [asdict(check) for check in result.checks]})
     else:
@@ -154,10 +233,11 @@ def push(
         bool, typer.Option("--overwrite", help="Publish into a repository that this tool did not make.")
     ] = False,
     commit_message: Annotated[str | None, typer.Option(help="Message of the commit.")] = None,
+    tag: Annotated[str | None, typer.Option(help="A second tag, such as v1, beside the recipe's own.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and change nothing.")] = False,
     out: Annotated[Path | None, typer.Option(help="From a BASE: folder of the package. Default: ./NAME.")] = None,
     revision: Revision = None,
-    data: Data = "paper",
+    data: HeldOutData = None,
     num_samples: NumSamples = 40,
     seed: Seed = 0,
     dtype: Dtype = "auto",
@@ -168,13 +248,17 @@ def push(
     frozen_layers: FrozenLayers = None,
     num_frozen: NumFrozen = None,
     flops_ratio: FlopsRatio = None,
+    max_kl: MaxKl = None,
+    method: Method = "lc",
     license: License = None,
+    weights: Weights = "copy",
     as_json: AsJson = False,
 ) -> None:
     """Publish a package on the Hub in one commit; from a base model, run every step before."""
     from . import pipeline
+    from .hub import Push
 
-    with _progress("Scoring samples", quiet=as_json) as progress:
+    with _quiet_bars(as_json), _progress("Scoring samples", quiet=as_json) as progress:
         result = pipeline.push(
             source,
             repo_id,
@@ -183,20 +267,24 @@ def push(
             revision=branch,
             overwrite=overwrite,
             commit_message=commit_message,
+            tag=tag,
             dry_run=dry_run,
             out=out,
             base_revision=revision,
-            choice=pipeline.Choice(scores, preset, frozen_layers, num_frozen, flops_ratio),
+            choice=pipeline.Choice(scores, preset, frozen_layers, num_frozen, flops_ratio, max_kl, method, seed),
             calibration=pipeline.CalibrationChoice(data, num_samples, seed),
             dtype=dtype,
             device_map=device_map,
             stream=stream,
             license=license,
+            weights=weights,
             progress=progress,
-            report=(lambda line: None) if as_json else _print,
+            report=_silent if as_json else _print,
         )
     if as_json:
         _print_json(asdict(result))
+    elif isinstance(result, Push) and not dry_run and not create_pr:
+        _print(f"\nload it with\n\n{result.snippet}")
 
 
 @app.command()
@@ -243,12 +331,28 @@ def _progress(title: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
             bar.start()
             bar.add_task(title)
         bar.update(bar.task_ids[0], completed=done, total=total)
+        if done == total:
+            bar.stop()  # other bars come after it, or this one's next round
+            bar.remove_task(bar.task_ids[0])
 
     try:
         yield update
     finally:
         if bar.task_ids:
             bar.stop()
+
+
+@contextmanager
+def _quiet_bars(quiet: bool) -> Iterator[None]:
+    """Whether hashing, downloads and uploads show their bars, in bytes, which are huggingface_hub's."""
+    from huggingface_hub.utils import disable_progress_bars
+
+    with disable_progress_bars() if quiet else nullcontext():
+        yield
+
+
+def _silent(text: str) -> None:
+    pass
 
 
 def _print(text: str) -> None:

@@ -50,14 +50,17 @@ STREAM_STATE_BYTES = 4 * 1024**3
 
 @dataclass(frozen=True)
 class LayerContributions:
-    """Layer Contributions of each sample, in nats.
+    """Layer Contributions of each sample, in nats; all ``(samples, layers)`` float64 on the CPU.
 
     Attributes:
-        visual, text: of the visual and of the text tokens; ``(samples, layers)`` float64 on the CPU.
+        visual, text: of the visual and of the text tokens.
+        visual_cosine_distance: 1 - cosine similarity of a visual token's hidden state before and after the layer,
+            mean over the visual tokens; what the paper compares LC with.
     """
 
     visual: Tensor
     text: Tensor
+    visual_cosine_distance: Tensor
 
 
 def layer_contributions(
@@ -68,7 +71,7 @@ def layer_contributions(
     divergence: str = FORWARD,
     max_batch_tokens: int = MAX_BATCH_TOKENS,
     max_state_bytes: int = 0,
-    on_sample: Callable[[Tensor, Tensor], None] | None = None,
+    on_sample: Callable[[Tensor], None] | None = None,
 ) -> LayerContributions:
     """Measures the Layer Contribution of every decoder layer, for visual and for text tokens.
 
@@ -83,7 +86,8 @@ def layer_contributions(
         max_batch_tokens: tokens per layer call; at least one state passes at a time, however long it is.
         max_state_bytes: how much memory the states of the batches that pass a layer together may take. Zero:
             batches go one by one, which costs nothing while the layers stay in memory.
-        on_sample: called with the visual and text LC of each finished sample, ``(layers,)`` each, in order.
+        on_sample: called with each finished sample's visual LC, text LC and visual cosine distance, ``(3, layers)``,
+            in order.
 
     Raises:
         ShortVError: a sample without visual tokens, with one at the last prompt position, or padded on the
@@ -94,8 +98,7 @@ def layer_contributions(
     if model.training:
         raise ShortVError("the model is in training mode; call model.eval() first.")
     decoder: Iterable[nn.Module] = _text_model(model).layers if layers is None else layers
-    visual: list[Tensor] = []
-    text: list[Tensor] = []
+    finished: list[Tensor] = []
     with torch.inference_mode(), _memory_errors(max_batch_tokens):
         batches = (_Batch.prepare(model, batch_inputs, number) for number, batch_inputs in enumerate(inputs, start=1))
         for group in _groups(batches, max_state_bytes):
@@ -103,14 +106,13 @@ def layer_contributions(
                 for batch in group:
                     batch.advance(index, layer, max_batch_tokens)
             for batch in group:
-                for sample_visual, sample_text in zip(*batch.contributions(model, divergence), strict=True):
-                    visual.append(sample_visual)
-                    text.append(sample_text)
+                for sample in batch.contributions(model, divergence):
+                    finished.append(sample)
                     if on_sample is not None:
-                        on_sample(sample_visual, sample_text)
-    if not visual:
+                        on_sample(sample)
+    if not finished:
         raise ShortVError("there are no samples to measure on.")
-    return LayerContributions(torch.stack(visual), torch.stack(text))
+    return LayerContributions(*torch.stack(finished, dim=1))
 
 
 class _Batch:
@@ -124,6 +126,7 @@ class _Batch:
             of layer 0, those of layer 1, and so on. The last layer's need no place, as no layer follows.
         outcome: after the last layer, ``(2L, samples, hidden)`` at the last prompt position: of all states in
             their order, then of the last layer's text ablation.
+        cosine_distances: of the original visual states over each layer so far, ``(samples,)`` each.
     """
 
     def __init__(self, number: int, embeddings: Tensor, visual: Tensor, calls: list[dict[str, Any]]) -> None:
@@ -133,6 +136,7 @@ class _Batch:
         self.states = embeddings.new_empty(2 * len(calls) - 1, *embeddings.shape)
         self.states[0] = embeddings
         self.outcome = embeddings[:0]
+        self.cosine_distances: list[Tensor] = []
 
     @classmethod
     def prepare(cls, model: PreTrainedModel, inputs: Mapping[str, Tensor], number: int) -> _Batch:
@@ -170,11 +174,15 @@ class _Batch:
             rows = [_last_row(layer, part.flatten(0, 1), self._call(index, part)) for part in parts]
             # Text frozen in this layer: its last prompt position leaves as it entered.
             self.outcome = torch.cat([*rows, before[:, -1]]).view(-1, samples, before.shape[-1])
+            # Only the cosine distance asks what the last layer does to the visual tokens.
+            after = layer(before, **self._call(index, self.states[:1]))
+            self.cosine_distances.append(_cosine_distance(before, after, self.visual))
             del self.states
             return
         for part in parts:
             part.copy_(layer(part.flatten(0, 1), **self._call(index, part)).view_as(part))
         visual, after = self.visual[..., None], self.states[0]
+        self.cosine_distances.append(_cosine_distance(before, after, self.visual))
         torch.where(visual, before, after, out=self.states[1 + 2 * index])
         torch.where(visual, after, before, out=self.states[2 + 2 * index])
 
@@ -191,8 +199,8 @@ class _Batch:
 
         return {name: repeated(value) for name, value in self.calls[index].items()}
 
-    def contributions(self, model: PreTrainedModel, divergence: str) -> tuple[Tensor, Tensor]:
-        """Visual and text LC after the last layer, each ``(samples, layers)`` float64 on the CPU."""
+    def contributions(self, model: PreTrainedModel, divergence: str) -> Tensor:
+        """After the last layer: visual LC, text LC and visual cosine distance, ``(samples, 3, layers)`` float64."""
         head: Any = model.get_output_embeddings()
         logits = head(_text_model(model).norm(self.outcome))
         # In float64, because a small divergence is a sum of differences that nearly cancel.
@@ -206,7 +214,19 @@ class _Batch:
         # The last layer's visual LC is 0 by definition: nothing reads the visual states after it.
         visual = torch.cat([values[:-1:2], torch.zeros_like(values[:1])])
         text = torch.cat([values[1::2], values[-1:]])
-        return visual.T, text.T
+        cosine_distance = torch.stack([distance.cpu().double() for distance in self.cosine_distances])
+        return torch.stack([visual, text, cosine_distance]).permute(2, 0, 1)
+
+
+def _cosine_distance(before: Tensor, after: Tensor, visual: Tensor) -> Tensor:
+    """1 - cosine similarity of the visual tokens' states, mean per sample: ``(samples,)`` float32.
+
+    Args:
+        before, after: ``(samples, tokens, hidden)``.
+        visual: ``(samples, tokens)`` bool.
+    """
+    distance = 1 - nn.functional.cosine_similarity(before.float(), after.float(), dim=-1)
+    return distance.where(visual, 0).sum(1) / visual.sum(1)
 
 
 def _text_model(model: PreTrainedModel) -> Any:
@@ -409,6 +429,7 @@ def score(
     divergence: str = FORWARD,
     max_batch_tokens: int = MAX_BATCH_TOKENS,
     output: Path | None = None,
+    write: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> Scores:
     """Measures a base's Layer Contributions: means over the calibration samples, and standard errors.
@@ -425,6 +446,8 @@ def score(
         divergence, max_batch_tokens: see `layer_contributions`.
         output: where to save the scores. Finished samples are kept beside it until then
             (``<output>.partial.jsonl``), and a run that was interrupted goes on from there.
+        write: False leaves the finished samples there and writes no scores, for a call with more samples to come
+            (see `write_scores`).
         progress: called with how many of this process's samples are done, and how many it has.
 
     Raises:
@@ -463,9 +486,9 @@ def score(
         queue = iter(missing)
         left = len(missing)
 
-        def on_sample(visual: Tensor, text: Tensor) -> None:
+        def on_sample(values: Tensor) -> None:
             nonlocal left
-            finished.add(next(queue).digest, visual, text)
+            finished.add(next(queue).digest, values)
             left -= 1
             if progress is not None:
                 progress(len(samples) - left, len(samples))
@@ -481,23 +504,39 @@ def score(
         )
 
     # Every process fills in its own samples; adding zeros is exact, so the sum is what one process has.
-    values = torch.zeros(len(calibration.samples), 2, base.num_layers, dtype=torch.float64)
+    values = torch.zeros(len(calibration.samples), 3, base.num_layers, dtype=torch.float64)
     for number, sample in zip(numbers, samples, strict=True):
         values[number] = finished[sample.digest]
     if process.num_processes > 1:
         values = reduce(values.to(device), "sum").cpu()
     scores = _summary(values, base, calibration, divergence)
-    if output is not None:
-        if process.is_main_process:
-            scores.save(output)
-        process.wait_for_everyone()
-        finished.remove()
+    if output is not None and write:
+        write_scores(scores, output)
     return scores
 
 
+def write_scores(scores: Scores, output: Path) -> None:
+    """Saves the scores that all processes have, and removes the finished samples beside them.
+
+    Those of an earlier run with more processes, too.
+    """
+    from accelerate import PartialState
+
+    process = PartialState()
+    if process.is_main_process:
+        scores.save(output)
+    process.wait_for_everyone()
+    for path in _finished_files(output):
+        path.unlink(missing_ok=True)
+
+
+def _finished_files(output: Path) -> list[Path]:
+    return sorted(output.parent.glob(f"{glob.escape(output.name)}.partial*.jsonl"))
+
+
 def _summary(values: Tensor, base: BaseModel, calibration: Calibration, divergence: str) -> Scores:
-    """The scores of samples whose LC are ``(samples, 2, layers)``: visual and text."""
-    visual, text = values.unbind(1)
+    """The scores of samples whose ``(samples, 3, layers)`` are visual LC, text LC and visual cosine distance."""
+    visual, text, cosine_distance = values.unbind(1)
     num_samples = len(values)
     error = visual.std(0) / num_samples**0.5 if num_samples > 1 else torch.zeros_like(visual[0])
     return Scores(
@@ -505,6 +544,8 @@ def _summary(values: Tensor, base: BaseModel, calibration: Calibration, divergen
         text=tuple(text.mean(0).tolist()),
         visual_standard_error=tuple(error.tolist()),
         num_samples=num_samples,
+        visual_samples=tuple(map(tuple, visual.tolist())),
+        visual_cosine_distance=tuple(cosine_distance.mean(0).tolist()),
         divergence=divergence,
         calibration=calibration.record,
         base={"repo_id": base.repo_id, "revision": base.revision},
@@ -532,6 +573,8 @@ class _FinishedSamples:
         process: number of this process.
     """
 
+    NAMES = ("visual", "text", "visual_cosine_distance")
+
     def __init__(self, output: Path | None, settings: str, process: int) -> None:
         self.settings = settings
         self.values: dict[str, Tensor] = {}
@@ -539,8 +582,7 @@ class _FinishedSamples:
         if output is None:
             return
         self.path = output.with_name(f"{output.name}.partial{f'-{process}' if process else ''}.jsonl")
-        self.pattern = f"{glob.escape(output.name)}.partial*.jsonl"
-        for path in sorted(output.parent.glob(self.pattern)):
+        for path in _finished_files(output):
             for line in path.read_text(encoding="utf-8").splitlines():
                 self._read(line)
 
@@ -550,30 +592,25 @@ class _FinishedSamples:
         except ValueError:  # the line that an interrupted run was writing
             return
         if record.get("settings") == self.settings:
-            self.values[record["sample"]] = torch.tensor([record["visual"], record["text"]], dtype=torch.float64)
+            self.values[record["sample"]] = torch.tensor([record[name] for name in self.NAMES], dtype=torch.float64)
 
     def __contains__(self, digest: str) -> bool:
         return digest in self.values
 
     def __getitem__(self, digest: str) -> Tensor:
-        """Visual and text LC of a sample, ``(2, layers)`` float64."""
+        """Visual LC, text LC and visual cosine distance of a sample, ``(3, layers)`` float64."""
         return self.values[digest]
 
-    def add(self, digest: str, visual: Tensor, text: Tensor) -> None:
+    def add(self, digest: str, values: Tensor) -> None:
         """Keeps a sample.
 
         Raises:
             ShortVError: it cannot be written.
         """
-        self.values[digest] = torch.stack([visual, text])
+        self.values[digest] = values
         if self.path is None:
             return
-        record = {
-            "settings": self.settings,
-            "sample": digest,
-            "visual": visual.tolist(),
-            "text": text.tolist(),
-        }
+        record = {"settings": self.settings, "sample": digest, **dict(zip(self.NAMES, values.tolist(), strict=True))}
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
@@ -581,9 +618,3 @@ class _FinishedSamples:
                 file.write(f"\n{json.dumps(record)}\n")
         except OSError as error:
             raise ShortVError(f"cannot write {self.path}: {error.strerror}.") from None
-
-    def remove(self) -> None:
-        """Removes the files of all processes, also those of an earlier run with more of them."""
-        if self.path is not None:
-            for path in self.path.parent.glob(self.pattern):
-                path.unlink(missing_ok=True)

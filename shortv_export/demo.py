@@ -58,6 +58,7 @@ def run_demo(
         os.environ.update(hub.env(), **quiet, HF_HOME=str((output / "hf-home").resolve()))
 
         from . import pipeline
+        from .hub import push_package
         from .tiny import build_tiny_llava
         from .verify import verify
 
@@ -91,7 +92,7 @@ def run_demo(
         verification.raise_if_failed()
         step("verify", f"{len(verification.checks)} checks passed in a fresh process")
 
-        push = pipeline.push(str(output / "package"), REPO_ID)
+        push = push_package(output / "package", REPO_ID)
         step("publish", f"{push.url}: one commit, tagged {push.tag}")
 
         answer = _load_as_a_stranger(hub, push.tag, photos / "astronaut.png", output)

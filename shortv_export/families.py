@@ -33,7 +33,7 @@ class Family:
         model_type: the base's ``config.json`` model type.
         base_class: its generative class in transformers.
         config_class, model_class: the remote-code classes of the package.
-        code: the files of ``modeling/`` that a package carries.
+        code: the files of ``modeling/`` that a package carries: configuration and model first.
         tiles: into how many tiles a picture is cut in the paper's cost model (an overview and 2 x 2 details).
     """
 
@@ -57,7 +57,12 @@ class Family:
         return {"AutoConfig": f"{configuration}.{self.config_class}", **models}
 
 
-_LLAVA_CODE = ("configuration_shortv_llava.py", "modeling_shortv_llava.py", "shortv_layers.py")
+_LLAVA_CODE = (
+    "configuration_shortv_llava.py",
+    "modeling_shortv_llava.py",
+    "shortv_layers.py",
+    "shortv_weights.py",
+)
 
 FAMILIES: dict[str, Family] = {
     family.model_type: family

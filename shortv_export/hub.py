@@ -7,16 +7,20 @@ a push is named after the recipe's hash, so that the card can say which revision
 from __future__ import annotations
 
 import hashlib
+import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .card import CARD_NAME, UNNAMED
+from .base_model import BaseModel
+from .card import CARD_NAME, FIGURE_NAME, UNNAMED
 from .errors import ShortVError, one_line
-from .package import expected_files, inspect_package, recipe_tag
-from .recipe import RECIPE_NAME, Recipe
+from .hashing import file_sha256
+from .package import CONFIG_NAME, WEIGHT_FILES, expected_files, inspect_package, recipe_tag
+from .recipe import RECIPE_NAME, Recipe, Selection
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -29,6 +33,7 @@ _DELAYS: tuple[float, ...] = (1, 2, 4, 8, 16)
 _TRANSIENT = {408, 429, 500, 502, 503, 504}
 _NO_WRITING = {403: "the token may not write to this repository"}
 _CHUNK = 1 << 20
+_TAG = re.compile(r"\w[\w.+-]*", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,7 @@ class Push:
         url: of the repository, or of the pull request.
         commit: that holds the package; None for a dry run that would make one.
         tag: that pins it; for a pull request, the one it gets when it is pushed again after the merge.
+        named_tag: the second tag that was asked for.
         changed: whether a commit is needed; a re-run finds nothing to do.
         added, deleted: names of the files in the commit.
         uploaded_bytes: size of the added files that this machine sends.
@@ -52,6 +58,7 @@ class Push:
     url: str
     commit: str | None
     tag: str
+    named_tag: str | None
     changed: bool
     added: tuple[str, ...]
     deleted: tuple[str, ...]
@@ -64,7 +71,7 @@ class Push:
     def summary(self) -> str:
         """The push in one line."""
         if not self.changed:
-            return f"{self.url} holds this package already, at {self.tag}: no commit"
+            return f"{self.url} holds this package already, at {self._tags}: no commit"
         counts = f"{len(self.added)} files, {self.uploaded_bytes:,} bytes uploaded"
         if self.copied_bytes:
             counts += f", {self.copied_bytes:,} bytes copied on the Hub"
@@ -73,8 +80,24 @@ class Push:
         if self.not_copied:
             counts += f" (the Hub did not copy the weights: {self.not_copied})"
         if self.dry_run:
-            return f"would push to {self.url} in one commit, tagged {self.tag}: {counts}"
-        return f"pushed to {self.url} in one commit, {self.commit}, tagged {self.tag}: {counts}"
+            return f"would push to {self.url} in one commit, tagged {self._tags}: {counts}"
+        return f"pushed to {self.url} in one commit, {self.commit}, tagged {self._tags}: {counts}"
+
+    @property
+    def snippet(self) -> str:
+        """The code that loads exactly this model."""
+        return (
+            "from transformers import AutoModel, AutoProcessor\n"
+            "\n"
+            f'model_id, revision = "{self.repo_id}", "{self.tag}"\n'
+            "processor = AutoProcessor.from_pretrained(model_id, revision=revision, trust_remote_code=True)\n"
+            "model = AutoModel.from_pretrained(model_id, revision=revision, trust_remote_code=True, "
+            'dtype="auto", device_map="auto")'
+        )
+
+    @property
+    def _tags(self) -> str:
+        return f"{self.tag} and {self.named_tag}" if self.named_tag else self.tag
 
 
 @dataclass(frozen=True)
@@ -90,7 +113,7 @@ class _Target:
         new_branch: `branch` has to be made.
         head: the commit to build on; None if the repository does not exist.
         files: the tree at `head`.
-        tags: name to commit.
+        tags, heads: of the repository: name to commit.
     """
 
     api: HfApi
@@ -102,6 +125,7 @@ class _Target:
     head: str | None
     files: dict[str, RepoFile]
     tags: dict[str, str]
+    heads: dict[str, str]
 
 
 def preflight(
@@ -111,16 +135,18 @@ def preflight(
     create_pr: bool = False,
     revision: str | None = None,
     overwrite: bool = False,
+    tag: str | None = None,
     token: str | None = None,
 ) -> None:
     """Whether a push could go through, as far as one can tell without a package; changes nothing.
 
     Args:
-        repo_id, private, create_pr, revision, overwrite, token: as in `push_package`.
+        repo_id, private, create_pr, revision, overwrite, tag, token: as in `push_package`.
 
     Raises:
         ShortVError: it could not, and why.
     """
+    _check_tag_name(tag, create_pr)
     _look(repo_id, private=private, create_pr=create_pr, revision=revision, overwrite=overwrite, token=token)
 
 
@@ -134,6 +160,7 @@ def push_package(
     overwrite: bool = False,
     dry_run: bool = False,
     commit_message: str | None = None,
+    tag: str | None = None,
     token: str | None = None,
 ) -> Push:
     """Publishes a package: one commit, then its tag. Nothing is committed if the repository holds it already.
@@ -150,12 +177,14 @@ def push_package(
         overwrite: replace what is in a repository that this tool did not publish.
         dry_run: only tell what would be done.
         commit_message: the default names the frozen layers.
+        tag: a second tag beside the recipe's, with a name for people, such as ``"v1"``. Tags are never moved.
         token: the default is the one that is logged in.
 
     Raises:
         ShortVError: the package is damaged; the token, the repository or the network does not allow it;
             somebody else changed the repository meanwhile.
     """
+    _check_tag_name(tag, create_pr)
     package = Path(package)
     for check in inspect_package(package, weights=False):
         if not check.passed:
@@ -173,8 +202,12 @@ def push_package(
         message=commit_message or f"ShortV: freeze visual tokens in {len(recipe.frozen_layers)} layers",
         create_pr=create_pr,
     )
-    tag = recipe_tag(package)
-    _check_tag(target, tag, content)
+    recipes_tag = recipe_tag(package)
+    _check_tag(target, recipes_tag, content)
+    if tag in target.heads:
+        raise ShortVError(f"{target.repo_id} has a branch {tag}; choose another --tag.")
+    if tag in target.tags and (plan.changed or target.tags[tag] != target.head):
+        raise ShortVError(f"{target.repo_id} has a tag {tag} on another commit; choose another --tag.")
 
     commit, url = target.head, f"{target.api.endpoint}/{target.repo_id}"
     if not dry_run:
@@ -184,16 +217,16 @@ def push_package(
             if different := plan.differences(_tree(target.api, target.repo_id, commit)):
                 names = ", ".join(different)
                 raise ShortVError(f"{target.repo_id} at {commit} differs from the package: {names}; push again.")
-        if tag not in target.tags and not create_pr:
-            _retry(
-                lambda: target.api.create_tag(target.repo_id, tag=tag, revision=commit, exist_ok=True),
-                f"the tag {tag}",
-            )
+        for name in (recipes_tag, tag):
+            if name and name not in target.tags and not create_pr:
+                create_tag = partial(target.api.create_tag, target.repo_id, tag=name, revision=commit, exist_ok=True)
+                _retry(create_tag, f"the tag {name}")
     return Push(
         repo_id=target.repo_id,
         url=url,
         commit=None if dry_run and plan.changed else commit,
-        tag=tag,
+        tag=recipes_tag,
+        named_tag=tag,
         changed=plan.changed,
         added=plan.added,
         deleted=plan.deleted,
@@ -201,6 +234,100 @@ def push_package(
         copied_bytes=sum(content[name].size for name in plan.copied),
         not_copied=plan.not_copied,
         dry_run=dry_run,
+    )
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a push of a base would do, as far as one can tell without its package.
+
+    Attributes:
+        repo_id: with its namespace.
+        url: of the repository.
+        exists: whether it is there yet.
+        frozen_layers: None if they are to be measured first.
+        copied: names of the base's files that the Hub copies from the base's repository.
+        uploaded: names of those that this machine sends.
+        made: names of the files that this tool writes; small, but of unknown size.
+        copied_bytes, uploaded_bytes: size of `copied` and `uploaded`.
+        dry_run: True.
+    """
+
+    repo_id: str
+    url: str
+    exists: bool
+    frozen_layers: tuple[int, ...] | None
+    copied: tuple[str, ...]
+    uploaded: tuple[str, ...]
+    made: tuple[str, ...]
+    copied_bytes: int
+    uploaded_bytes: int
+    dry_run: bool = True
+
+    @property
+    def summary(self) -> str:
+        """The forecast in one line."""
+        if self.frozen_layers is None:
+            layers = "after measuring which layers to freeze"
+        else:
+            layers = f"with layers {', '.join(map(str, self.frozen_layers))} frozen"
+        return (
+            f"would push to {self.url}{'' if self.exists else ', a new repository,'} in one commit, {layers}: "
+            f"{len(self.copied)} files of the base copied on the Hub ({self.copied_bytes:,} bytes), "
+            f"{len(self.uploaded)} uploaded ({self.uploaded_bytes:,} bytes), "
+            f"and {len(self.made)} made here ({', '.join(self.made)})"
+        )
+
+
+def forecast_push(
+    base: BaseModel,
+    repo_id: str,
+    *,
+    selection: Selection | None = None,
+    weights: str = "copy",
+    private: bool = False,
+    create_pr: bool = False,
+    revision: str | None = None,
+    overwrite: bool = False,
+    tag: str | None = None,
+    token: str | None = None,
+) -> Forecast:
+    """What `push_package` would do with a package of this base; changes nothing, and needs no weights here.
+
+    Args:
+        base: as `resolve_base` returns it, with or without weights.
+        selection: which layers are frozen, if that is known yet.
+        weights: ``"copy"``, or ``"reference"`` for a package without them.
+        repo_id, private, create_pr, revision, overwrite, tag, token: as in `push_package`.
+
+    Raises:
+        ShortVError: the push could not go through, as far as one can tell.
+    """
+    _check_tag_name(tag, create_pr)
+    target = _look(repo_id, private=private, create_pr=create_pr, revision=revision, overwrite=overwrite, token=token)
+    carried = [name for name in base.files if weights == "copy" or not name.endswith(WEIGHT_FILES)]
+    remote = _files_of_base(target.api, base.repo_id, base.revision, carried)
+    pending = [name for name in carried if name not in remote or not _same(remote[name], target.files.get(name))]
+    copied = tuple(name for name in pending if name in remote and _can_be_copied(remote[name]))
+    uploaded = tuple(name for name in pending if name not in copied)
+    sizes = {name: file.size for name, file in remote.items()}
+    if not base.repo_id:
+        sizes = {name: (base.path / name).stat().st_size for name in carried}
+    if missing := [name for name in carried if name not in sizes]:
+        raise ShortVError(f"{base.name} could not be asked for the size of {missing[0]}; try again.")
+    made = {*base.family.code, CONFIG_NAME, RECIPE_NAME, CARD_NAME}
+    if selection is None or selection.method in ("lc", "cosine"):
+        made.add(FIGURE_NAME)
+    return Forecast(
+        repo_id=target.repo_id,
+        url=f"{target.api.endpoint}/{target.repo_id}",
+        exists=target.exists,
+        frozen_layers=selection.frozen_layers if selection else None,
+        copied=copied,
+        uploaded=uploaded,
+        made=tuple(sorted(made)),
+        copied_bytes=sum(sizes[name] for name in copied),
+        uploaded_bytes=sum(sizes[name] for name in uploaded),
     )
 
 
@@ -290,7 +417,10 @@ class _Plan:
                     )
                 )
                 continue
-            addition = CommitOperationAdd(name, self.content[name].source)
+            source = self.content[name].source
+            addition = CommitOperationAdd(name, source)
+            if isinstance(source, Path):  # the client would read it again for each try
+                addition.upload_info.sha256 = bytes.fromhex(file_sha256(source, remembered=True))
             if addition.upload_info.sha256.hex() != self.content[name].sha256:
                 raise ShortVError(f"{name} is damaged: its sha256 is not the recipe's; package the base again.")
             operations.append(addition)
@@ -314,20 +444,35 @@ def _content(package: Path, recipe: Recipe, repo_id: str) -> dict[str, _File]:
 
 
 def _copyable(api: HfApi, recipe: Recipe, content: Mapping[str, _File], added: tuple[str, ...]) -> frozenset[str]:
-    """Large files that the base's repository holds just so; none if it cannot be asked."""
+    """Large files that the base's repository holds just so."""
+    base, names = recipe.base, [name for name in added if name in recipe.base.files]
+    found = _files_of_base(api, base.repo_id, base.revision, names)
+    return frozenset(name for name, file in found.items() if _can_be_copied(file) and content[name].is_at(file))
+
+
+def _files_of_base(api: HfApi, repo_id: str | None, revision: str | None, names: Sequence[str]) -> dict[str, RepoFile]:
+    """What the base's repository holds of these files; nothing if it has none or cannot be asked."""
     from huggingface_hub.errors import HFValidationError, HTTPError
     from huggingface_hub.hf_api import RepoFile
 
-    base, names = recipe.base, [name for name in added if name in recipe.base.files]
-    if not names or not base.repo_id or not base.revision:
-        return frozenset()
+    if not names or not repo_id or not revision:
+        return {}
     try:
-        infos = api.get_paths_info(base.repo_id, names, revision=base.revision)
+        infos = api.get_paths_info(repo_id, list(names), revision=revision)
     except (HTTPError, HFValidationError):  # gone, gated or unreachable: upload instead
-        return frozenset()
-    # Without a Xet hash the client cannot copy between repositories.
-    found = {info.path: info for info in infos if isinstance(info, RepoFile) and info.lfs and info.xet_hash}
-    return frozenset(name for name in names if content[name].is_at(found.get(name)))
+        return {}
+    return {info.path: info for info in infos if isinstance(info, RepoFile)}
+
+
+def _can_be_copied(file: RepoFile) -> bool:
+    """Without a Xet hash the client cannot copy between repositories."""
+    return bool(file.lfs and file.xet_hash)
+
+
+def _same(one: RepoFile, other: RepoFile | None) -> bool:
+    if other is None or one.size != other.size:
+        return False
+    return one.lfs.sha256 == other.lfs.sha256 if one.lfs and other.lfs else one.blob_id == other.blob_id
 
 
 def _outdated(target: _Target, overwrite: bool) -> set[str]:
@@ -359,6 +504,15 @@ def _check_tag(target: _Target, tag: str, content: Mapping[str, _File]) -> None:
             raise ShortVError(
                 f"{target.repo_id} has a tag {tag} on another model ({name} differs); delete the tag first."
             )
+
+
+def _check_tag_name(tag: str | None, create_pr: bool) -> None:
+    if tag is None:
+        return
+    if create_pr:
+        raise ShortVError("a pull request is not tagged; push again with --tag after the merge.")
+    if not _TAG.fullmatch(tag) or ".." in tag or tag.endswith((".", ".lock")):
+        raise ShortVError(f"{tag!r:.99} is no tag; use letters, digits and . _ + -, such as v1.0.")
 
 
 # The repository before, ...
@@ -399,13 +553,16 @@ def _look(
         raise ShortVError(f"{repo_id} is gated, and the token has no access to it.") from None
     except RepositoryNotFoundError:
         namespace = repo_id.split("/")[0]
-        if namespace not in (user, *(organisation["name"] for organisation in account.get("orgs", ()))):
+        roles = {organisation["name"]: organisation.get("roleInOrg") for organisation in account.get("orgs", ())}
+        if namespace not in (user, *roles):
             raise ShortVError(
                 f"{repo_id} does not exist, and {namespace} is neither you nor your organisation."
             ) from None
+        if roles.get(namespace) == "read":
+            raise ShortVError(f"{repo_id} does not exist, and you may only read in {namespace}.") from None
         if create_pr:
             raise ShortVError(f"{repo_id} does not exist; push without --create-pr to make it.") from None
-        return _Target(api, user, repo_id, False, branch, branch != "main", None, {}, {})
+        return _Target(api, user, repo_id, False, branch, branch != "main", None, {}, {}, {})
     if private and not info.private:
         raise ShortVError(
             f"{repo_id} exists and is public; make it private in its settings or push without --private."
@@ -422,7 +579,7 @@ def _look(
             "choose another name, or pass --overwrite to replace what is there."
         )
     tags = {ref.name: ref.target_commit for ref in refs.tags}
-    return _Target(api, user, repo_id, True, branch, branch not in heads, head, files, tags)
+    return _Target(api, user, repo_id, True, branch, branch not in heads, head, files, tags, heads)
 
 
 def _tree(api: HfApi, repo_id: str, revision: str) -> dict[str, RepoFile]:

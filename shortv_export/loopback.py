@@ -92,9 +92,13 @@ class _Account:
     user: str
     role: str
     orgs: tuple[str, ...]
+    org_role: str
 
     def belongs_to(self, namespace: str) -> bool:
         return namespace in (self.user, *self.orgs)
+
+    def may_write_to(self, namespace: str) -> bool:
+        return namespace == self.user or (namespace in self.orgs and self.org_role != "read")
 
 
 @dataclass
@@ -146,6 +150,8 @@ class _Fault:
     when: str
     action: str
     seconds: float
+    retry_after: int | None = None
+    struck: threading.Event = field(default_factory=threading.Event)
     seen: int = 0
 
     def strikes(self, request: Request) -> bool:
@@ -170,9 +176,7 @@ class _Reply:
 class _Refusal(Exception):
     """An answer other than success. A `violation`, which no correct client draws, goes into `errors`."""
 
-    def __init__(
-        self, status: int, message: str, code: str = "", violation: bool = False, **body: Any
-    ) -> None:
+    def __init__(self, status: int, message: str, code: str = "", violation: bool = False, **body: Any) -> None:
         super().__init__(message)
         self.violation = violation
         headers = {"X-Error-Message": message.replace("\n", " "), **({"X-Error-Code": code} if code else {})}
@@ -295,10 +299,15 @@ class LoopbackHub:
     # Its state
 
     def add_token(
-        self, token: str, user: str, role: Literal["read", "write"] = "read", orgs: tuple[str, ...] = ()
+        self,
+        token: str,
+        user: str,
+        role: Literal["read", "write"] = "read",
+        orgs: tuple[str, ...] = (),
+        org_role: Literal["read", "write"] = "write",
     ) -> None:
-        """Accept `token` as `user`, who belongs to `orgs`."""
-        self._accounts[token] = _Account(user, role, tuple(orgs))
+        """Accept `token` as `user`, who has `org_role` in `orgs`."""
+        self._accounts[token] = _Account(user, role, tuple(orgs), org_role)
 
     def create_repo(
         self,
@@ -328,9 +337,7 @@ class LoopbackHub:
                 if content is None:
                     del tree[path]
                     continue
-                stored = (
-                    self._refer(content) if isinstance(content, Path) else self._store(io.BytesIO(content))
-                )
+                stored = self._refer(content) if isinstance(content, Path) else self._store(io.BytesIO(content))
                 sha256, size = stored
                 with self._blobs[sha256].open("rb") as file:
                     lfs = self._upload_mode(head, path, size, file.read(512)) == "lfs"
@@ -356,18 +363,25 @@ class LoopbackHub:
         *,
         status: int = 500,
         when: Literal["before", "after"] = "before",
-        action: Literal["status", "drop", "stall"] = "status",
+        action: Literal["status", "drop", "stall", "hang"] = "status",
         times: int = 1,
         seconds: float = 30.0,
-    ) -> None:
+        retry_after: int | None = None,
+    ) -> threading.Event:
         """Make the `nth` matching request from now on go wrong, and those after it up to `times` in all.
 
-        `status` answers with that status, `drop` closes the connection and `stall` holds the answer back
-        for `seconds`. `before`, the Hub has not acted on the request; `after`, it has, and only the answer is
-        lost. A download that is dropped `after` breaks off halfway through.
+        `status` answers with that status and, if given, a `Retry-After` header; `drop` closes the connection; `stall`
+        holds the answer back for `seconds`; `hang` never answers and waits for the client to go away. `before`, the
+        Hub has not acted on the request; `after`, it has, and only the answer is lost. A download that is dropped
+        `after` breaks off halfway through.
+
+        Returns:
+            An event that is set when the first request has been struck; `after`, when the Hub has acted on it.
         """
         accept = match or (lambda _: True)
-        self._faults.append(_Fault(accept, nth, nth + times - 1, status, when, action, seconds))
+        fault = _Fault(accept, nth, nth + times - 1, status, when, action, seconds, retry_after)
+        self._faults.append(fault)
+        return fault.struck
 
     def _admit(self, request: Request) -> _Fault:
         """Log a request; return the fault that strikes it."""
@@ -437,7 +451,7 @@ class LoopbackHub:
             raise _Refusal(401, "Invalid username or password.")
         if call.account.role != "write":
             raise _Refusal(403, "This token may read, but not write")
-        if namespace and not call.account.belongs_to(namespace):
+        if namespace and not call.account.may_write_to(namespace):
             raise _Refusal(403, f"You don't have the rights to write under the namespace {namespace}")
         return call.account
 
@@ -539,7 +553,7 @@ class LoopbackHub:
         if call.account is None:
             raise _Refusal(401, "Invalid username or password.")
         user = call.account.user
-        orgs = [{"type": "org", "name": org, "roleInOrg": "write"} for org in call.account.orgs]
+        orgs = [{"type": "org", "name": org, "roleInOrg": call.account.org_role} for org in call.account.orgs]
         token = {"displayName": "loopback", "role": call.account.role}
         auth = {"type": "access_token", "accessToken": token}
         return _json({"type": "user", "id": user, "name": user, "fullname": user, "orgs": orgs, "auth": auth})
@@ -991,13 +1005,19 @@ class _Handler(BaseHTTPRequestHandler):
         if before == "stall":
             hub._stopped.wait(fault.seconds)
         if before == "drop":
+            fault.struck.set()
             return self._drop()
         with tempfile.SpooledTemporaryFile(max_size=_CHUNK) as body:
             self._read(request, body)
-            if before != "status":
+            if before not in ("status", "hang"):
                 reply = hub._dispatch(request, self.headers, body, self.server.storage)
+        fault.struck.set()
+        if "hang" in (before, after):
+            self.connection.recv(1, socket.MSG_PEEK)  # returns when the client, or `stop`, closes the connection
+            return self._drop()
         if "status" in (before, after):
-            reply = _json({"error": "Injected fault"}, fault.status)
+            headers = {} if fault.retry_after is None else {"Retry-After": str(fault.retry_after)}
+            reply = _json({"error": "Injected fault"}, fault.status, headers)
         if after == "stall":
             hub._stopped.wait(fault.seconds)
         breaks_off = after == "drop" and request.method == "GET" and reply.length > 1

@@ -12,27 +12,38 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from . import card
-from .base_model import BaseModel
+from .base_model import BaseModel, resolve_base
 from .errors import ShortVError
 from .families import FAMILIES, Family, modeling_dir
 from .flops import flops_ratio
-from .recipe import RECIPE_NAME, Recipe, Scores, Selection, json_text, library_versions, read_json, write_text
+from .hashing import file_sha256
+from .recipe import (
+    RECIPE_NAME,
+    WEIGHTS,
+    BaseRecord,
+    Recipe,
+    Scores,
+    Selection,
+    json_text,
+    library_versions,
+    read_json,
+    write_text,
+)
 
 CONFIG_NAME = "config.json"
 
 _TEXT_TOKENS = 64  # what the paper counts with
+WEIGHT_FILES = (".safetensors", ".safetensors.index.json")
 
 # What git, the Hub and `hf download --local-dir` put beside a package's files.
 _NOT_OURS = {".gitattributes", ".cache", ".git"}
-
-_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -51,12 +62,11 @@ def build_package(
     *,
     scores: Scores | None = None,
     license: str | None = None,
-    repo_id: str | None = None,
+    weights: str = "copy",
 ) -> Path:
     """Writes the package: whole or not at all.
 
-    The same arguments give the same bytes. The folder is made beside `out`, hidden, and renamed when
-    complete.
+    The same arguments give the same bytes. The folder is made beside `out`, hidden, and renamed when complete.
 
     Args:
         base: the base model.
@@ -64,49 +74,72 @@ def build_package(
         selection: which layers to freeze.
         scores: the Layer Contributions behind the selection; the recipe and the card's figure show them.
         license: the card's licence, for a base whose own card names none.
-        repo_id: where it will be published, for the card. Left out, `hub.push_package` fills it in.
+        weights: ``"copy"``, or ``"reference"`` for a package without weights, whose code takes them from the base's
+            repository at its commit.
 
     Returns:
         The absolute path of `out`.
 
     Raises:
         ShortVError: `out` is a file or not empty, or cannot be written; the selection or the scores are for
-            another model; the licence is unknown.
+            another model; the licence is unknown; a base that is not on the Hub cannot be referenced.
     """
     out = Path(os.path.abspath(out))
-    _check_target(out)
+    check_target(out)
     _check_fit(base, selection, scores)
+    if weights not in WEIGHTS:
+        raise ShortVError(f"weights are {weights!r}; choose one of: {', '.join(WEIGHTS)}.")
+    if weights == "reference" and not (base.repo_id and base.revision):
+        raise ShortVError(f"{base.name} is a folder, which nobody else can load weights from; leave out --weights.")
     inherited = card.inherited_metadata(base, license)
+    versions = library_versions(*(("matplotlib", "pillow") if scores else ()))
     with _becoming(out) as folder:
-        record = base.record()
-        for name, entry in record.files.items():
-            _carry(base.path / name, folder / name, entry["sha256"])
-        for name in base.family.code:
-            shutil.copyfile(modeling_dir() / name, folder / name)
-        write_text(folder / CONFIG_NAME, _config(base, selection.frozen_layers))
-        recipe = Recipe(
-            base=record,
-            family=base.family.model_type,
-            num_layers=base.num_layers,
-            frozen_layers=selection.frozen_layers,
-            selection=asdict(selection),
-            scores=asdict(scores) if scores else None,
-            cost=_cost(base, selection),
-            code={name: file_sha256(folder / name) for name in base.family.code},
-            versions=library_versions(),
-        )
-        write_text(folder / RECIPE_NAME, json_text(recipe.to_dict()))
-        if scores:
-            (folder / card.FIGURE_NAME).write_bytes(card.draw_scores(scores, selection.frozen_layers))
-        text = card.render_card(base, recipe, inherited, tag=recipe_tag(folder), repo_id=repo_id)
-        write_text(folder / card.CARD_NAME, text)
+        _fill(folder, base, base.record(), selection, scores, inherited, weights, versions)
+    return out
+
+
+def rebuild_package(base: BaseModel, out: Path, recipe: Recipe) -> Path:
+    """Writes the package that a recipe describes, byte for byte; or nothing.
+
+    Args:
+        base: the recipe's base, from the Hub or as a folder with the same files.
+        out: as in `build_package`.
+        recipe: read from a package's ``shortv.json``.
+
+    Returns:
+        The absolute path of `out`.
+
+    Raises:
+        ShortVError: as in `build_package`; the base's files are not the recipe's; this release or its libraries make
+            something else of the recipe.
+    """
+    out = Path(os.path.abspath(out))
+    check_target(out)
+    _look_at_recipe(recipe)
+    inherited = card.recorded_metadata(recipe.card)
+    selection = Selection(**{**recipe.selection, "frozen_layers": tuple(recipe.selection["frozen_layers"])})
+    scores = Scores.from_dict(recipe.scores, RECIPE_NAME) if recipe.scores else None
+    _check_same_base(base, recipe.base)
+    base = replace(
+        base, repo_id=recipe.base.repo_id, revision=recipe.base.revision, files=tuple(sorted(recipe.base.files))
+    )
+    _check_fit(base, selection, scores)
+    with _becoming(out) as folder:
+        made = _fill(folder, base, recipe.base, selection, scores, inherited, recipe.weights, recipe.versions)
+        _check_same_recipe(made, recipe)
     return out
 
 
 def expected_files(recipe: Recipe) -> set[str]:
     """The names of all files of a package, no more and no less."""
-    names = {*recipe.base.files, *recipe.code, CONFIG_NAME, RECIPE_NAME, card.CARD_NAME}
-    return names | {card.FIGURE_NAME} if recipe.scores else names
+    names = {*carried_files(recipe), *recipe.code, CONFIG_NAME, RECIPE_NAME, card.CARD_NAME}
+    return names | {card.FIGURE_NAME} if recipe.figure else names
+
+
+def carried_files(recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """Those of the base's files that are in the package: name to sha256 and size."""
+    files = recipe.base.files.items()
+    return {name: entry for name, entry in files if recipe.weights == "copy" or not name.endswith(WEIGHT_FILES)}
 
 
 def recipe_tag(package: Path) -> str:
@@ -146,26 +179,94 @@ def inspect_package(package: Path, *, names: set[str] | None = None, weights: bo
     return checks
 
 
-def file_sha256(path: Path) -> str:
-    """A file's sha256, in hexadecimal.
+def referenced_weights(recipe: Recipe, token: str | None = None) -> tuple[Path, Check]:
+    """Finds the weights that a package without any refers to, and compares them with its recipe.
 
-    Raises:
-        ShortVError: it cannot be read.
+    Returns:
+        The snapshot in the Hub's cache, and the check; if that failed, the path means nothing.
     """
-    digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
-            while chunk := file.read(_CHUNK):
-                digest.update(chunk)
-    except OSError as error:
-        raise ShortVError(f"cannot read {path}: {error.strerror}.") from None
-    return digest.hexdigest()
+        base = resolve_base(str(recipe.base.repo_id), revision=recipe.base.revision, token=token)
+        _check_same_base(base, recipe.base)
+    except ShortVError as error:
+        return Path(), Check("base", False, str(error))
+    weights = [name for name in recipe.base.files if name not in carried_files(recipe)]
+    return base.path, Check("base", True, f"{base.name} has the recipe's {len(weights)} weight files")
 
 
 # Building
 
 
-def _check_target(out: Path) -> None:
+def _fill(
+    folder: Path,
+    base: BaseModel,
+    record: BaseRecord,
+    selection: Selection,
+    scores: Scores | None,
+    inherited: card.Inherited,
+    weights: str,
+    versions: dict[str, str],
+) -> Recipe:
+    """Writes every file of a package; returns the recipe, which everything else follows from."""
+    figure = card.draw_scores(scores, selection.frozen_layers) if scores else None
+    recipe = Recipe(
+        base=record,
+        family=base.family.model_type,
+        num_layers=base.num_layers,
+        frozen_layers=selection.frozen_layers,
+        weights=weights,
+        selection=asdict(selection),
+        scores=asdict(scores) if scores else None,
+        cost=_cost(base, selection),
+        card={**asdict(inherited), "template": card.template_sha256()},
+        figure=hashlib.sha256(figure).hexdigest() if figure else None,
+        code={name: file_sha256(modeling_dir() / name) for name in base.family.code},
+        versions=versions,
+    )
+    for name, entry in carried_files(recipe).items():
+        _carry(base.path / name, folder / name, entry["sha256"])
+    for name in recipe.code:
+        shutil.copyfile(modeling_dir() / name, folder / name)
+    write_text(folder / CONFIG_NAME, _config(base, recipe))
+    write_text(folder / RECIPE_NAME, json_text(recipe.to_dict()))
+    if figure:
+        (folder / card.FIGURE_NAME).write_bytes(figure)
+    write_text(folder / card.CARD_NAME, card.render_card(base, recipe, inherited, tag=recipe_tag(folder)))
+    return recipe
+
+
+def _check_same_base(base: BaseModel, recorded: BaseRecord) -> None:
+    """Compares a base's files with a recipe's, before any of them is carried."""
+    if missing := sorted(recorded.files.keys() - set(base.files)):
+        raise ShortVError(f"{base.name} is not the recipe's base: it has no {missing[0]}.")
+    found = base.record()
+    for name, entry in recorded.files.items():
+        if found.files[name] != entry:
+            raise ShortVError(f"{base.name} is not the recipe's base: its {name} differs.")
+    if found.config_sha256 != recorded.config_sha256:
+        raise ShortVError(f"{base.name} is not the recipe's base: its {CONFIG_NAME} differs.")
+
+
+def _check_same_recipe(made: Recipe, recipe: Recipe) -> None:
+    """Refuses a recipe that this release would not write for the same package."""
+    before, after = (json.loads(json_text(each.to_dict())) for each in (recipe, made))
+    if before["figure"] != after["figure"]:
+        drawn = ", ".join(f"{name} {recipe.versions.get(name)}" for name in ("matplotlib", "pillow"))
+        raise ShortVError(f"the figure comes out different here; install what drew it: {drawn}.")
+    if changed := [name for name in before if before[name] != after[name]]:
+        version = recipe.versions["shortv-export"]
+        raise ShortVError(
+            f"this release makes something else of the recipe's {changed[0]}; install the one that wrote it: "
+            f"pip install shortv-export=={card.plain_line(version)}."
+        )
+
+
+def check_target(out: Path) -> None:
+    """Refuses a folder that a package cannot be made in.
+
+    Raises:
+        ShortVError: it is not empty, or no folder.
+    """
     if out.is_dir():
         if any(out.iterdir()):
             raise ShortVError(f"{out} exists and is not empty; name another output folder.")
@@ -177,9 +278,7 @@ def _check_fit(base: BaseModel, selection: Selection, scores: Scores | None) -> 
     """Refuses a selection or scores that were made for another model."""
     layers = base.num_layers
     if selection.num_layers != layers:
-        raise ShortVError(
-            f"the selection is for {selection.num_layers} layers, but {base.name} has {layers}."
-        )
+        raise ShortVError(f"the selection is for {selection.num_layers} layers, but {base.name} has {layers}.")
     if reason := _layers_problem(selection.frozen_layers, layers):
         raise ShortVError(f"the selection's frozen layers {reason}.")
     if scores is None:
@@ -189,9 +288,7 @@ def _check_fit(base: BaseModel, selection: Selection, scores: Scores | None) -> 
     for key, ours in (("repo_id", base.repo_id), ("revision", base.revision)):
         theirs = scores.base.get(key)
         if ours and theirs and ours != theirs:
-            raise ShortVError(
-                f"the scores were measured on {theirs}, not on {ours}; measure them on {base.name}."
-            )
+            raise ShortVError(f"the scores were measured on {theirs}, not on {ours}; measure them on {base.name}.")
 
 
 def _layers_problem(frozen_layers: Any, num_layers: int) -> str | None:
@@ -238,21 +335,25 @@ def _carry(source: Path, target: Path, sha256: str) -> None:
         raise ShortVError(f"the copy of {target.name} differs from the base's file; run the command again.")
 
 
-def _config(base: BaseModel, frozen_layers: tuple[int, ...]) -> str:
+def _config(base: BaseModel, recipe: Recipe) -> str:
     """The base's `config.json`, field by field, under the package's own model type and code."""
-    fields = {name: value for name, value in base.config.items() if name != "auto_map"}
+    fields = {name: value for name, value in base.config.items() if name not in ("auto_map", "shortv_base")}
     try:
-        return json_text({**fields, **_own_fields(base.family), "frozen_layers": list(frozen_layers)})
+        return json_text({**fields, **_own_fields(base.family, recipe)})
     except ValueError:
         raise ShortVError(f"the {CONFIG_NAME} of {base.name} holds NaN or Infinity; write a number.") from None
 
 
-def _own_fields(family: Family) -> dict[str, Any]:
-    return {
+def _own_fields(family: Family, recipe: Recipe) -> dict[str, Any]:
+    fields = {
         "model_type": family.shortv_model_type,
         "architectures": [family.model_class],
         "auto_map": family.auto_map,
+        "frozen_layers": list(recipe.frozen_layers),
     }
+    if recipe.weights == "reference":
+        fields["shortv_base"] = {"repo_id": recipe.base.repo_id, "revision": recipe.base.revision}
+    return fields
 
 
 def _cost(base: BaseModel, selection: Selection) -> dict[str, Any]:
@@ -267,19 +368,12 @@ def _cost(base: BaseModel, selection: Selection) -> dict[str, Any]:
 
 
 def _look_at_recipe(recipe: Recipe) -> str:
-    if not isinstance(recipe.family, str) or recipe.family not in FAMILIES:
-        raise ShortVError(
-            f"{RECIPE_NAME} names the family {recipe.family!r}, which this release does not know."
-        )
-    if type(recipe.num_layers) is not int:
-        raise ShortVError(f"{RECIPE_NAME}: num_layers must be an integer.")
+    if recipe.family not in FAMILIES:
+        raise ShortVError(f"{RECIPE_NAME} names the family {recipe.family!r:.40}, which this release does not know.")
     if reason := _layers_problem(recipe.frozen_layers, recipe.num_layers):
         raise ShortVError(f"{RECIPE_NAME}: frozen_layers {reason}.")
-    if not isinstance(recipe.base.files, Mapping) or not isinstance(recipe.code, Mapping):
-        raise ShortVError(f"{RECIPE_NAME} lists no files.")
-    for name, entry in recipe.base.files.items():
-        if not isinstance(entry, Mapping) or not {"sha256", "size"} <= entry.keys():
-            raise ShortVError(f"{RECIPE_NAME} has no sha256 and size for {name}.")
+    if recipe.weights == "reference" and not (recipe.base.repo_id and recipe.base.revision):
+        raise ShortVError(f"{RECIPE_NAME} refers to the weights of a base without saying where they are.")
     return f"{len(recipe.frozen_layers)} of {recipe.num_layers} layers frozen"
 
 
@@ -293,23 +387,24 @@ def _look_at_files(recipe: Recipe, found: set[str]) -> str:
 
 
 def _look_at_hashes(package: Path, recipe: Recipe, weights: bool) -> str:
-    files = {n: e for n, e in recipe.base.files.items() if weights or not n.endswith(".safetensors")}
+    carried = carried_files(recipe)
+    files = {n: e for n, e in carried.items() if weights or not n.endswith(".safetensors")}
     # Sizes first: a truncated shard is told at once, without reading the ones before it.
-    for name, entry in recipe.base.files.items():
+    for name, entry in carried.items():
         if (size := (package / name).stat().st_size) != entry["size"]:
             raise ShortVError(f"{name} has {size} bytes, not the base's {entry['size']}.")
     for name, entry in files.items():
         if file_sha256(package / name) != entry["sha256"]:
             raise ShortVError(f"{name} differs from the base's file: its sha256 is not the recipe's.")
+    if recipe.figure and file_sha256(package / card.FIGURE_NAME) != recipe.figure:
+        raise ShortVError(f"{card.FIGURE_NAME} was changed after the package was made.")
     return f"{len(files)} files of the base, {sum(entry['size'] for entry in files.values()):,} bytes"
 
 
 def _look_at_code(package: Path, recipe: Recipe) -> str:
     code = FAMILIES[recipe.family].code
     if set(recipe.code) != set(code):
-        raise ShortVError(
-            f"{RECIPE_NAME} lists other remote code than this release's: {', '.join(recipe.code)}."
-        )
+        raise ShortVError(f"{RECIPE_NAME} lists other remote code than this release's: {', '.join(recipe.code)}.")
     for name in code:
         sha256 = file_sha256(package / name)
         if sha256 != recipe.code[name]:
@@ -323,14 +418,12 @@ def _look_at_config(package: Path, recipe: Recipe) -> str:
     config = read_json(package / CONFIG_NAME)
     if not isinstance(config, dict):
         raise ShortVError(f"{CONFIG_NAME} is not a JSON object.")
-    expected = {**_own_fields(FAMILIES[recipe.family]), "frozen_layers": list(recipe.frozen_layers)}
+    expected = {"shortv_base": None, **_own_fields(FAMILIES[recipe.family], recipe)}
     for name, value in expected.items():
         if config.get(name) != value:
             raise ShortVError(f"{CONFIG_NAME}: {name} is not what the recipe says.")
     # A processor's or tokenizer's auto_map would make loaders run code that nobody looked at.
-    for name in sorted(recipe.base.files):
+    for name in sorted(carried_files(recipe)):
         if name.endswith("config.json") and '"auto_map":' in json.dumps(read_json(package / name)):
-            raise ShortVError(
-                f"{name} names remote code of its own (auto_map), which a package does not carry."
-            )
+            raise ShortVError(f"{name} names remote code of its own (auto_map), which a package does not carry.")
     return f"model type {config['model_type']}"

@@ -7,29 +7,34 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .base_model import BaseModel, resolve_base
 from .errors import ShortVError
 from .recipe import RECIPE_NAME, Recipe, Scores
-from .selection import Selection, given_selection, preset_selection, select_layers
+from .selection import Measure, Selection, given_selection, preset_selection, select_layers
+from .statistics import describe
 
 if TYPE_CHECKING:
-    from .hub import Push
+    from .calibration import Calibration
+    from .hub import Forecast, Push
 
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class Choice:
-    """How the frozen layers are chosen: from a scores file, from a preset, or as given; and how many.
+    """How the frozen layers are chosen: by scores, from a preset, as given or at random; and how many.
 
     Attributes:
         scores: a ``scores.json``.
         preset: ``"paper"``.
         frozen_layers: ``"31,29,30"``.
-        num_frozen, flops_ratio: the budget, with scores (see `selection.select_layers`).
+        num_frozen, flops_ratio, max_kl: the budget, with scores or at random (see `selection.select_layers`).
+        method: ``"lc"``, ``"cosine"`` or ``"random"``.
+        seed: of the random order, and of the held-out samples (see `CalibrationChoice`).
     """
 
     scores: Path | None = None
@@ -37,48 +42,103 @@ class Choice:
     frozen_layers: str | None = None
     num_frozen: int | None = None
     flops_ratio: float | None = None
+    max_kl: float | None = None
+    method: str = "lc"
+    seed: int = 0
 
     @property
     def sources(self) -> list[str]:
         """The options given that say where the list comes from; more than one contradict each other."""
         given = {"--scores": self.scores, "--preset": self.preset, "--frozen-layers": self.frozen_layers}
-        return [option for option, value in given.items() if value is not None]
+        random = ["--method random"] if self.method == "random" else []
+        return [option for option, value in given.items() if value is not None] + random
 
-    def select(self, base: BaseModel) -> tuple[Selection, Scores | None]:
+    def select(
+        self,
+        base: BaseModel,
+        measurement: Callable[[Scores | None], Measure] | None = None,
+        report: Callable[[str], None] = lambda line: None,
+    ) -> tuple[Selection, Scores | None]:
         """The selection for a base, and the scores it rests on.
+
+        Args:
+            base: the base.
+            measurement: makes what measures a divergence, given the scores; for `max_kl`.
+            report: called with a line for each measurement.
 
         Raises:
             ShortVError: not exactly one source, a budget for a fixed list, or a source that does not fit the base.
         """
         if len(self.sources) != 1:
-            raise ShortVError("say which layers to freeze with one of --scores, --preset and --frozen-layers.")
-        if self.scores is not None:
-            scores = Scores.load(self.scores)
-            return self._from_scores(base, scores), scores
-        if self.num_frozen is not None or self.flops_ratio is not None:
-            raise ShortVError(f"{self.sources[0]} fixes the list; --num-frozen and --flops-ratio go with --scores.")
+            raise ShortVError(
+                "say which layers to freeze with one of --scores, --preset, --frozen-layers and --method random."
+            )
+        if self.scores is not None or self.method == "random":
+            scores = Scores.load(self.scores) if self.scores is not None else None
+            measure = measurement(scores) if measurement is not None and self.max_kl is not None else None
+            return self._by_method(base, scores, measure, report), scores
+        budgets = (self.num_frozen, self.flops_ratio, self.max_kl)
+        if any(budget is not None for budget in budgets) or self.method != "lc":
+            raise ShortVError(
+                f"{self.sources[0]} fixes the list; "
+                "--num-frozen, --flops-ratio, --max-kl and --method go with --scores."
+            )
         if self.frozen_layers is not None:
             return given_selection(self.frozen_layers, base.num_layers), None
         if self.preset != "paper":
             raise ShortVError(f"unknown preset {self.preset!r}; there is one: paper.")
         return preset_selection(base), None
 
-    def _from_scores(self, base: BaseModel, scores: Scores) -> Selection:
+    def foresee(self, base: BaseModel) -> Selection | None:
+        """What will be selected, or None where that has yet to be measured; refuses now what would be refused then.
+
+        Raises:
+            ShortVError: as `select`.
+        """
+
+        def free(frozen_layers: Any) -> tuple[float, float]:
+            return 0.0, 0.0
+
+        if not self.sources:
+            zeros = (0.0,) * base.num_layers
+            self._by_method(base, Scores(zeros, zeros, zeros, 1, visual_cosine_distance=zeros), free)
+            return None
+        selection = self.select(base, lambda scores: free)[0]
+        return selection if self.max_kl is None else None
+
+    def _by_method(
+        self,
+        base: BaseModel,
+        scores: Scores | None,
+        measure: Measure | None,
+        report: Callable[[str], None] = lambda line: None,
+    ) -> Selection:
         return select_layers(
             scores,
+            method=self.method,
+            seed=self.seed,
             num_frozen=self.num_frozen,
             flops_ratio=self.flops_ratio,
+            max_kl=self.max_kl,
+            measure=measure,
             num_layers=base.num_layers,
             shape=base.layer_shape,
             visual_tokens=base.prompt_visual_tokens,
+            report=report,
         )
 
 
 @dataclass(frozen=True)
 class CalibrationChoice:
-    """Which samples Layer Contribution is measured on (see `calibration.load_calibration`)."""
+    """Which samples are measured on (see `calibration.load_calibration`).
 
-    data: str = "paper"
+    Attributes:
+        data: what they are drawn from. None stands for the paper's, and where scores are at hand, for theirs.
+        num_samples: how many.
+        seed: of the draw. Held-out samples are drawn with the one after `Choice.seed`, and are none of the scores'.
+    """
+
+    data: str | None = None
     num_samples: int = 40
     seed: int = 0
 
@@ -89,10 +149,16 @@ def score(
     *,
     revision: str | None = None,
     calibration: CalibrationChoice = CalibrationChoice(),
+    until_stable: bool = False,
+    max_samples: int = 160,
+    num_frozen: int | None = None,
+    divergence: str = "forward",
+    max_batch_tokens: int | None = None,
     dtype: str = "auto",
     device_map: str | None = None,
     stream: bool = False,
     progress: Progress | None = None,
+    report: Callable[[str], None] = lambda line: None,
 ) -> Scores:
     """Measures the Layer Contributions of a base and writes them to `output`.
 
@@ -101,32 +167,96 @@ def score(
         output: the ``scores.json`` to write. Finished samples are kept beside it until it is.
         revision: branch, tag or commit of the base.
         calibration: which samples.
+        until_stable: add samples, half as many as there are each time, until the selected layers have not changed
+            over two rounds. The scores record the rounds, and whether that became so.
+        max_samples: for `until_stable`, where to stop in any case.
+        num_frozen: for `until_stable`, how many layers are meant to be selected; the default is that of
+            `selection.select_layers`.
+        divergence: ``"forward"``, KL(original || ablated) as the paper defines it, or ``"reverse"``, as its reference
+            code computes it.
+        max_batch_tokens: tokens per call of a decoder layer; less takes less memory.
         dtype: of the measurement: ``"auto"`` (the checkpoint's), ``"float32"``, ``"bfloat16"`` or ``"float16"``.
         device_map: placement by accelerate, such as ``"auto"``.
         stream: read the decoder layers from disk one at a time, for a base that is larger than memory.
         progress: called with the samples done and the samples in all.
+        report: called with a line for each round.
 
     Raises:
-        ShortVError: the base or the calibration data cannot be used.
+        ShortVError: the base or the calibration data cannot be used; a number is out of range.
     """
     from . import contribution
     from .calibration import load_calibration
 
+    directions = {"forward": contribution.FORWARD, "reverse": contribution.REVERSE}
+    if divergence not in directions:
+        raise ShortVError(f"unknown divergence {divergence!r}; choose forward or reverse.")
+    if until_stable and max_samples < calibration.num_samples:
+        raise ShortVError(f"at most {max_samples} samples are fewer than the first {calibration.num_samples}.")
     resolved = resolve_base(base, revision=revision)
-    samples = load_calibration(calibration.data, num_samples=calibration.num_samples, seed=calibration.seed)
-    return contribution.score(
+    Choice(num_frozen=num_frozen).foresee(resolved)
+    draw = partial(load_calibration, calibration.data or "paper", seed=calibration.seed)
+    measure = partial(
+        contribution.score,
         resolved,
-        samples,
         dtype=dtype,
         device_map=device_map,
         stream=stream,
+        divergence=directions[divergence],
+        max_batch_tokens=max_batch_tokens or contribution.MAX_BATCH_TOKENS,
         output=output,
         progress=progress,
     )
+    if not until_stable:
+        return measure(draw(num_samples=calibration.num_samples))
+    measure = partial(measure, write=False)
+    scores = _until_stable(draw, measure, calibration.num_samples, max_samples, num_frozen, report)
+    contribution.write_scores(scores, output)
+    return scores
+
+
+def _until_stable(
+    draw: Callable[..., Calibration],
+    measure: Callable[[Calibration], Scores],
+    first: int,
+    most: int,
+    num_frozen: int | None,
+    report: Callable[[str], None],
+) -> Scores:
+    """Scores on more and more samples, until the selection stays the same for two rounds or there are no more."""
+    rounds: list[int] = []
+    selections: list[tuple[int, ...]] = []
+    number = first
+    while True:
+        # The first round must have what was asked for; after it, the data may come to its end.
+        samples = draw(num_samples=number, allow_fewer=bool(rounds))
+        found = len(samples.samples)
+        if not rounds or found > rounds[-1]:
+            scores = measure(samples)
+            rounds.append(found)
+            selections.append(select_layers(scores, num_frozen=num_frozen).frozen_layers)
+            changed = len({*selections[-1]} - {*selections[-2]}) if len(selections) > 1 else None
+            news = "" if changed is None else f"; {changed} of {len(selections[-1])} selected layers are new"
+            report(f"round {len(rounds)}: {found} samples{news}")
+        stable = len(selections) > 2 and len({*selections[-3:]}) == 1
+        if stable or found < number or number >= most:
+            report("the selection is stable" if stable else f"the selection is not stable after {rounds[-1]} samples")
+            record = {"num_frozen": len(selections[-1]), "rounds": rounds, "stable": stable}
+            return replace(scores, until_stable=record)
+        number = min(most, number + max(1, number // 2))
 
 
 def package(
-    base: str, out: Path, choice: Choice, *, revision: str | None = None, license: str | None = None
+    base: str,
+    out: Path,
+    choice: Choice,
+    *,
+    revision: str | None = None,
+    license: str | None = None,
+    weights: str = "copy",
+    calibration: CalibrationChoice = CalibrationChoice(),
+    dtype: str = "auto",
+    device_map: str | None = None,
+    report: Callable[[str], None] = lambda line: None,
 ) -> Recipe:
     """Makes the folder that gets published.
 
@@ -136,16 +266,85 @@ def package(
         choice: which layers to freeze.
         revision: branch, tag or commit of the base.
         license: of the result, if the base's card names none.
+        weights: ``"copy"``, or ``"reference"`` for a package that loads those of its base on the Hub.
+        calibration: for a choice by `max_kl`, what the held-out samples are drawn from, and how many.
+        dtype, device_map: for a choice by `max_kl`, of the measurement, as in `score`.
+        report: called with a line for each measurement.
 
     Raises:
         ShortVError: the base, the choice or the folder cannot be used; nothing is left behind.
     """
-    from .package import build_package
+    from .card import inherited_metadata
+    from .package import build_package, check_target
 
     resolved = resolve_base(base, revision=revision)
-    selection, scores = choice.select(resolved)
-    build_package(resolved, out, selection, scores=scores, license=license)
+    held_out: dict[str, Any] = {}
+
+    def measurement(scores: Scores | None) -> Measure:
+        # What would be refused in the end is refused before the measurement.
+        check_target(out)
+        inherited_metadata(resolved, license)
+        choice.foresee(resolved)
+        samples = _held_out_samples(scores, calibration.data, calibration.num_samples, choice.seed)
+        held_out.update(held_out=samples.record)
+        return _joint_divergence(resolved, samples, dtype, device_map)
+
+    selection, scores = choice.select(resolved, measurement, report)
+    selection = replace(selection, evidence=selection.evidence | held_out)
+    build_package(resolved, out, selection, scores=scores, license=license, weights=weights)
     return Recipe.load(out / RECIPE_NAME)
+
+
+def _held_out_samples(scores: Scores | None, data: str | None, num_samples: int, seed: int) -> Calibration:
+    """Samples that the scores were not measured on."""
+    from .calibration import load_calibration
+
+    used: list[str] = []
+    if scores is not None:
+        used = scores.calibration.get("sample_digests", [])
+        if not used or not all(isinstance(digest, str) for digest in used):
+            raise ShortVError("the scores do not say which samples they were measured on; score again for --max-kl.")
+        data = data or scores.calibration.get("data")
+        if not isinstance(data, str) or data == "local files":
+            raise ShortVError("the scores were measured on local files; name them with --data, for --max-kl.")
+    return load_calibration(data or "paper", num_samples=num_samples, seed=seed + 1, exclude=used)
+
+
+def _joint_divergence(base: BaseModel, samples: Calibration, dtype: str, device_map: str | None) -> Measure:
+    """What measures the divergence of a base from itself with layers frozen."""
+    from accelerate import PartialState
+
+    from .base_model import load_base
+    from .calibration import encode
+    from .joint import JointDivergence
+
+    device = PartialState().device
+    placement = {"": str(device)} if device_map is None and device.type != "cpu" else device_map
+    model, processor = load_base(base, dtype=dtype, device_map=placement)
+    return JointDivergence(model, (encode(processor, [sample]) for sample in samples.samples))
+
+
+def rebuild(recipe: Path, out: Path, *, base: str | None = None) -> Recipe:
+    """Makes the same folder again, byte for byte.
+
+    Args:
+        recipe: a package's ``shortv.json``.
+        out: the folder; must not exist or be empty.
+        base: a Hub id or a folder with the recipe's base; left out, it comes from the Hub at the recipe's commit.
+
+    Raises:
+        ShortVError: the recipe or the folder cannot be used, the base is not the recipe's, or this release would make
+            another package of it; nothing is left behind.
+    """
+    from .package import rebuild_package
+
+    loaded = Recipe.load(recipe)
+    base = base or loaded.base.repo_id
+    if base is None:
+        raise ShortVError(f"{recipe} was made from a folder; name that folder: package BASE OUT --recipe {recipe}.")
+    revision = None if Path(base).expanduser().is_dir() else loaded.base.revision
+    rebuild_package(resolve_base(base, revision=revision), out, loaded)
+    return loaded
 
 
 def push(
@@ -160,39 +359,60 @@ def push(
     device_map: str | None = None,
     stream: bool = False,
     license: str | None = None,
+    weights: str = "copy",
     private: bool = False,
     create_pr: bool = False,
     revision: str | None = None,
     overwrite: bool = False,
     commit_message: str | None = None,
+    tag: str | None = None,
     dry_run: bool = False,
     progress: Progress | None = None,
     report: Callable[[str], None] = lambda line: None,
-) -> Push:
+) -> Push | Forecast:
     """Publishes a package; given a base, scores, packages and verifies it first.
 
     Args:
         source: the folder of a finished package, or a base model (Hub id or folder).
         repo_id: where to, ``user/name``.
-        choice, calibration, base_revision, dtype, device_map, stream, license, progress: for a base, as in `score` and
-            `package`. A choice without a source measures the scores.
+        choice, calibration, base_revision, dtype, device_map, stream, license, weights, progress: for a base, as in
+            `score` and `package`. A choice without a source measures the scores.
         out: for a base, the folder of the package; the default is the repository's name in the current folder. It
             stays, so that a failed upload is continued by pushing it.
-        private, create_pr, revision, overwrite, commit_message, dry_run: as in `hub.push_package`.
+        private, create_pr, revision, overwrite, commit_message, tag: as in `hub.push_package`.
+        dry_run: only tell what would be done; for a base, as far as one can tell without its weights and its scores.
         report: called with one line per finished step.
 
     Raises:
         ShortVError: a step failed; what is finished stays for the next try.
     """
-    from .hub import preflight, push_package
+    from .card import inherited_metadata
+    from .hub import forecast_push, preflight, push_package
+    from .package import check_target
     from .verify import verify
 
-    target: dict[str, Any] = {"private": private, "create_pr": create_pr, "revision": revision, "overwrite": overwrite}
+    target: dict[str, Any] = {
+        "private": private,
+        "create_pr": create_pr,
+        "revision": revision,
+        "overwrite": overwrite,
+        "tag": tag,
+    }
     folder = Path(source)
     if not (folder / RECIPE_NAME).is_file():
-        # Nobody should wait an hour for scores to learn that the token is missing.
+        # Nobody should wait an hour for scores to learn that the token is missing, the licence, or a layer.
         preflight(repo_id, **target)
+        outline = resolve_base(source, revision=base_revision, weights=False)
+        inherited_metadata(outline, license)
+        if stream and choice.max_kl is not None:
+            raise ShortVError("--max-kl runs the whole model; place a large one with --device-map auto, not --stream.")
+        selection = choice.foresee(outline)
+        if dry_run:
+            forecast = forecast_push(outline, repo_id, selection=selection, weights=weights, **target)
+            report(forecast.summary)
+            return forecast
         folder = out or Path(repo_id.split("/")[-1])
+        check_target(folder)
         if not choice.sources:
             scores_file = folder.with_name(f"{folder.name}.scores.json")
             scores = score(
@@ -207,11 +427,31 @@ def push(
             )
             report(f"scored {len(scores.visual)} layers on {scores.num_samples} samples: {scores_file}")
             choice = replace(choice, scores=scores_file)
-        recipe = package(source, folder, choice, revision=base_revision, license=license)
+        recipe = package(
+            source,
+            folder,
+            choice,
+            revision=base_revision,
+            license=license,
+            weights=weights,
+            calibration=calibration,
+            dtype=dtype,
+            device_map=device_map,
+            report=report,
+        )
         report(f"packaged with {len(recipe.frozen_layers)} of {recipe.num_layers} layers frozen: {folder}")
-        verification = verify(folder)
+        if line := boundary_line(recipe):
+            report(line)
+        verification = verify(folder, report=report)
         verification.raise_if_failed()
         report(f"verified: {len(verification.checks)} checks passed")
     result = push_package(folder, repo_id, commit_message=commit_message, dry_run=dry_run, **target)
     report(result.summary)
     return result
+
+
+def boundary_line(recipe: Recipe) -> str | None:
+    """How sure a selection by Layer Contribution is, in one line; None for any other."""
+    if recipe.selection["method"] != "lc" or recipe.scores is None:
+        return None
+    return describe(Scores.from_dict(recipe.scores, RECIPE_NAME), len(recipe.frozen_layers))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import random
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from .base_model import BaseModel
@@ -12,6 +14,7 @@ from .errors import ShortVError
 from .flops import LayerShape
 from .flops import flops_ratio as ratio_of
 from .recipe import Scores, Selection
+from .statistics import boundary, ranking
 
 # ShortV layers of the paper's four LLaVA checkpoints (arXiv 2504.00502v2, Table 8), keyed by the transformers
 # conversion of each. The paper's order is kept: lowest Layer Contribution first.
@@ -37,52 +40,137 @@ PRESETS: dict[str, tuple[int, ...]] = {
 DEFAULT_FRACTION = 0.6
 
 
+METHODS = ("lc", "cosine", "random")
+"""Which layers come first; the last two are for comparison (paper, Table 6)."""
+
+Measure = Callable[[Sequence[int]], tuple[float, float]]
+"""Frozen layers -> KL(base || frozen) in nats, and its standard error (see `joint.JointDivergence`)."""
+
+
+def default_count(num_layers: int) -> int:
+    """How many layers are frozen where no budget is given."""
+    return max(1, round(DEFAULT_FRACTION * num_layers))
+
+
 def select_layers(
-    scores: Scores,
+    scores: Scores | None,
     *,
+    method: str = "lc",
+    seed: int = 0,
     num_frozen: int | None = None,
     flops_ratio: float | None = None,
+    max_kl: float | None = None,
+    measure: Measure | None = None,
     num_layers: int | None = None,
     shape: LayerShape | None = None,
     text_tokens: int = 64,
     visual_tokens: int = 576,
+    report: Callable[[str], None] = lambda line: None,
 ) -> Selection:
-    """The layers with the lowest visual Layer Contribution, as many as the budget says.
-
-    Of layers with equal scores the higher one is frozen first: fewer layers read what it leaves out.
+    """The layers that a method puts first, as many as the budget says.
 
     Args:
-        scores: of the base.
+        scores: of the base; not needed for ``"random"``.
+        method: ``"lc"``, the lowest visual Layer Contribution; ``"cosine"``, the visual hidden states that change
+            direction least; or ``"random"``.
+        seed: of the random order, and of whatever `measure` draws; recorded where there is either.
         num_frozen: how many layers. Without any budget, 60 % of the layers as in the paper.
         flops_ratio: instead, as few layers as bring the prefill FLOPs to this share of the base's, in (0, 1].
-        num_layers: of the base, to check the scores against.
+        max_kl: instead, as many layers as keep the measured divergence, all of them frozen together, at or below
+            this many nats. Found by bisection, as the divergence grows with the number of layers; where it does not,
+            the result keeps the bound and one layer more breaks it, but a larger number might keep it again.
+        measure: needed for `max_kl`.
+        num_layers: of the base, to check the scores against; needed without scores.
         shape: of the base's decoder layers; needed for `flops_ratio`.
         text_tokens, visual_tokens: the prompt that `flops_ratio` is meant for; the defaults are the paper's.
+        report: called with a line for each measurement.
 
     Raises:
-        ShortVError: both budgets, one out of range or out of reach, or scores for another number of layers.
+        ShortVError: two budgets, one out of range or out of reach, an unknown method, or scores that are for another
+            number of layers or lack what the method needs.
     """
-    layers = len(scores.visual)
-    if num_layers is not None:
+    if scores is not None and num_layers is not None:
         check_scores(scores, num_layers)
+    order = _order(scores, method, seed, num_layers)
+    layers = len(order)
+    if sum(budget is not None for budget in (num_frozen, flops_ratio, max_kl)) > 1:
+        raise ShortVError(
+            "a number of frozen layers, a FLOPs ratio and a bound on the KL divergence are budgets; give one of them."
+        )
     budget: dict[str, Any]
-    if num_frozen is not None and flops_ratio is not None:
-        raise ShortVError("a number of frozen layers and a FLOPs ratio are two budgets; give one of them.")
+    evidence: dict[str, Any] = {}
     if flops_ratio is not None:
         if shape is None:
             raise ValueError("flops_ratio needs the shape of the layers")
         count = _smallest_count(flops_ratio, shape, layers, text_tokens, visual_tokens)
         budget = {"flops_ratio": flops_ratio, "text_tokens": text_tokens, "visual_tokens": visual_tokens}
+    elif max_kl is not None:
+        if measure is None:
+            raise ValueError("max_kl needs a measurement")
+        count, evidence["probes"] = _largest_count(max_kl, order, measure, report)
+        budget = {"max_kl": max_kl}
     elif num_frozen is not None:
         if type(num_frozen) is not int or not 1 <= num_frozen <= layers:
             raise ShortVError(f"cannot freeze {num_frozen} of {layers} layers; give a number from 1 to {layers}.")
         count = num_frozen
         budget = {"num_frozen": num_frozen}
     else:
-        count = max(1, round(DEFAULT_FRACTION * layers))
+        count = default_count(layers)
         budget = {"fraction": DEFAULT_FRACTION}
-    order = sorted(range(layers), key=lambda layer: (scores.visual[layer], -layer))
-    return Selection(tuple(sorted(order[:count])), layers, "lc", budget)
+    if method == "random" or max_kl is not None:
+        budget["seed"] = seed
+    if method == "lc" and scores is not None and (found := boundary(scores, count)):
+        evidence["boundary"] = asdict(found)
+    return Selection(tuple(sorted(order[:count])), layers, method, budget, evidence=evidence)
+
+
+def check_max_kl(max_kl: float) -> None:
+    """Refuses a bound on the divergence that is none, before anything is measured.
+
+    Raises:
+        ShortVError: it is negative or not finite.
+    """
+    if not 0 <= max_kl < math.inf:
+        raise ShortVError(f"the bound on the KL divergence is {max_kl}; give a number of nats such as 0.05.")
+
+
+def _order(scores: Scores | None, method: str, seed: int, num_layers: int | None) -> list[int]:
+    """All layers, in the order in which a method freezes them."""
+    if method not in METHODS:
+        raise ShortVError(f"unknown method {method!r}; choose one of: {', '.join(METHODS)}.")
+    if method == "random":
+        layers = len(scores.visual) if num_layers is None and scores else num_layers or 0
+        return random.Random(seed).sample(range(layers), layers)
+    if scores is None:
+        raise ShortVError(f"the method {method} needs scores; measure them with `shortv-export score`.")
+    if method == "lc":
+        return ranking(scores.visual)
+    if not scores.visual_cosine_distance:
+        raise ShortVError("the scores hold no cosine distances; measure them again with `shortv-export score`.")
+    return ranking(scores.visual_cosine_distance)
+
+
+def _largest_count(
+    max_kl: float, order: list[int], measure: Measure, report: Callable[[str], None]
+) -> tuple[int, list[dict[str, float]]]:
+    """The most layers, frozen together, whose divergence is within the bound; and what was measured on the way."""
+    check_max_kl(max_kl)
+    probes = []
+    within, beyond = 0, len(order) + 1
+    while beyond - within > 1:
+        count = (within + beyond) // 2
+        divergence, error = measure(sorted(order[:count]))
+        probes.append({"num_frozen": count, "kl": divergence, "standard_error": error})
+        report(f"{count} frozen together: KL {divergence:.4g}, standard error {error:.2g}")
+        if divergence <= max_kl:
+            within = count
+        else:
+            beyond = count
+    if within == 0:
+        raise ShortVError(
+            f"a KL divergence of {max_kl} is out of reach: layer {order[0]} alone has {probes[-1]['kl']:.4g}."
+        )
+    return within, probes
 
 
 def preset_selection(base: BaseModel) -> Selection:

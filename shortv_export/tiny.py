@@ -126,7 +126,8 @@ def build_tiny_llava(
         index = {"metadata": {"total_size": size}, "weight_map": weight_map}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(
-        "---\nlicense: apache-2.0\nlanguage:\n- en\npipeline_tag: image-text-to-text\nlibrary_name: transformers\n---\n\n"
+        "---\nlicense: apache-2.0\nlanguage:\n- en\n"
+        "pipeline_tag: image-text-to-text\nlibrary_name: transformers\n---\n\n"
         "# A tiny LLaVA\n\nRandom weights; it demonstrates the tool and knows nothing.\n",
         encoding="utf-8",
     )

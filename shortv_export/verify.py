@@ -8,17 +8,21 @@ byte for byte, goes no further. Then a fresh, isolated process loads it as a str
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from .base_model import hub_error
 from .errors import ShortVError
 from .families import FAMILIES
-from .package import CONFIG_NAME, Check, expected_files, inspect_package
+from .package import CONFIG_NAME, WEIGHT_FILES, Check, expected_files, inspect_package, referenced_weights
 from .recipe import RECIPE_NAME, Recipe, read_json, write_json
 
 # What the child may know of this process's environment: where programs are, and how many threads to use.
@@ -32,6 +36,11 @@ _ENVIRONMENT = (
     "OMP_NUM_THREADS",
     "MKL_NUM_THREADS",
 )
+
+_BYTES = 4  # of a parameter in fp32
+# Beside the weights: the libraries, the activations of a prompt with an image, the logits.
+_OVERHEAD = 2 << 30
+_DECODER_LAYER = re.compile(r"language_model\.(?:model\.)?layers\.(\d+)\.")
 
 
 @dataclass(frozen=True)
@@ -59,18 +68,25 @@ class Verification:
 
 
 def verify(
-    package: str | Path, *, revision: str | None = None, token: str | None = None, timeout: float = 3600
+    package: str | Path,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    timeout: float = 3600,
+    report: Callable[[str], None] = lambda line: None,
 ) -> Verification:
     """Checks a package, or a repository on the Hub, which is downloaded first.
 
     The comparison with the definition runs on the CPU in fp32, one model after the other: it needs 4 bytes of
-    memory per parameter, 28 GB for a 7B model.
+    memory per parameter, 28 GB for a 7B model. Where there is less, the decoder layers that do not fit are read from
+    disk each time they are needed, so that every layer is compared all the same, only more slowly.
 
     Args:
         package: a folder, or a repository id.
         revision: of the repository: branch, tag or commit.
         token: for a private repository; the process that runs its code gets none.
         timeout: seconds for that process.
+        report: called with a line on the memory that is needed, before the models are loaded.
 
     Raises:
         ShortVError: there is no such package, or it cannot be downloaded. A failed check is reported, not
@@ -85,7 +101,18 @@ def verify(
         folder, names = _download(name, revision, token)
     checks = inspect_package(folder, names=names)
     if checks[-1].passed:
-        checks += _run_child(folder, Recipe.load(folder / RECIPE_NAME), timeout)
+        recipe = Recipe.load(folder / RECIPE_NAME)
+        weights = folder
+        if recipe.weights == "reference":
+            weights, check = referenced_weights(recipe, token)
+            checks.append(check)
+            if not check.passed:
+                return Verification(name, tuple(checks))
+        memory, resident_layers = _plan_memory(weights, recipe)
+        checks.append(memory)
+        report(memory.detail)
+        if memory.passed:
+            checks += _run_child(folder, weights, recipe, resident_layers, timeout)
     return Verification(name, tuple(checks))
 
 
@@ -109,13 +136,79 @@ def _download(repo_id: str, revision: str | None, token: str | None) -> tuple[Pa
         raise hub_error(error, f"model {repo_id}") from error
 
 
-def _run_child(package: Path, recipe: Recipe, timeout: float) -> list[Check]:
-    """The checks of the isolated process."""
+def _plan_memory(weights: Path, recipe: Recipe) -> tuple[Check, int | None]:
+    """Whether a model fits in memory, and the number of decoder layers that stay in it; None if all of them do."""
+    layers, rest = _sizes(weights, recipe)
+    need, available = sum(layers) + rest + _OVERHEAD, available_memory()
+    text = f"the comparison needs {need / 1e9:.1f} GB in fp32"
+    if available is None:
+        return Check("memory", True, text), None
+    text += f", {available / 1e9:.1f} GB are free"
+    if need <= available:
+        return Check("memory", True, text), None
+    largest = max(layers)
+    # One layer more is in memory while it is computed.
+    resident_layers = (available - rest - _OVERHEAD) // largest - 1
+    if resident_layers < 0:
+        least = rest + largest + _OVERHEAD
+        return Check("memory", False, f"{text}; it takes {least / 1e9:.1f} GB at least."), None
+    away = len(layers) - resident_layers
+    return Check("memory", True, f"{text}: {away} of {len(layers)} layers are read from disk in turn"), resident_layers
+
+
+def _sizes(weights: Path, recipe: Recipe) -> tuple[list[int], int]:
+    """Bytes in fp32 of each decoder layer, and of everything else, from the headers of the weights."""
+    from safetensors import safe_open
+
+    layers, rest = [0] * recipe.num_layers, 0
+    for name in recipe.base.files:
+        if not name.endswith(".safetensors"):
+            continue
+        with safe_open(weights / name, framework="numpy") as shard:
+            for tensor in shard.keys():  # noqa: SIM118 (it is no dictionary)
+                size = _BYTES * math.prod(shard.get_slice(tensor).get_shape())
+                if found := _DECODER_LAYER.search(tensor):
+                    layers[int(found[1])] += size
+                else:
+                    rest += size
+    return layers, rest
+
+
+def available_memory() -> int | None:
+    """Bytes that a new process can use without pushing others out: of this machine, or of its control group.
+
+    Returns:
+        None where the system does not tell.
+    """
+    amounts = []
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                amounts.append(int(line.split()[1]) << 10)
+    except OSError:
+        with suppress(ValueError, OSError):  # no such name here, or no such system
+            amounts.append(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    with suppress(ValueError, OSError):  # no control group, or one without a limit ("max")
+        group = Path("/sys/fs/cgroup")
+        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
+        cache = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())["inactive_file"]
+        amounts.append(limit - used + int(cache))
+    return min(amounts, default=None)
+
+
+def _run_child(
+    package: Path, weights: Path, recipe: Recipe, resident_layers: int | None, timeout: float
+) -> list[Check]:
+    """The checks of the isolated process; `weights` is the package, or the snapshot that it refers to."""
     family = FAMILIES[recipe.family]
     with tempfile.TemporaryDirectory(prefix="shortv-verify-") as temporary:
         stock = Path(temporary, "stock")
         stock.mkdir()
-        _write_stock(package, recipe, stock)
+        _write_stock(package, weights, recipe, stock)
+        if weights != package:  # all that the process finds in its Hub cache
+            cached = Path(temporary, "hub", weights.parents[1].name)
+            cached.parent.mkdir()
+            cached.symlink_to(weights.parents[1])
         task = {
             "package": str(package),
             "stock": str(stock),
@@ -123,6 +216,8 @@ def _run_child(package: Path, recipe: Recipe, timeout: float) -> list[Check]:
             "base_class": family.base_class,
             "oracle": str(Path(__file__).with_name("oracle.py")),
             "frozen_layers": list(recipe.frozen_layers),
+            "resident_layers": resident_layers,
+            "offload_folder": str(Path(temporary, "offload")),
         }
         environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
         # No token, no network, no cache of earlier remote code: all of it lives in the temporary folder.
@@ -154,15 +249,18 @@ def _run_child(package: Path, recipe: Recipe, timeout: float) -> list[Check]:
         return [Check("process", False, "the isolated process printed no result.")]
 
 
-def _write_stock(package: Path, recipe: Recipe, stock: Path) -> None:
+def _write_stock(package: Path, weights: Path, recipe: Recipe, stock: Path) -> None:
     """A folder from which the stock class loads the same weights: the base's own config again, and links."""
     family = FAMILIES[recipe.family]
     config = read_json(package / CONFIG_NAME)
     own = {"model_type": family.model_type, "architectures": [family.base_class]}
-    config = {name: value for name, value in config.items() if name not in ("auto_map", "frozen_layers")}
+    added = ("auto_map", "frozen_layers", "shortv_base")
+    config = {name: value for name, value in config.items() if name not in added}
     write_json(stock / CONFIG_NAME, {**config, **own})
     for name in recipe.base.files:
-        if name.endswith((".safetensors", ".safetensors.index.json")) or name == "generation_config.json":
+        if name.endswith(WEIGHT_FILES):
+            (stock / name).symlink_to(weights / name)
+        elif name == "generation_config.json":
             (stock / name).symlink_to(package / name)
 
 

@@ -8,6 +8,7 @@ the remote code is this release's.
 import gc
 import importlib.util
 import json
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -21,6 +22,7 @@ import transformers  # noqa: E402
 TOLERANCE = 1e-5
 _SEED = 0
 _NEW_TOKENS = 8
+_DECODER_LAYER = re.compile(r"model\.language_model\.layers\.(\d+)")
 
 
 class _Failed(Exception):
@@ -60,7 +62,8 @@ class _Run:
 
     Attributes:
         task: ``package`` and ``stock`` (folders), ``model_class`` and ``base_class`` (names of classes),
-            ``oracle`` (file) and ``frozen_layers``.
+            ``oracle`` (file), ``frozen_layers``, ``resident_layers`` (how many decoder layers memory holds; None for
+            all) and ``offload_folder`` (where loading may write).
     """
 
     def __init__(self, task: dict[str, Any]) -> None:
@@ -69,6 +72,8 @@ class _Run:
         self.inputs: Any = None
         self.logits = torch.empty(0)
         self.visual = torch.empty(0)
+        # With layers on disk, each token reads them all.
+        self.new_tokens = _NEW_TOKENS if task["resident_layers"] is None else 1
 
     def load(self) -> str:
         """The model with all its weights, and the processor's inputs for one image and one question."""
@@ -105,7 +110,7 @@ class _Run:
     def generate(self) -> str:
         """A greedy answer; afterwards the model is let go."""
         with torch.inference_mode():
-            answer = self.model.generate(**self.inputs, max_new_tokens=_NEW_TOKENS, do_sample=False)
+            answer = self.model.generate(**self.inputs, max_new_tokens=self.new_tokens, do_sample=False)
         new = answer.shape[1] - self.inputs["input_ids"].shape[1]
         self.model = None
         gc.collect()
@@ -132,8 +137,9 @@ class _Run:
         return f"logits within {difference:.2g} of the base's with visual rows put back"
 
     def _from_pretrained(self, auto: Any, folder: str, **options: Any) -> Any:
-        options |= {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
+        options |= {"dtype": torch.float32, "use_safetensors": True}
         try:
+            options |= self._placement(auto, folder, **options) | {"output_loading_info": True}
             model, loading = auto.from_pretrained(self.task[folder], **options)
         except Exception as error:  # transformers raises many kinds
             raise _Failed(f"the {folder} model does not load: {' '.join(str(error).split())[:300]}") from None
@@ -142,6 +148,26 @@ class _Run:
                 some = ", ".join(sorted(map(str, loading[kind]))[:3])
                 raise _Failed(f"the {folder} model loads with {kind.replace('_', ' ')}: {some}.")
         return model.eval()
+
+    def _placement(self, auto: Any, folder: str, trust_remote_code: bool = False, **_: Any) -> dict[str, Any]:
+        """Where each part goes if memory does not hold all decoder layers: the last ones stay on disk."""
+        resident = self.task["resident_layers"]
+        if resident is None:
+            return {}
+        config = transformers.AutoConfig.from_pretrained(self.task[folder], trust_remote_code=trust_remote_code)
+        with torch.device("meta"):
+            if auto is transformers.AutoModel:
+                skeleton = auto.from_config(config, trust_remote_code=trust_remote_code)
+            else:
+                skeleton = auto._from_config(config)
+        device_map = {}
+        for name in (*dict(skeleton.named_parameters()), *dict(skeleton.named_buffers())):
+            layer = _DECODER_LAYER.match(name)
+            if layer and int(layer[1]) >= resident:
+                device_map[layer[0]] = "disk"
+            else:
+                device_map[name] = "cpu"
+        return {"device_map": device_map, "offload_folder": self.task["offload_folder"]}
 
 
 def _inputs(processor: Any) -> Any:
@@ -153,9 +179,7 @@ def _inputs(processor: Any) -> Any:
     question = "What is in this picture?"
     if processor.chat_template:
         content = [{"type": "image"}, {"type": "text", "text": question}]
-        prompt = processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True
-        )
+        prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     else:
         prompt = f"USER: <image>\n{question} ASSISTANT:"
     return processor(images=[Image.fromarray(noise.numpy())], text=[prompt], return_tensors="pt")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 import os
 import subprocess
@@ -115,6 +116,32 @@ def test_the_seed_decides_the_draw(photos_folder: Path) -> None:
     # A draw, not the head of the file: over a few seeds, most of the rows turn up.
     drawn = {s.answer for seed in range(8) for s in load_calibration(photos_folder, num_samples=4, seed=seed).samples}
     assert len(drawn) >= NUMBER - 3
+
+
+def test_a_larger_draw_has_the_smaller_one_in_it(photos_folder: Path, tmp_path: Path) -> None:
+    table = tmp_path / "rows.jsonl"
+    write_rows(table, [{"image": str(path), "question": "?"} for path in sorted(photos_folder.glob("*.png"))])
+    for data in (photos_folder, table):
+        draws = [load_calibration(data, num_samples=count, seed=3).record["sample_digests"] for count in (1, 4, 6, 9)]
+        for smaller, larger in itertools.pairwise(draws):
+            assert larger[: len(smaller)] == smaller
+
+
+def test_excluded_samples_are_not_drawn(photos_folder: Path) -> None:
+    used = load_calibration(photos_folder, num_samples=5).record["sample_digests"]
+    for seed in (0, 1):
+        held_out = load_calibration(photos_folder, num_samples=7, seed=seed, exclude=used).record["sample_digests"]
+        assert len({*held_out, *used}) == NUMBER
+    message = refusal(photos_folder, num_samples=8, exclude=used)
+    assert "7 usable samples besides the 5 that are set apart" in message
+
+
+def test_fewer_samples_where_allowed(photos_folder: Path) -> None:
+    calibration = load_calibration(photos_folder, num_samples=2 * NUMBER, allow_fewer=True)
+    assert len(calibration.samples) == calibration.record["num_samples"] == NUMBER
+    assert calibration.record["sources"][0]["num_samples"] == NUMBER
+    used = calibration.record["sample_digests"]
+    assert "has 0 usable samples" in refusal(photos_folder, num_samples=1, exclude=used, allow_fewer=True)
 
 
 def test_folder_without_metadata(photos_folder: Path) -> None:

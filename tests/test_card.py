@@ -52,13 +52,16 @@ def recipe_of(base: BaseModel, selection: Selection, scores: Scores | None = Non
     visual = 5 * base.visual_tokens if base.family.model_type == "llava_next" else base.visual_tokens
     ratio = flops_ratio(base.layer_shape, base.num_layers, len(selection.frozen_layers), 64, visual)
     return Recipe(
-        base=BaseRecord(base.repo_id, base.revision, {}),
+        base=BaseRecord(base.repo_id, base.revision, "", {}),
         family=base.family.model_type,
         num_layers=base.num_layers,
         frozen_layers=selection.frozen_layers,
+        weights="copy",
         selection=asdict(selection),
         scores=asdict(scores) if scores else None,
         cost={"text_tokens": 64, "visual_tokens": visual, "flops_ratio": ratio},
+        card={},
+        figure=None,
         code=dict.fromkeys(base.family.code, ""),
         versions={"shortv-export": "0.1.0", "transformers": "5.23.0"},
     )

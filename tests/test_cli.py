@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,15 @@ def photo_folder(tmp_path: Path, photos: dict[str, Any]) -> Path:
 
 
 @pytest.fixture
+def question_folder(photo_folder: Path) -> Path:
+    """Eight samples: the four photographs, each with two questions."""
+    metadata = photo_folder / "metadata.jsonl"
+    lines = metadata.read_text(encoding="utf-8")
+    metadata.write_text(f"{lines}\n{lines.replace('what is in', 'is there a cat in')}", encoding="utf-8")
+    return photo_folder
+
+
+@pytest.fixture
 def hub() -> Iterator[LoopbackHub]:
     with LoopbackHub() as hub:
         yield hub
@@ -70,6 +80,241 @@ def test_each_step_starts_from_the_previous_ones_file(
     status, out, _ = run("verify", tmp_path / "package", "--json")
     assert status == 0
     assert all(check["passed"] for check in json.loads(out)["checks"])
+
+
+def kl_of_the_lowest(base: Path, order: list[int], photo_folder: Path, digests: list[str]) -> list[float]:
+    """For 1, 2, ... layers frozen together, KL(base || frozen) of the held-out samples by a plain loop."""
+    import torch
+    from torch.nn import functional
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    from shortv_export.calibration import encode, load_calibration
+    from shortv_export.oracle import frozen_by_definition
+
+    model = AutoModelForImageTextToText.from_pretrained(base).eval()
+    processor = AutoProcessor.from_pretrained(base)
+    every = load_calibration(photo_folder, num_samples=1000, allow_fewer=True).samples
+    inputs = [encode(processor, [sample]) for digest in digests for sample in every if sample.digest == digest]
+    means = []
+    for count in range(1, len(order) + 1):
+        divergences = []
+        for one in inputs:
+            with torch.no_grad():
+                plain = model(**one).logits[0, -1].double().log_softmax(-1)
+                visual = one["input_ids"] == model.config.image_token_id
+                with frozen_by_definition(model.model.language_model.layers, order[:count], visual):
+                    frozen = model(**one).logits[0, -1].double().log_softmax(-1)
+            divergences.append(functional.kl_div(frozen, plain, reduction="sum", log_target=True).item())
+        means.append(sum(divergences) / len(divergences))
+    return means
+
+
+def test_package_within_a_divergence(run: Any, tiny_base: Any, question_folder: Path, tmp_path: Path) -> None:
+    base = tiny_base(num_layers=6)
+    scores = tmp_path / "scores.json"
+    assert run("score", base, "--data", question_folder, "--num-samples", 3, "--output", scores)[0] == 0
+    loaded = Scores.load(scores)
+    order = sorted(range(6), key=lambda layer: (loaded.visual[layer], -layer))
+    held_out, means = [], []
+    for number in range(6):
+        # Between the divergences of `number` and of `number + 1` layers.
+        bound = (means[number - 1] + means[number]) / 2 if number else 1e-12
+        out = tmp_path / f"package-{number}"
+        options = ["--data", question_folder, "--num-samples", 4, "--max-kl", bound, "--json"]
+        status, output, error = run("package", base, out, "--scores", scores, *options)
+        assert status == 0, error
+        made = json.loads(output)
+        record = made["selection"]["evidence"]["held_out"]
+        if not number:
+            held_out = record["sample_digests"]
+            means = kl_of_the_lowest(base, order, question_folder, held_out)
+            assert means == sorted(means), "the comparison needs divergences that grow"
+        # The last layer alone changes nothing: nobody reads its visual tokens.
+        assert made["frozen_layers"] == sorted(order[: max(1, number)])
+        assert made["selection"]["budget"] == {"max_kl": bound, "seed": 0}
+        for probe in made["selection"]["evidence"]["probes"]:
+            assert probe["kl"] == pytest.approx(means[probe["num_frozen"] - 1], rel=1e-4, abs=1e-9)
+            assert probe["standard_error"] > 0 or probe["num_frozen"] == 1
+        assert record["sample_digests"] == held_out
+        assert not {*held_out} & {*loaded.calibration["sample_digests"]}
+        assert (record["seed"], record["num_samples"]) == (1, 4)
+    # A person is told each measurement, and rebuilding measures nothing again.
+    status, output, _ = run("package", base, tmp_path / "told", "--scores", scores, *options[:-1])
+    assert status == 0
+    assert output.count(" frozen together: KL ") == len(made["selection"]["evidence"]["probes"])
+    status, _, error = run("package", base, tmp_path / "again", "--recipe", tmp_path / "told" / "shortv.json")
+    assert status == 0, error
+    assert (tmp_path / "again" / "README.md").read_bytes() == (tmp_path / "told" / "README.md").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--max-kl", -1, "--data", "{data}"], "nats"),
+        (["--max-kl", 0.1, "--num-frozen", 2, "--data", "{data}"], "give one of them"),
+        (["--max-kl", 0.1], "local files; name them with --data"),
+        (["--max-kl", 0.1, "--data", "{data}", "--num-samples", 8], "besides the 3 that are set apart"),
+        (["--max-kl", 0.1, "--data", "{data}", "--num-samples", 2, "--method", "greedy"], "lc, cosine, random"),
+        (["--method", "random"], "one of --scores"),
+    ],
+)
+def test_unusable_choice_is_one_line_and_leaves_nothing(
+    run: Any, tiny_base: Any, question_folder: Path, tmp_path: Path, options: list[Any], words: str
+) -> None:
+    scores = tmp_path / "scores.json"
+    assert run("score", tiny_base(), "--data", question_folder, "--num-samples", 3, "--output", scores)[0] == 0
+    before = sorted(tmp_path.iterdir())
+    arguments = [str(option).format(data=question_folder) for option in options]
+    status, out, err = run("package", tiny_base(), tmp_path / "out", "--scores", scores, *arguments)
+    assert (status, out) == (1, "")
+    assert err.startswith("error: ")
+    assert len(err.strip().splitlines()) == 1
+    assert words in err
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_methods_to_compare_with(run: Any, tiny_base: Any, question_folder: Path, tmp_path: Path) -> None:
+    scores = tmp_path / "scores.json"
+    assert run("score", tiny_base(), "--data", question_folder, "--num-samples", 2, "--output", scores)[0] == 0
+    distances = Scores.load(scores).visual_cosine_distance
+    options = ["--num-frozen", 2, "--json"]
+    status, out, _ = run(
+        "package", tiny_base(), tmp_path / "cosine", "--scores", scores, "--method", "cosine", *options
+    )
+    assert status == 0
+    assert json.loads(out)["frozen_layers"] == sorted(sorted(range(4), key=distances.__getitem__)[:2])
+    assert "--method cosine" in (tmp_path / "cosine" / "README.md").read_text()
+
+    drawn = set()
+    for seed in range(6):
+        folder = tmp_path / f"random-{seed}"
+        status, out, _ = run("package", tiny_base(), folder, "--method", "random", "--seed", seed, *options)
+        assert status == 0
+        made = json.loads(out)
+        assert made["selection"]["budget"] == {"num_frozen": 2, "seed": seed}
+        assert made["scores"] is None
+        drawn.add(tuple(made["frozen_layers"]))
+    assert len(drawn) > 1
+    assert "--num-frozen 2 --seed 5 --method random" in (folder / "README.md").read_text()
+
+
+def test_how_sure_a_selection_is(run: Any, tiny_base: Any, question_folder: Path, tmp_path: Path) -> None:
+    scores = tmp_path / "scores.json"
+    arguments = ["score", tiny_base(), "--data", question_folder, "--output", scores]
+    status, out, _ = run(*arguments, "--num-samples", 4, "--num-frozen", 3, "--json")
+    assert status == 0
+    found = json.loads(out)["boundary"]
+    assert (found["num_frozen"], found["num_samples"], len(found["selection_frequency"])) == (3, 4, 4)
+    status, out, _ = run("package", tiny_base(), tmp_path / "package", "--scores", scores, "--num-frozen", 3)
+    assert status == 0
+    line = f"boundary: layer {found['inside']} (in) and {found['outside']} (out) keep their order in"
+    assert f"{line} {found['order_kept']:.0%} of resamples" in out
+    recipe = json.loads((tmp_path / "package" / "shortv.json").read_text())
+    assert recipe["selection"]["evidence"]["boundary"] == found
+
+    status, out, _ = run(*arguments, "--num-samples", 1)
+    assert status == 0
+    assert "of 2 frozen layers, boundary: nothing can be said from a single sample" in out
+
+
+def test_samples_are_added_until_the_selection_is_stable(
+    run: Any, tiny_base: Any, question_folder: Path, tmp_path: Path
+) -> None:
+    base = tiny_base()
+    scores = tmp_path / "scores.json"
+    arguments = ["score", base, "--data", question_folder, "--output", scores, "--until-stable"]
+
+    # All four layers: the same set in every round.
+    status, out, _ = run(*arguments, "--num-samples", 2, "--num-frozen", 4)
+    assert status == 0
+    loaded = Scores.load(scores)
+    assert loaded.until_stable == {"num_frozen": 4, "rounds": [2, 3, 4], "stable": True}
+    assert loaded.num_samples == 4
+    assert "round 3: 4 samples; 0 of 4 selected layers are new" in out
+    assert "the selection is stable" in out
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("scores")] == ["scores.json"]
+    # As if measured at once.
+    assert run(*arguments[:-1], "--num-samples", 4)[0] == 0
+    assert replace(loaded, until_stable=None) == Scores.load(scores)
+
+    # Two rounds are too few to tell.
+    assert run(*arguments, "--num-samples", 2, "--max-samples", 3)[0] == 0
+    assert Scores.load(scores).until_stable == {"num_frozen": 2, "rounds": [2, 3], "stable": False}
+    # So are all samples that there are.
+    status, out, _ = run(*arguments, "--num-samples", 7)
+    assert status == 0
+    assert Scores.load(scores).until_stable == {"num_frozen": 2, "rounds": [7, 8], "stable": False}
+    assert "not stable after 8 samples" in out
+
+
+def test_rounds_measure_no_sample_twice(
+    run: Any, tiny_base: Any, question_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from shortv_export import contribution
+
+    measured = []
+    add = contribution._FinishedSamples.add
+
+    def count(self: Any, digest: str, values: Any) -> None:
+        measured.append(digest)
+        add(self, digest, values)
+
+    monkeypatch.setattr(contribution._FinishedSamples, "add", count)
+    arguments = ["--data", question_folder, "--num-samples", 2, "--max-samples", 8, "--until-stable"]
+    assert run("score", tiny_base(), *arguments, "--output", tmp_path / "scores.json")[0] == 0
+    digests = Scores.load(tmp_path / "scores.json").calibration["sample_digests"]
+    assert sorted(measured) == sorted(digests)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--divergence", "sideways"], "forward or reverse"),
+        (["--until-stable", "--num-samples", 5, "--max-samples", 4], "fewer than the first 5"),
+        (["--until-stable", "--num-frozen", 9], "cannot freeze 9 of 4 layers"),
+    ],
+)
+def test_unusable_measurement_is_one_line_and_leaves_nothing(
+    run: Any, tiny_base: Any, question_folder: Path, tmp_path: Path, options: list[Any], words: str
+) -> None:
+    output = tmp_path / "scores.json"
+    status, _, err = run("score", tiny_base(), "--data", question_folder, "--output", output, *options)
+    assert status == 1
+    assert err.startswith("error: ")
+    assert len(err.strip().splitlines()) == 1
+    assert words in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["photos"]
+
+
+def test_direction_and_size_of_the_measurement(
+    run: Any, tiny_base: Any, question_folder: Path, tmp_path: Path
+) -> None:
+    def score(name: str, *options: Any) -> Scores:
+        output = tmp_path / name
+        assert run("score", tiny_base(), "--data", question_folder, "--output", output, *options)[0] == 0
+        return Scores.load(output)
+
+    forward = score("forward.json", "--num-samples", 2)
+    small = score("small.json", "--num-samples", 2, "--max-batch-tokens", 1)
+    reverse = score("reverse.json", "--num-samples", 2, "--divergence", "reverse")
+    assert small.visual == pytest.approx(forward.visual, rel=1e-4)
+    assert (forward.divergence, reverse.divergence) == ("kl(original||ablated)", "kl(ablated||original)")
+    assert reverse.visual != pytest.approx(forward.visual, rel=1e-4)
+
+
+def test_push_checks_the_budget_before_it_scores(hub: LoopbackHub, tiny_base: Any, tmp_path: Path) -> None:
+    environment = {**os.environ, **hub.env(), "HF_HOME": str(tmp_path / "hf-home")}
+    command = [sys.executable, "-m", "shortv_export", "push", str(tiny_base()), "loopback/faster"]
+    for options, words in (
+        (["--num-frozen", "9"], "cannot freeze 9 of 4 layers"),
+        (["--max-kl", "-1"], "nats"),
+        (["--max-kl", "0.1", "--stream"], "not --stream"),
+    ):
+        result = subprocess.run([*command, *options], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert result.returncode == 1
+        assert words in result.stderr
+        assert len(result.stderr.strip().splitlines()) == 1
+    assert not any(path.name != "hf-home" for path in tmp_path.iterdir())
 
 
 def test_push_runs_every_step_from_a_base_on_the_hub(

@@ -20,7 +20,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from shortv_export.base_model import BaseModel, resolve_base
 from shortv_export.calibration import Calibration, Sample
-from shortv_export.contribution import FORWARD, REVERSE, LayerContributions, layer_contributions, score
+from shortv_export.contribution import FORWARD, REVERSE, LayerContributions, layer_contributions, score, write_scores
 from shortv_export.errors import ShortVError
 from shortv_export.oracle import frozen_by_definition
 from shortv_export.recipe import Scores
@@ -93,13 +93,38 @@ def plain_loop(model: Any, inputs: Mapping[str, Tensor], divergence: str = FORWA
                 with frozen_by_definition(layers, [layer], frozen):
                     rows.append(divergence_of(original, model(**inputs).logits[:, -1], divergence))
             results.append(torch.stack(rows, dim=1))
-    return LayerContributions(*results)
+    return LayerContributions(*results, cosine_distances(model, inputs))
+
+
+def cosine_distances(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+    """Of each visual token before and after each layer, as hooks on the stock model see them; mean per sample."""
+    visual = (inputs["input_ids"] == model.config.image_token_id).numpy()
+    columns = []
+
+    def compare(layer: Any, args: Any, kwargs: Any, output: Any) -> None:
+        before = (args[0] if args else kwargs["hidden_states"]).double().numpy()
+        after = output.double().numpy()
+        rows = [(before[row][chosen], after[row][chosen]) for row, chosen in enumerate(visual)]
+        columns.append(
+            [
+                np.mean(1 - (one * two).sum(-1) / np.linalg.norm(one, axis=-1) / np.linalg.norm(two, axis=-1))
+                for one, two in rows
+            ]
+        )
+
+    hooks = [layer.register_forward_hook(compare, with_kwargs=True) for layer in model.model.language_model.layers]
+    with torch.inference_mode():
+        model(**inputs)
+    for hook in hooks:
+        hook.remove()
+    return torch.tensor(np.array(columns).T)
 
 
 def assert_equal(measured: LayerContributions, expected: LayerContributions) -> None:
     """Within 1e-4 of each layer's value."""
     torch.testing.assert_close(measured.visual, expected.visual, rtol=1e-4, atol=1e-9)
     torch.testing.assert_close(measured.text, expected.text, rtol=1e-4, atol=1e-9)
+    torch.testing.assert_close(measured.visual_cosine_distance, expected.visual_cosine_distance, rtol=1e-4, atol=1e-6)
     assert measured.visual[:, -1].tolist() == [0.0] * len(measured.visual)
     assert bool((expected.visual[:, :-1] > 1e-4).all()), "the comparison needs divergences that are not nearly zero"
     assert bool((expected.text > 1e-4).all())
@@ -202,11 +227,11 @@ def test_model_is_left_as_it_was(folders: Any) -> None:
 def test_samples_come_one_by_one_and_in_order(folders: Any) -> None:
     model = load(folders())
     batches = [encoded(folders(), *QUESTIONS), encoded(folders(), TWO_IMAGES)]
-    seen: list[tuple[Tensor, Tensor]] = []
-    measured = layer_contributions(model, batches, on_sample=lambda *lc: seen.append(lc))
-    torch.testing.assert_close(torch.stack([visual for visual, _ in seen]), measured.visual, rtol=0, atol=0)
-    torch.testing.assert_close(torch.stack([text for _, text in seen]), measured.text, rtol=0, atol=0)
-    assert_equal(LayerContributions(measured.visual[2:], measured.text[2:]), plain_loop(model, batches[1]))
+    seen: list[Tensor] = []
+    measured = layer_contributions(model, batches, on_sample=seen.append)
+    parts = (measured.visual, measured.text, measured.visual_cosine_distance)
+    torch.testing.assert_close(torch.stack(seen), torch.stack(parts, dim=1), rtol=0, atol=0)
+    assert_equal(LayerContributions(*(part[2:] for part in parts)), plain_loop(model, batches[1]))
 
 
 @pytest.mark.parametrize(
@@ -322,6 +347,9 @@ def test_scores(folders: Any, tmp_path: Path) -> None:
     single = [score(base, Calibration(samples=(sample,), record={})) for sample in calibration().samples]
     assert single[0].visual_standard_error == (0.0,) * LAYERS
     visual = np.array([one.visual for one in single])
+    np.testing.assert_array_equal(scores.visual_samples, visual)
+    cosines = np.mean([one.visual_cosine_distance for one in single], axis=0)
+    np.testing.assert_allclose(scores.visual_cosine_distance, cosines, rtol=1e-12)
     np.testing.assert_allclose(scores.visual, visual.mean(0), rtol=1e-12)
     np.testing.assert_allclose(scores.visual_standard_error, visual.std(0, ddof=1) / 5**0.5, rtol=1e-9)
 
@@ -342,6 +370,20 @@ def test_interrupted_run_goes_on(folders: Any, tmp_path: Path, left_by: str) -> 
     assert score(base, calibration(), output=output, progress=lambda number, _: done.append(number)) == expected
     assert done == [3, 4, 5]
     assert [path.name for path in output.parent.iterdir()] == ["scores.json"]
+
+
+def test_samples_are_added_to_a_measurement(folders: Any, tmp_path: Path) -> None:
+    base = resolve_base(folders())
+    output = tmp_path / "scores.json"
+    assert score(base, calibration(3), output=output, write=False) == score(base, calibration(3))
+    assert [path.name for path in tmp_path.iterdir()] == ["scores.json.partial.jsonl"]
+    done: list[int] = []
+    more = score(base, calibration(5), output=output, write=False, progress=lambda number, _: done.append(number))
+    assert done == [3, 4, 5]
+    assert more == score(base, calibration(5))
+    write_scores(more, output)
+    assert [path.name for path in tmp_path.iterdir()] == ["scores.json"]
+    assert Scores.load(output) == more
 
 
 def test_finished_samples_of_other_settings_are_not_used(folders: Any, tmp_path: Path) -> None:

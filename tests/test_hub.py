@@ -15,7 +15,7 @@ from shortv_export import hub as publishing
 from shortv_export.base_model import resolve_base
 from shortv_export.card import UNNAMED
 from shortv_export.errors import ShortVError
-from shortv_export.hub import preflight, push_package
+from shortv_export.hub import forecast_push, preflight, push_package
 from shortv_export.loopback import LoopbackHub, Request
 from shortv_export.package import build_package, recipe_tag
 from shortv_export.recipe import Scores, Selection
@@ -121,6 +121,8 @@ def test_new_repository(loopback: LoopbackHub, package: Path) -> None:
     assert set(push.added) == set(contents(package))
     assert push.uploaded_bytes == sum(map(len, contents(package).values()))
     assert push.summary.count(first.sha) == 1
+    assert all(f'"{part}"' in push.snippet for part in (REPO, push.tag))
+    compile(push.snippet, "snippet", "exec")
     assert not loopback._repos[REPO].private
 
 
@@ -164,6 +166,42 @@ def test_organisation(loopback: LoopbackHub, package: Path, monkeypatch: pytest.
     monkeypatch.setenv("HF_TOKEN", "hf_member")
     push_package(package, "acme/model")
     assert published(loopback, repo_id="acme/model") == contents(package, "acme/model")
+
+
+def test_organisation_that_one_may_only_read(loopback: LoopbackHub, package: Path) -> None:
+    loopback.add_token("hf_member", "someone", "write", orgs=("acme",), org_role="read")
+    assert "may only read in acme" in refusal(loopback, package, "acme/model", token="hf_member")
+    loopback.create_repo("acme/model")
+    assert "may not write" in refusal(loopback, package, "acme/model", token="hf_member")
+
+
+def test_named_tag(loopback: LoopbackHub, packages: dict[str, Path]) -> None:
+    first = push_package(packages["one"], REPO, tag="v1.0")
+    assert tags(loopback) == {first.tag: first.commit, "v1.0": first.commit}
+    assert (first.named_tag, "and v1.0" in first.summary) == ("v1.0", True)
+    again = push_package(packages["one"], REPO, tag="v1.0")
+    assert (again.changed, again.commit) == (False, first.commit)
+    # Never moved: whoever pinned it expects what it held.
+    assert "has a tag v1.0 on another commit" in refusal(loopback, packages["two"], REPO, tag="v1.0")
+    assert "has a tag v1.0 on another commit" in refusal(loopback, packages["two"], REPO, tag="v1.0", dry_run=True)
+    second = push_package(packages["two"], REPO, tag="v2")
+    assert tags(loopback)["v2"] == second.commit
+    assert "on another commit" in refusal(loopback, packages["two"], REPO, tag="v1.0")
+    # A tag may come later, on what is there already.
+    later = push_package(packages["two"], REPO, tag="stable")
+    assert (later.changed, tags(loopback)["stable"]) == (False, second.commit)
+
+
+@pytest.mark.parametrize("tag", ["", "a b", "-v1", "v1/x", "a..b", "v1.lock", "v1.", "\nv1", "ä", "refs/tags/v1"])
+def test_tag_names(loopback: LoopbackHub, package: Path, tag: str) -> None:
+    assert "is no tag" in refusal(loopback, package, REPO, tag=tag)
+    assert loopback.requests == []
+
+
+def test_tags_that_cannot_be(loopback: LoopbackHub, package: Path) -> None:
+    loopback.create_repo(REPO)
+    assert "has a branch main" in refusal(loopback, package, REPO, tag="main")
+    assert "after the merge" in refusal(loopback, package, REPO, tag="v1", create_pr=True)
 
 
 def test_branch(loopback: LoopbackHub, packages: dict[str, Path]) -> None:
@@ -218,7 +256,46 @@ def test_weights_are_copied_on_the_hub(loopback: LoopbackHub, tiny_base: Callabl
     # On the wire: small files as base64 in the commit, and no upload to the storage.
     requests = loopback.requests[sent:]
     assert not any(request.method == "PUT" for request in requests)
-    assert sum(request.received for request in requests) < 2 * push.uploaded_bytes < weights
+    small = sum(len(content) for name, content in contents(package).items() if name not in SHARDS)
+    assert push.uploaded_bytes == small
+    assert sum(request.received for request in requests) < 1.5 * small + 10_000 < 100_000 < weights
+
+    sent = len(loopback.requests)
+    assert push_package(package, REPO).uploaded_bytes == 0
+    assert sum(request.received for request in loopback.requests[sent:]) == 0
+
+
+def test_forecast(loopback: LoopbackHub, tiny_base: Callable[..., Path], tmp_path: Path) -> None:
+    """What is said of a base before there is a package is what happens, and takes no weights to say."""
+    folder = tiny_base(num_shards=2)
+    loopback.create_repo("acme/base", files={path.name: path for path in folder.iterdir()})
+    selection = Selection((1,), 4, "given")
+    outline = resolve_base("acme/base", weights=False)
+    assert not list(outline.path.glob("model-*"))
+    before = state(loopback)
+    forecast = forecast_push(outline, REPO, selection=selection)
+    assert state(loopback) == before
+    assert not list(outline.path.glob("model-*"))
+    assert "a new repository" in forecast.summary
+
+    base = resolve_base("acme/base")
+    push = push_package(build_package(base, tmp_path / "out", selection), REPO)
+    assert sorted(push.added) == sorted({*forecast.copied, *forecast.uploaded, *forecast.made})
+    assert forecast.copied == SHARDS
+    assert forecast.copied_bytes == push.copied_bytes
+    made = sum(len(contents(tmp_path / "out")[name]) for name in forecast.made)
+    assert forecast.uploaded_bytes == push.uploaded_bytes - made
+    # What is there already need not be sent; what is not on the Hub must be.
+    again = forecast_push(outline, REPO, selection=selection)
+    assert (again.copied, again.uploaded, again.exists) == ((), (), True)
+    reference = forecast_push(outline, "loopback/other", selection=selection, weights="reference")
+    assert (reference.copied, reference.copied_bytes) == ((), 0)
+    assert reference.uploaded == tuple(name for name in forecast.uploaded if "safetensors" not in name)
+    local = forecast_push(resolve_base(folder, weights=False), "loopback/other")
+    assert (local.copied, local.frozen_layers) == ((), None)
+    assert local.uploaded_bytes == sum((folder / name).stat().st_size for name in base.files)
+    assert "layer_contribution.png" in local.made
+    assert "after measuring" in local.summary
 
 
 def test_weights_are_uploaded_where_the_hub_cannot_copy(
@@ -352,16 +429,25 @@ def requests_of_a_push(packages: dict[str, Path]) -> int:
         return len(hub.requests)
 
 
-@pytest.mark.parametrize("action", ["status", "drop"])
-@pytest.mark.parametrize("when", ["before", "after"])
-def test_any_request_may_fail_once(loopback: LoopbackHub, packages: dict[str, Path], action: Any, when: Any) -> None:
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"status": 500, "when": "before"},
+        {"status": 500, "when": "after"},
+        {"status": 429, "when": "before"},
+        {"status": 429, "when": "before", "retry_after": 3},
+        {"action": "drop", "when": "before"},
+        {"action": "drop", "when": "after"},
+    ],
+)
+def test_any_request_may_fail_once(loopback: LoopbackHub, packages: dict[str, Path], fault: dict[str, Any]) -> None:
     """Every request of a push in turn: one lost request or answer must not show in the result."""
     count = requests_of_a_push(packages)
     assert count > 10
     for nth in range(1, count + 1):
         repo_id = f"loopback/model-{nth}"
         loopback._faults.clear()
-        loopback.fail(nth=nth, action=action, when=when, status=503)
+        loopback.fail(nth=nth, **fault)
         push = push_package(packages["one"], repo_id)
         assert published(loopback, repo_id=repo_id) == contents(packages["one"], repo_id)
         assert loopback.commits(repo_id)[0].sha == push.commit
@@ -436,9 +522,11 @@ def test_somebody_else_commits_meanwhile(loopback: LoopbackHub, packages: dict[s
 def test_rate_limit_is_respected(loopback: LoopbackHub, package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
     monkeypatch.setattr(publishing.time, "sleep", waits.append)
-    loopback.fail(COMMIT, status=429, times=2)
+    loopback.fail(COMMIT, status=429)
+    loopback.fail(COMMIT, nth=2, status=429, retry_after=7)
+    loopback.fail(COMMIT, nth=3, status=429, retry_after=7000)
     push_package(package, REPO)
-    assert waits == [1, 2]
+    assert waits == [1, 7, 60]
     assert published(loopback) == contents(package)
 
 

@@ -206,9 +206,7 @@ def test_copying_within_a_repository(hub: LoopbackHub, api: HfApi) -> None:
         (b"---\ntags: one\n---\n", "tags"),
     ],
 )
-def test_a_card_with_invalid_metadata_is_refused(
-    hub: LoopbackHub, api: HfApi, card: bytes, complaint: str
-) -> None:
+def test_a_card_with_invalid_metadata_is_refused(hub: LoopbackHub, api: HfApi, card: bytes, complaint: str) -> None:
     api.create_repo(REPO)
     with pytest.raises(ValueError, match=complaint):
         api.upload_file(repo_id=REPO, path_or_fileobj=card, path_in_repo="README.md")
@@ -429,6 +427,27 @@ def test_a_stall(hub: LoopbackHub, api: HfApi, when: str) -> None:
     begin = time.monotonic()
     assert api.repo_info(REPO).sha == hub.commits(REPO)[0].sha
     assert time.monotonic() - begin >= 0.3
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_hang(hub: LoopbackHub, when: str) -> None:
+    """A client that gives up, or dies, while the Hub holds its request: acted on or not, as was said."""
+    hub.create_repo(REPO)
+    struck = hub.fail(lambda r: "/tag/" in r.path, action="hang", when=when)  # type: ignore[arg-type]
+    body, headers = b'{"tag": "v1"}', {"Authorization": f"Bearer {hub.token}"}
+    request = urllib.request.Request(f"{hub.url}/api/models/{REPO}/tag/main", data=body, headers=headers)
+    with pytest.raises(TimeoutError):
+        urllib.request.urlopen(request, timeout=0.3)
+    assert struck.is_set()
+    assert ("refs/tags/v1" in hub._repos[REPO].refs) == (when == "after")
+    assert hub.requests[-1].status == 0
+
+
+def test_retry_after(hub: LoopbackHub) -> None:
+    hub.fail(status=429, retry_after=7)
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(f"{hub.url}/api/whoami-v2")
+    assert (caught.value.code, caught.value.headers["Retry-After"]) == (429, "7")
 
 
 def test_stopping_closes_connections() -> None:

@@ -21,7 +21,7 @@ from shortv_export.recipe import Recipe, Scores, Selection
 
 FROZEN = Selection((1, 3), 4, "given", {"num_frozen": 2})
 SCORES = Scores((0.3, 0.02, 0.5, 0.0), (1.5, 2.0, 0.7, 0.1), (0.1, 0.01, 0.1, 0.0), 2)
-CODE = {"configuration_shortv_llava.py", "modeling_shortv_llava.py", "shortv_layers.py"}
+CODE = {"configuration_shortv_llava.py", "modeling_shortv_llava.py", "shortv_layers.py", "shortv_weights.py"}
 ADDED = {*CODE, "config.json", "shortv.json", "README.md"}
 
 
@@ -73,6 +73,7 @@ def test_contents(tiny_base: Callable[..., Path], model_type: str, tmp_path: Pat
     assert recipe["base"] == {
         "repo_id": None,
         "revision": None,
+        "config_sha256": hashlib.sha256((folder / "config.json").read_bytes()).hexdigest(),
         "files": {
             name: {"sha256": hashlib.sha256(files[name]).hexdigest(), "size": len(files[name])}
             for name in sorted(carried)
@@ -231,11 +232,11 @@ SHARD = "model-00001-of-00002.safetensors"
         (lambda p: (p / "shortv.json").unlink(), "recipe", "does not exist"),
         (lambda p: (p / "shortv.json").write_text("{"), "recipe", "not valid JSON"),
         (lambda p: edit_json(p / "shortv.json", lambda r: r.update(family="blip")), "recipe", "'blip'"),
-        (lambda p: edit_json(p / "shortv.json", lambda r: r.update(family=[])), "recipe", "family"),
-        (lambda p: edit_json(p / "shortv.json", lambda r: r.update(num_layers="4")), "recipe", "integer"),
+        (lambda p: edit_json(p / "shortv.json", lambda r: r.update(family=[])), "recipe", "its family"),
+        (lambda p: edit_json(p / "shortv.json", lambda r: r.update(num_layers="4")), "recipe", "its num_layers"),
         (lambda p: edit_json(p / "shortv.json", lambda r: r.update(frozen_layers=[4])), "recipe", "between"),
-        (lambda p: edit_json(p / "shortv.json", lambda r: r["base"].update(files=[])), "recipe", "no files"),
-        (lambda p: edit_json(p / "shortv.json", lambda r: r["base"]["files"].update(x=1)), "recipe", "x."),
+        (lambda p: edit_json(p / "shortv.json", lambda r: r["base"].update(files=[])), "recipe", "its base"),
+        (lambda p: edit_json(p / "shortv.json", lambda r: r["base"]["files"].update(x=1)), "recipe", "its base"),
         (lambda p: (p / SHARD).unlink(), "files", f"missing from the package: {SHARD}"),
         (lambda p: (p / "chat_template.jinja").unlink(), "files", "missing"),
         (lambda p: (p / "pytorch_model.bin").write_bytes(b""), "files", "not of the package"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,13 +108,79 @@ def test_num_frozen_out_of_range(num_frozen: Any) -> None:
 
 
 def test_two_budgets() -> None:
-    arguments: dict[str, Any] = {"num_frozen": 2, "flops_ratio": 0.5, "shape": LLAVA_7B}
-    assert "two budgets" in refusal(select_layers, scores([1.0] * 4), **arguments)
+    budgets = {"num_frozen": 2, "flops_ratio": 0.5, "max_kl": 0.1}
+    for left_out in budgets:
+        two: dict[str, Any] = {name: value for name, value in budgets.items() if name != left_out}
+        assert "give one of them" in refusal(select_layers, scores([1.0] * 4), shape=LLAVA_7B, **two)
 
 
-def test_flops_ratio_needs_a_shape() -> None:
+def test_budgets_need_their_measures() -> None:
     with pytest.raises(ValueError, match="shape"):
         select_layers(scores([1.0] * 4), flops_ratio=0.9)
+    with pytest.raises(ValueError, match="measurement"):
+        select_layers(scores([1.0] * 4), max_kl=0.9)
+
+
+@given(
+    divergences=st.lists(st.floats(0, 10), min_size=1, max_size=40).map(sorted),
+    max_kl=st.floats(0, 10),
+    seed=st.integers(0, 5),
+)
+def test_largest_number_within_a_divergence(divergences: list[float], max_kl: float, seed: int) -> None:
+    layers = len(divergences)
+    visual = [float((7 * layer + seed) % layers) for layer in range(layers)]
+    asked: list[list[int]] = []
+
+    def measure(frozen_layers: Any) -> tuple[float, float]:
+        asked.append(list(frozen_layers))
+        return divergences[len(frozen_layers) - 1], 0.5
+
+    largest = max((k for k in range(1, layers + 1) if divergences[k - 1] <= max_kl), default=0)
+    arguments: dict[str, Any] = {"max_kl": max_kl, "measure": measure}
+    if not largest:
+        assert "out of reach" in refusal(select_layers, scores(visual), **arguments)
+        return
+    lines: list[str] = []
+    selection = select_layers(scores(visual), **arguments, seed=seed, report=lines.append)
+    assert selection == replace(
+        select_layers(scores(visual), num_frozen=largest), budget=selection.budget, evidence=selection.evidence
+    )
+    assert selection.budget == {"max_kl": max_kl, "seed": seed}
+    probes = selection.evidence["probes"]
+    assert probes == [
+        {"num_frozen": len(one), "kl": divergences[len(one) - 1], "standard_error": 0.5} for one in asked
+    ]
+    assert len(probes) == len(lines) == len({probe["num_frozen"] for probe in probes}) <= layers.bit_length()
+    for layers_asked in asked:
+        assert layers_asked == list(select_layers(scores(visual), num_frozen=len(layers_asked)).frozen_layers)
+
+
+@pytest.mark.parametrize("max_kl", [-0.1, float("nan"), float("inf")])
+def test_divergence_that_is_no_bound(max_kl: float) -> None:
+    message = refusal(select_layers, scores([1.0] * 4), max_kl=max_kl, measure=lambda layers: (0.0, 0.0))
+    assert "nats" in message
+
+
+def test_lowest_cosine_distance_first() -> None:
+    both = replace(scores([0.5, 0.1, 0.4, 0.0]), visual_cosine_distance=(0.1, 0.4, 0.3, 0.4))
+    selection = select_layers(both, method="cosine", num_frozen=3)
+    assert (selection.frozen_layers, selection.method) == ((0, 2, 3), "cosine")
+    assert "no cosine distances" in refusal(select_layers, scores([1.0] * 4), method="cosine")
+    assert "needs scores" in refusal(select_layers, None, method="cosine", num_layers=4)
+
+
+def test_random_layers() -> None:
+    drawn = [select_layers(None, method="random", seed=seed, num_frozen=3, num_layers=8) for seed in range(500)]
+    assert drawn[7] == select_layers(None, method="random", seed=7, num_frozen=3, num_layers=8)
+    assert (drawn[7].method, drawn[7].budget) == ("random", {"num_frozen": 3, "seed": 7})
+    frozen = [layer for selection in drawn for layer in selection.frozen_layers]
+    assert all(len({*selection.frozen_layers}) == 3 for selection in drawn)
+    # Each layer in 3 of 8 selections, that is 187.5 of 500, with a standard deviation of 10.8.
+    assert all(140 < frozen.count(layer) < 235 for layer in range(8))
+
+
+def test_unknown_method() -> None:
+    assert "lc, cosine, random" in refusal(select_layers, scores([1.0] * 4), method="greedy")
 
 
 def test_scores_of_another_model() -> None:

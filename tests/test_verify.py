@@ -22,7 +22,7 @@ from shortv_export.recipe import Selection
 from shortv_export.verify import Verification, verify
 
 STATIC = ["recipe", "files", "hashes", "remote code", "config"]
-DYNAMIC = ["self-contained", "loads", "frozen", "generates", "definition"]
+DYNAMIC = ["memory", "self-contained", "loads", "frozen", "generates", "definition"]
 
 
 def last(result: Verification) -> tuple[str, str]:
@@ -139,16 +139,75 @@ def test_layers_that_do_not_skip(tampered: Callable[..., Path]) -> None:
 
 def test_wrong_results(tampered: Callable[..., Path]) -> None:
     package = tampered(
-        MODELING,
-        "class ShortVLlavaForConditionalGeneration(ShortVMixin, LlavaForConditionalGeneration):\n",
-        "class ShortVLlavaForConditionalGeneration(ShortVMixin, LlavaForConditionalGeneration):\n"
-        "    def forward(self, *args, **kwargs):\n"
-        "        outputs = super().forward(*args, **kwargs)\n"
-        "        outputs.logits = outputs.logits * 1.001\n"
-        "        return outputs\n\n",
+        "shortv_layers.py",
+        "return hidden_states.scatter(1, index, text_states)",
+        "return hidden_states.scatter(1, index, 1.001 * text_states)",
     )
     name, detail = last(verify(package))
-    assert (name, "differ from the definition by 0.001" in detail) == ("definition", True)
+    assert (name, "differ from the definition by" in detail) == ("definition", True)
+
+
+@pytest.mark.parametrize("model_type", ["llava", "llava_next"])
+def test_more_layers_than_memory(
+    tiny_base: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_type: str
+) -> None:
+    """The layers that do not fit are read from disk; all are compared, and it says what it needs beforehand."""
+    base = resolve_base(tiny_base(model_type, num_shards=2))
+    package = build_package(base, tmp_path / "out", Selection((0, 2, 3), 4, "given"))
+    layers, rest = weights(package)
+    overhead = verification._OVERHEAD
+    for free, expected in (
+        (sum(layers) + rest + overhead, "the comparison needs 2.1 GB in fp32, 2.1 GB are free"),
+        (sum(layers) + rest + overhead - 1, "2 of 4 layers are read from disk in turn"),
+        (layers[0] + rest + overhead, "4 of 4 layers are read from disk in turn"),
+    ):
+        monkeypatch.setattr(verification, "available_memory", lambda free=free: free)
+        lines: list[str] = []
+        result = verify(package, report=lines.append)
+        result.raise_if_failed()
+        (line,) = lines
+        assert expected in line
+        assert [check.detail for check in result.checks if check.name == "memory"] == lines
+        assert [check.name for check in result.checks] == STATIC + DYNAMIC
+
+    monkeypatch.setattr(verification.subprocess, "run", forbidden)
+    monkeypatch.setattr(verification, "available_memory", lambda: layers[0] + rest + overhead - 1)
+    name, detail = last(verify(package))
+    assert (name, "at least" in detail) == ("memory", True)
+
+
+def weights(package: Path) -> tuple[list[int], int]:
+    """Bytes in fp32 of each decoder layer and of the rest, from the tensors themselves."""
+    from safetensors.torch import load_file
+
+    layers, rest = [0] * 4, 0
+    for shard in package.glob("*.safetensors"):
+        for name, tensor in load_file(shard).items():
+            if name.startswith("language_model.model.layers."):
+                layers[int(name.split(".")[3])] += 4 * tensor.numel()
+            else:
+                rest += 4 * tensor.numel()
+    return layers, rest
+
+
+def test_wrong_results_of_a_layer_on_disk(tampered: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tampered(
+        "shortv_layers.py",
+        "return hidden_states.scatter(1, index, text_states)",
+        "return hidden_states.scatter(1, index, 1.001 * text_states)",
+    )
+    layers, rest = weights(package)
+    free = layers[0] + rest + verification._OVERHEAD
+    monkeypatch.setattr(verification, "available_memory", lambda: free)
+    assert last(verify(package))[0] == "definition"
+
+
+def test_available_memory() -> None:
+    import psutil
+
+    available = verification.available_memory()
+    assert available is not None
+    assert 0 < available <= psutil.virtual_memory().total
 
 
 def test_isolation(tampered: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,118 @@
+"""Time to package a base of 26 GB by hard link: the first time, when its weights are hashed, and the second time.
+
+    python benchmarks/package_time.py --folder /scratch
+
+The base has the shapes and names of llava-hf/llava-1.5-13b-hf in fp16. Its files are sparse: valid safetensors
+headers, then nothing but holes, which are read as zeros without touching a disk. So the time to hash is a processor's;
+on a real disk it is at least the size over the disk's rate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import struct
+import tempfile
+import time
+from pathlib import Path
+
+SHARD_BYTES = 5_000_000_000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=None, help="where to; a temporary folder, removed afterwards")
+    with tempfile.TemporaryDirectory(dir=parser.parse_args().folder) as temporary:
+        folder = Path(temporary)
+        os.environ["HF_HOME"] = str(folder / "hf-home")  # an empty cache; before huggingface_hub reads it
+
+        from shortv_export.base_model import resolve_base
+        from shortv_export.package import build_package
+        from shortv_export.selection import given_selection
+
+        size = build_sparse_base(folder / "base")
+        print(f"base: {size:,} bytes of weights in {len(list((folder / 'base').glob('*.safetensors')))} files")
+        time.sleep(3)  # hashes of files that are still warm from writing are not remembered
+        for number in ("first", "second"):
+            started = time.perf_counter()
+            base = resolve_base(folder / "base")
+            resolved = time.perf_counter()
+            package = build_package(base, folder / number, given_selection("20,21,22", base.num_layers))
+            ended = time.perf_counter()
+            print(f"{number} package: {ended - started:.2f} s, of which checking the base {resolved - started:.2f} s")
+        shard = next(package.glob("*.safetensors"))
+        print(f"a shard has {shard.stat().st_nlink} names: the base's and the two packages'")
+
+
+def build_sparse_base(folder: Path) -> int:
+    """Writes the base; returns the bytes of its weights."""
+    import torch
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+    from shortv_export.tiny import build_tiny_llava, hub_tensor_name
+
+    # Processor, tokenizer and card of a tiny model: they are small in a large one too.
+    build_tiny_llava(folder)
+    (folder / "model.safetensors").unlink()
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(
+            hidden_size=1024,
+            intermediate_size=4096,
+            num_hidden_layers=24,
+            num_attention_heads=16,
+            image_size=336,
+            patch_size=14,
+            projection_dim=768,
+        ),
+        text_config=LlamaConfig(
+            vocab_size=32064,
+            hidden_size=5120,
+            intermediate_size=13824,
+            num_hidden_layers=40,
+            num_attention_heads=40,
+            num_key_value_heads=40,
+        ),
+        image_token_index=32000,
+        image_seq_length=576,
+        dtype="float16",
+        architectures=["LlavaForConditionalGeneration"],
+    )
+    config.save_pretrained(folder)
+    with torch.device("meta"):
+        tensors = LlavaForConditionalGeneration(config).state_dict()
+    shards: list[dict[str, list[int]]] = [{}]
+    filled = 0
+    for name, tensor in tensors.items():
+        if filled + 2 * tensor.numel() > SHARD_BYTES:
+            shards.append({})
+            filled = 0
+        shards[-1][hub_tensor_name(name)] = list(tensor.shape)
+        filled += 2 * tensor.numel()
+    weight_map, total = {}, 0
+    for number, shapes in enumerate(shards, start=1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        total += write_sparse(folder / file, shapes)
+        weight_map.update(dict.fromkeys(shapes, file))
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    return total
+
+
+def write_sparse(path: Path, shapes: dict[str, list[int]]) -> int:
+    """A safetensors file of fp16 zeros that take no space; returns their size in bytes."""
+    header, offset = {}, 0
+    for name, shape in shapes.items():
+        end = offset + 2 * math.prod(shape)
+        header[name] = {"dtype": "F16", "shape": shape, "data_offsets": [offset, end]}
+        offset = end
+    data = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(data)) + data)
+        file.truncate(8 + len(data) + offset)
+    return offset
+
+
+if __name__ == "__main__":
+    main()

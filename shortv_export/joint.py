@@ -1,0 +1,59 @@
+"""How far a model moves when several layers are frozen together: by definition, with whole forward passes.
+
+Layer Contribution freezes one layer at a time, and the effects of several do not add up. This measures what a list of
+layers does as a whole, with nothing but the stock model and the definition of a frozen layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import ShortVError
+from .oracle import frozen_by_definition
+
+
+class JointDivergence:
+    """Frozen layers -> mean KL(base || frozen) at the last prompt position, in nats, and its standard error.
+
+    Args:
+        model: a stock model of a supported family, in evaluation mode.
+        inputs: what its processor returns, one sample at a time. They are kept, as is the base's distribution for
+            each of them.
+
+    Raises:
+        ShortVError: the base gives logits that are not finite.
+    """
+
+    def __init__(self, model: Any, inputs: Iterable[Mapping[str, Tensor]]) -> None:
+        self.model = model
+        weight = model.get_input_embeddings().weight
+        # A meta weight is accelerate's, whose hooks move the inputs.
+        device = "cpu" if weight.is_meta else weight.device
+        self.inputs = [{name: value.to(device) for name, value in sample.items()} for sample in inputs]
+        self.base = [self._log_probabilities(sample, ()) for sample in self.inputs]
+
+    def __call__(self, frozen_layers: Sequence[int]) -> tuple[float, float]:
+        divergences = torch.stack(
+            [
+                (base.exp() * (base - self._log_probabilities(sample, frozen_layers))).sum()
+                for base, sample in zip(self.base, self.inputs, strict=True)
+            ]
+        )
+        count = len(divergences)
+        error = divergences.std() / count**0.5 if count > 1 else torch.zeros(())
+        return divergences.mean().item(), error.item()
+
+    def _log_probabilities(self, sample: Mapping[str, Tensor], frozen_layers: Sequence[int]) -> Tensor:
+        """Of the next token: ``(vocabulary,)`` float64 on the CPU, as differences of distributions are small."""
+        visual = sample["input_ids"] == self.model.config.image_token_id
+        layers = self.model.model.language_model.layers
+        with torch.inference_mode(), frozen_by_definition(layers, frozen_layers, visual):
+            logits = self.model(**sample, use_cache=False, logits_to_keep=1).logits[0, -1]
+        log_probabilities = logits.cpu().double().log_softmax(-1)
+        if not bool(log_probabilities.isfinite().all()):
+            raise ShortVError("the model gives logits that are not finite; use dtype bfloat16 or float32.")
+        return log_probabilities

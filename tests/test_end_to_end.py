@@ -1,0 +1,218 @@
+"""The real command line in processes of its own, against a loopback Hub: secrets, the network, and what is printed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shortv_export.base_model import resolve_base
+from shortv_export.loopback import LoopbackHub
+from shortv_export.package import build_package
+from shortv_export.recipe import Selection
+
+CANARY = "hf_CanaryCanaryCanaryCanaryCanary"
+BASE, REPO = "loopback/base", "loopback/faster"
+FROZEN = ("--frozen-layers", "1,3")
+
+
+@pytest.fixture
+def hub(tiny_base: Callable[..., Path]) -> Iterator[LoopbackHub]:
+    """A Hub with a base on it, whose token is the canary."""
+    with LoopbackHub(token=CANARY) as hub:
+        hub.create_repo(BASE, files={path.name: path for path in tiny_base().iterdir()})
+        yield hub
+        assert hub.errors == []
+
+
+@pytest.fixture
+def run(hub: LoopbackHub, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """``run("push", ..., HF_TOKEN="")`` -> the finished process. Everything that it writes is in `tmp_path`."""
+    places = {"HOME": tmp_path / "home", "HF_HOME": tmp_path / "hf-home", "TMPDIR": tmp_path / "tmp"}
+    for place in places.values():
+        place.mkdir()
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TQDM_"))}
+    environment = {**inherited, **{name: str(place) for name, place in places.items()}, **hub.env()}
+
+    def run(*arguments: Any, **variables: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "shortv_export", *map(str, arguments)],
+            cwd=tmp_path,
+            env=environment | variables,
+            capture_output=True,
+            text=True,
+        )
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def package(tiny_base: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("packages") / "package"
+    return build_package(resolve_base(tiny_base()), folder, Selection((1, 3), 4, "given"))
+
+
+def one_line(result: subprocess.CompletedProcess[str]) -> str:
+    """The message of a command that failed."""
+    assert result.returncode == 1, result
+    *bars, line = result.stderr.strip().splitlines()
+    assert all("%|" in bar for bar in bars if bar)
+    assert line.startswith("error: ")
+    return line
+
+
+class Environments:
+    """Collects the environments of `verify`'s isolated processes while a context lasts (Linux)."""
+
+    def __init__(self) -> None:
+        self.seen: dict[str, str] = {}
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+
+    def __enter__(self) -> Environments:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._done.wait(0.02):
+            for process in Path("/proc").glob("[0-9]*"):
+                try:
+                    if "verify_child.py" in (process / "cmdline").read_text():
+                        self.seen[process.name] = (process / "environ").read_text()
+                except OSError:  # it ended meanwhile
+                    pass
+
+
+def test_the_token_is_nowhere(hub: LoopbackHub, run: Any, package: Path, tmp_path: Path) -> None:
+    """Not in a file, a message, an address or the environment of the process that runs a package's code."""
+    hub.add_token(f"{CANARY}Reader", "loopback", role="read")
+    hub.create_repo("loopback/foreign", files={"model.safetensors": b"x"})
+    results = []
+    with Environments() as environments:
+        results.append(run("push", BASE, REPO, *FROZEN, HF_DEBUG="1"))
+        assert results[0].returncode == 0, results[0].stderr
+        results.append(run("verify", REPO, "--json", HF_HUB_VERBOSITY="debug"))
+        assert results[1].returncode == 0, results[1].stderr
+    assert sys.platform != "linux" or len(environments.seen) == 2
+    assert all(f"HF_HOME={tmp_path}" in environment for environment in environments.seen.values())
+
+    for arguments, variables in (
+        (["push", package, "loopback/foreign"], {}),
+        (["--debug", "push", package, "loopback/foreign"], {}),
+        (["push", package, "acme/other"], {}),
+        (["push", package, "loopback/new"], {"HF_TOKEN": f"{CANARY}Reader"}),
+        (["push", package, "loopback/new"], {"HF_TOKEN": f"{CANARY}Invented"}),
+        (["push", "loopback/nowhere", "loopback/new", *FROZEN], {}),
+        (["package", "loopback/nowhere", tmp_path / "out", *FROZEN], {"HF_DEBUG": "1"}),
+        (["verify", "loopback/foreign"], {}),
+    ):
+        results.append(run(*arguments, **variables))
+        assert results[-1].returncode == 1, results[-1]
+    # Limits that ask for no wait, so that all tries are made at once.
+    hub.fail(lambda request: "/commit/" in request.path, status=429, retry_after=0, times=1000)
+    for debug in ((), ("--debug",)):
+        results.append(run(*debug, "push", package, "loopback/new"))
+        assert results[-1].returncode == 1, results[-1]
+
+    texts = [result.stdout + result.stderr for result in results]
+    texts += environments.seen.values()
+    texts += [f"{request.path}?{request.query}" for request in hub.requests]
+    assert not [text for text in texts if CANARY in text]
+    written = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert len(written) > 30
+    written |= {path: content for repo_id in hub._repos for path, content in hub.files(repo_id).items()}
+    assert not [path for path, content in written.items() if CANARY.encode() in content]
+
+
+def test_everything_up_to_the_push_works_offline(hub: LoopbackHub, run: Any, tmp_path: Path, photos: Any) -> None:
+    """A base in the cache is enough; afterwards, publishing says what it needs."""
+    assert run("package", BASE, tmp_path / "online", *FROZEN).returncode == 0
+    offline = {"HF_HUB_OFFLINE": "1", "HF_TOKEN": ""}
+    asked = len(hub.requests)
+    (tmp_path / "photos").mkdir()
+    photos["chelsea"].save(tmp_path / "photos" / "cat.png")
+    question = {"file_name": "cat.png", "question": "what is in this picture ?"}
+    (tmp_path / "photos" / "metadata.jsonl").write_text(json.dumps(question))
+    for arguments in (
+        ("score", BASE, "--data", tmp_path / "photos", "--num-samples", 1, "--output", tmp_path / "scores.json"),
+        ("package", BASE, tmp_path / "scored", "--scores", tmp_path / "scores.json", "--num-frozen", 2),
+        ("package", BASE, tmp_path / "offline", *FROZEN),
+        ("verify", tmp_path / "offline"),
+    ):
+        result = run(*arguments, **offline)
+        assert result.returncode == 0, result.stderr
+    for path in (tmp_path / "online").iterdir():
+        assert (tmp_path / "offline" / path.name).read_bytes() == path.read_bytes()
+    assert "HF_HUB_OFFLINE is set" in one_line(run("push", tmp_path / "offline", REPO, HF_HUB_OFFLINE="1"))
+    assert "HF_HUB_OFFLINE" in one_line(run("package", "loopback/other", tmp_path / "other", *FROZEN, **offline))
+    assert len(hub.requests) == asked
+
+
+def test_verify_a_repository(hub: LoopbackHub, run: Any, package: Path) -> None:
+    """By default its main branch; --revision names another; the exit status and the first reason say what is wrong."""
+    push = json.loads(run("push", package, REPO, "--tag", "v1", "--json").stdout)
+    hub.commit(REPO, {"extra.py": b"evil = True\n"})
+    result = run("verify", REPO, "--revision", push["tag"])
+    assert result.returncode == 0, result.stderr
+    assert all(word in result.stdout for word in ("definition", "passed", "the comparison needs"))
+    result = run("verify", REPO, "--revision", "v1", "--json")
+    report = json.loads(result.stdout)
+    assert (result.returncode, report["passed"], result.stderr) == (0, True, "")
+    assert all(check["passed"] for check in report["checks"])
+
+    result = run("verify", REPO, "--json")
+    report = json.loads(result.stdout)
+    assert not report["passed"]
+    assert [check["name"] for check in report["checks"] if not check["passed"]] == ["files"]
+    assert one_line(result).endswith("failed verification: files: not of the package: extra.py.")
+    assert one_line(run("verify", REPO)).endswith("not of the package: extra.py.")
+    assert "no such revision" in one_line(run("verify", REPO, "--revision", "v9"))
+    assert "is not on the Hub" in one_line(run("verify", "loopback/none"))
+
+
+def test_a_push_shows_its_progress_and_how_to_load(hub: LoopbackHub, run: Any, package: Path) -> None:
+    result = run("push", package, REPO, TQDM_POSITION="-1")
+    assert result.returncode == 0, result.stderr
+    size = (package / "model.safetensors").stat().st_size
+    assert "model.safetensors: 100%" in result.stderr  # the upload, in bytes
+    assert f"/{size / 1e3:.0f}k" in result.stderr
+    tag = next(ref for ref in hub._repos[REPO].refs if "tags" in ref).removeprefix("refs/tags/")
+    snippet = result.stdout.split("load it with")[1]
+    assert f'model_id, revision = "{REPO}", "{tag}"' in snippet
+    compile(snippet.strip(), "snippet", "exec")
+
+    for command in (("push", package, "loopback/other"), ("verify", REPO)):
+        result = run(*command, "--json", TQDM_POSITION="-1")
+        assert result.returncode == 0
+        assert result.stderr == ""
+        json.loads(result.stdout)
+
+
+def test_a_dry_run_from_a_base_measures_and_changes_nothing(hub: LoopbackHub, run: Any, tmp_path: Path) -> None:
+    repos, refs = set(hub._repos), dict(hub._repos[BASE].refs)
+    result = run("push", BASE, REPO, "--dry-run")
+    assert result.returncode == 0, result.stderr
+    size = len(hub.files(BASE)["model.safetensors"])
+    assert "a new repository" in result.stdout
+    assert "after measuring which layers to freeze" in result.stdout
+    assert f"1 files of the base copied on the Hub ({size:,} bytes)" in result.stdout
+    forecast = json.loads(run("push", BASE, REPO, "--dry-run", *FROZEN, "--json").stdout)
+    assert forecast["frozen_layers"] == [1, 3]
+    assert (forecast["dry_run"], forecast["copied"], forecast["copied_bytes"]) == (True, ["model.safetensors"], size)
+    assert "is empty" in one_line(run("push", BASE, REPO, "--dry-run", "--frozen-layers", ""))
+    assert "has a tag" not in one_line(run("push", BASE, REPO, "--dry-run", "--tag", "a b"))
+    assert (set(hub._repos), hub._repos[BASE].refs) == (repos, refs)
+    assert not list(tmp_path.rglob("*.safetensors"))
+    assert not [request for request in hub.requests if request.method in ("PUT", "DELETE")]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hf-home", "home", "tmp"]
