@@ -32,7 +32,7 @@ _LICENSE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,63}")
 _LANGUAGE = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*|code|multilingual")
 _LINK = re.compile(r"https?://\S+|[\w-][\w.-]*", re.ASCII)  # on the web, or a file of the package
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
-_COMMAND_WIDTH = 80  # what the Hub's page shows without scrolling
+_COMMAND_WIDTH = 78  # what the Hub's page shows without scrolling, and room for a backslash
 _TEMPLATE = "model_card.md.jinja"
 _PAPER = "paper.json"
 
@@ -304,15 +304,17 @@ def _commands(base: BaseModel, recipe: Recipe) -> list[str]:
 
 
 def _command(words: list[str]) -> str:
-    """A command line as one types it; a long one with an option per line, so that a page shows all of it."""
+    """A command line as one types it; a long one is broken before options, so that a page shows all of it."""
     import shlex
 
-    line = shlex.join(words)
-    first = next((index for index, word in enumerate(words) if word.startswith("--")), len(words))
-    if len(line) <= _COMMAND_WIDTH:
-        return line
-    options = [shlex.join(words[index : index + 2]) for index in range(first, len(words), 2)]
-    return " \\\n  ".join([shlex.join(words[:first]), *options])
+    first = next(index for index, word in enumerate(words) if word.startswith("--"))
+    lines = [shlex.join(words[:first])]
+    for option in (shlex.join(words[index : index + 2]) for index in range(first, len(words), 2)):
+        if len(lines[-1]) + len(option) < _COMMAND_WIDTH:
+            lines[-1] += f" {option}"
+        else:
+            lines.append(f"  {option}")
+    return " \\\n".join(lines)
 
 
 def _cost_table(shape: LayerShape, recipe: Recipe) -> tuple[str, list[dict[str, Any]]]:

@@ -101,13 +101,13 @@ def family_of(config: Mapping[str, Any], name: str) -> Family:
         raise ShortVError(f"{name} is a ShortV model already; convert the base it was made from.")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         supported = ", ".join(FAMILIES)
-        raise ShortVError(f"{name} has model_type {model_type!r}, which is not supported; supported: {supported}.")
+        raise ShortVError(f"{name} has model_type {model_type!r:.60}, which is not supported; supported: {supported}.")
     text_config = config.get("text_config")
     # llava-hf configs leave out what equals the default, and the default text model is a Llama.
     text_type = text_config.get("model_type", "llama") if isinstance(text_config, Mapping) else "llama"
     if text_type not in TEXT_MODELS:
         supported = ", ".join(TEXT_MODELS)
-        raise ShortVError(f"{name} has a {text_type!r} text model, which is not supported; supported: {supported}.")
+        raise ShortVError(f"{name} has a {text_type!r:.60} text model, not a supported one; supported: {supported}.")
     return FAMILIES[model_type]
 
 

@@ -222,7 +222,7 @@ def test_paper_numbers_only_with_the_papers_list(tmp_path: Path) -> None:
     )
     preset = render(preset_selection(base))
     assert "## Results in the paper" in preset
-    assert "| ShortV | 55 % | 75.7 | 60.9 |" in preset
+    assert "| FLOPs | 100 % | 55 % |\n| VQAv2 | 76.5 | 75.7 |" in preset
     assert "**55 % of the base's FLOPs**" in preset
     given = render(given_selection("31,30,29", 32))
     assert "## Results in the paper" not in given
@@ -247,8 +247,20 @@ def test_commands(base: BaseModel) -> None:
     at = "--revision " + "a" * 40
     lc = Selection((7,), LAYERS, "lc", {"flops_ratio": 0.9, "text_tokens": 64, "visual_tokens": 16})
     text = render_card(base, recipe_of(base, lc, SCORES), inherited_metadata(base), tag=TAG)
-    assert f"shortv-export score acme/base {at} --data paper --num-samples 40 --seed 3\n" in text
-    assert f"shortv-export package acme/base OUT {at} --scores scores.json --flops-ratio 0.9\n" in text
+    joined = text.replace(" \\\n  ", " ")
+    assert f"shortv-export score acme/base {at} --data paper --num-samples 40 --seed 3\n" in joined
+    assert f"shortv-export package acme/base OUT {at} --scores scores.json --flops-ratio 0.9\n" in joined
+    code = re.findall(r"^```\w+\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    assert max(len(line) for block in code for line in block.splitlines()) <= 80  # no scrolling
+
+
+def test_weights_by_reference(base: BaseModel) -> None:
+    base = replace(base, repo_id="acme/base", revision="a" * 40)
+    copied = recipe_of(base, given_selection("1", LAYERS))
+    referred = replace(copied, weights="reference")
+    texts = [render_card(base, recipe, inherited_metadata(base), tag=TAG) for recipe in (copied, referred)]
+    for words in ("no weights of its own", f"https://huggingface.co/acme/base/tree/{'a' * 40}", "--weights reference"):
+        assert [words in text for text in texts] == [False, True]
 
 
 # The figure

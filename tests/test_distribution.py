@@ -36,20 +36,31 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     site = next(folder.glob("lib*/python*/site-packages"))
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
-    # Paths from here are searched after this folder, and their own .pth files, the checkout's, are not followed.
-    (site / "others.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    _link(Path(sysconfig.get_path("purelib")), site)
     return folder / "bin" / "python"
+
+
+def _link(source: Path, target: Path) -> None:
+    """Links what `source` has and `target` has not; of the checkout's installation nothing, nor the paths it adds."""
+    for path in source.iterdir():
+        if "shortv" in path.name or path.suffix == ".pth":
+            continue
+        if not (target / path.name).exists():
+            (target / path.name).symlink_to(path)
+        elif path.is_dir():
+            _link(path, target / path.name)
 
 
 def test_content(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     information = {name for name in names if ".dist-info/" in name}
+    package = ROOT / "shortv_export"
     sources = {
-        f"shortv_export/{path.relative_to(ROOT) if path.parent != ROOT / 'shortv_export' else path.name}"
-        for folder, pattern in (("shortv_export", "*.py"), ("modeling", "*.py"), ("model_cards", "**/*.*"))
-        for path in (ROOT / folder).glob(pattern)
-        if path.is_file()
+        f"shortv_export/{path.relative_to(package if path.is_relative_to(package) else ROOT)}"
+        for folder in ("shortv_export", "modeling", "model_cards")
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file() and not {"__pycache__", "optimum_plugin"} & set(path.parts)
     }
     assert names - information == sources | {"optimum/commands/register/register_shortv.py"}
     # PEP 420: an `__init__.py` would hide the other portions of optimum's namespaces.

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -270,11 +269,3 @@ def test_configs_that_ask_for_code(clean_base: Path, tmp_path: Path, change: dic
     write(clean_base / "config.json", config)
     with pytest.raises(ShortVError, match="asks for code or weights from elsewhere"):
         resolve_base(clean_base)
-
-
-def test_the_canaries_would_be_seen() -> None:
-    """The checks above find what they look for."""
-    with pytest.raises(yaml.YAMLError):
-        yaml.safe_load("license: " + HOSTILE[5] + "\n[")
-    body = "text `EVIL` EVIL"
-    assert "EVIL" in re.sub(r"`[^`\n]*`", "", body)

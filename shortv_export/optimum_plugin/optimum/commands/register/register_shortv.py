@@ -22,8 +22,15 @@ class ShortVExportCommand(BaseOptimumCLICommand):
         "scores": "Scores from `shortv-export score`.",
         "preset": "'paper': the paper's own list for this base; needs no scoring.",
         "frozen-layers": "Freeze exactly these layers, such as 31,29,30.",
-        "num-frozen": "Freeze this many layers.",
+        "num-frozen": "Freeze this many layers. Default: 60 %% of them.",
         "flops-ratio": "Freeze as few layers as bring the prefill FLOPs down to this share of the base's.",
+        "max-kl": "Freeze as many layers as keep KL(base || frozen), measured on held-out samples, at most this.",
+        "method": "'lc', or for comparison 'cosine' (of the hidden states) or 'random'.",
+        "data": "For --max-kl: 'paper', a Hub data set, or a folder with images and metadata.jsonl.",
+        "num-samples": "Samples to measure on.",
+        "seed": "Of every draw: held-out samples, --method random.",
+        "dtype": "Precision of the measurement: auto, float32, bfloat16 or float16.",
+        "device-map": "Placement by accelerate, such as 'auto' or 'cuda'.",
         "license": "Licence of the result, if the base's card names none.",
         "weights": "'copy', or 'reference': no weights; the base's are loaded from its Hub repository.",
     }
@@ -41,7 +48,7 @@ class ShortVExportCommand(BaseOptimumCLICommand):
         values = {option: getattr(self.args, option.replace("-", "_")) for option in self.OPTIONS}
         options = [f"--{option}={value}" for option, value in values.items() if value is not None]
         sys.argv[1:] = ["package", *options, "--", self.args.model, self.args.output]
-        sys.exit(main())
+        main()
 
 
 REGISTER_COMMANDS = [(ShortVExportCommand, ExportCommand)]
