@@ -6,12 +6,12 @@ BIN := $(VENV)/bin
 # The lowest transformers that the published code is promised for (see README, "Supported versions").
 MIN_TRANSFORMERS := 5.0.0
 
-.PHONY: demo test test-min bench clean
+.PHONY: demo test test-min clean
 
-demo: $(VENV)/.installed
+demo: $(VENV)/.demo
 	$(BIN)/shortv-export demo
 
-test: $(VENV)/.installed
+test: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -21,9 +21,10 @@ test: $(VENV)/.installed
 test-min: .venv-min/.installed
 	PYTHONPATH=. .venv-min/bin/pytest -n 2 tests/test_frozen_layer.py tests/test_generation.py tests/test_loading.py tests/test_training.py
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+# $(VENV)/.demo has the extra `demo` installed, $(VENV)/.dev the extra `dev`.
+$(VENV)/.%: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[$*]'
 	touch $@
 
 .venv-min/.installed: pyproject.toml constraints.txt

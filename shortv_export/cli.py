@@ -204,10 +204,10 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Load a package in a fresh process and compare it with its definition."""
-    from . import verify as verification
+    from . import pipeline
 
     with _quiet_bars(as_json):
-        result = verification.verify(package, revision=revision, report=_silent if as_json else _print)
+        result = pipeline.verify(package, revision=revision, report=_silent if as_json else _print)
     if as_json:
         _print_json({"passed": result.passed, "checks": [asdict(check) for check in result.checks]})
     else:

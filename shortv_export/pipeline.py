@@ -16,10 +16,13 @@ from .errors import ShortVError
 from .recipe import RECIPE_NAME, Recipe, Scores
 from .selection import Measure, Selection, given_selection, preset_selection, select_layers
 from .statistics import describe
+from .verify import verify
 
 if TYPE_CHECKING:
     from .calibration import Calibration
     from .hub import Forecast, Push
+
+__all__ = ["CalibrationChoice", "Choice", "package", "push", "score", "verify"]
 
 Progress = Callable[[int, int], None]
 
@@ -389,7 +392,6 @@ def push(
     from .card import inherited_metadata
     from .hub import forecast_push, preflight, push_package
     from .package import check_target
-    from .verify import verify
 
     target: dict[str, Any] = {
         "private": private,

@@ -101,9 +101,9 @@ def test_optimum(kind: str, request: pytest.FixtureRequest, tiny_base: Callable[
 
 
 def test_options_are_the_tools() -> None:
+    from optimum.commands.register.register_shortv import ShortVExportCommand
     from typer.main import get_command
 
-    from optimum.commands.register.register_shortv import ShortVExportCommand
     from shortv_export import cli
 
     package = get_command(cli.app).commands["package"]  # type: ignore[attr-defined]
