@@ -69,9 +69,11 @@ def one_line(result: subprocess.CompletedProcess[str]) -> str:
 
 
 class Environments:
-    """Collects the environments of `verify`'s isolated processes while a context lasts (Linux)."""
+    """Collects the environments of `verify`'s isolated processes while a context lasts (Linux): of those whose
+    temporary files are in `folder`, since other tests may run at the same time."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.seen: dict[str, str] = {}
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch)
@@ -89,7 +91,9 @@ class Environments:
             for process in Path("/proc").glob("[0-9]*"):
                 try:
                     if "verify_child.py" in (process / "cmdline").read_text():
-                        self.seen[process.name] = (process / "environ").read_text()
+                        environment = (process / "environ").read_text()
+                        if f"TMPDIR={self.folder}" in environment:
+                            self.seen[process.name] = environment
                 except OSError:  # it ended meanwhile
                     pass
 
@@ -99,7 +103,7 @@ def test_the_token_is_nowhere(hub: LoopbackHub, run: Any, package: Path, tmp_pat
     hub.add_token(f"{CANARY}Reader", "loopback", role="read")
     hub.create_repo("loopback/foreign", files={"model.safetensors": b"x"})
     results = []
-    with Environments() as environments:
+    with Environments(tmp_path) as environments:
         results.append(run("push", BASE, REPO, *FROZEN, HF_DEBUG="1"))
         assert results[0].returncode == 0, results[0].stderr
         results.append(run("verify", REPO, "--json", HF_HUB_VERBOSITY="debug"))

@@ -242,7 +242,7 @@ def test_any_text_is_a_sound_list_or_refused(text: str) -> None:
     except ShortVError:
         refusal(given_selection, text, 32)
         return
-    assert list(frozen) == sorted({int(item) for item in text.split(",")})
+    assert list(frozen) == sorted({int(item.strip()) for item in text.split(",")})
     assert all(0 <= layer < 32 for layer in frozen)
     assert set(text) <= set("0123456789, \t\n\r\f\v-") | {character for character in text if character.isspace()}
 
