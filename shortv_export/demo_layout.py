@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from . import scenes
-from .tiny import CHAT_TEMPLATE, hub_tensor_name
+from .tiny import CHAT_TEMPLATE, SPECIAL_TOKENS, hub_tensor_name, word_tokenizer
 
 HIDDEN_SIZE, NUM_HEADS, INTERMEDIATE_SIZE = 128, 4, 256
 ROPE_THETA = 10000.0
@@ -15,29 +15,15 @@ VISION_SIZE, VISION_LAYERS, VISION_HEADS = 96, 3, 3
 
 def build_processor() -> Any:
     """The processor: images of `scenes.IMAGE_SIZE` pass unresized; words are tokens, signs are spelled in letters."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-    from transformers import CLIPImageProcessor, LlavaProcessor, PreTrainedTokenizerFast
+    from tokenizers import decoders, models
+    from transformers import CLIPImageProcessor, LlavaProcessor
 
-    special = ["<unk>", "<s>", "</s>", "<pad>"]
     letters = sorted({*scenes.CONSONANTS, *scenes.VOWELS})
     words = sorted({*scenes.VOCABULARY, "USER", "ASSISTANT", ":", *letters, *(f"##{letter}" for letter in letters)})
-    vocabulary = {word: index for index, word in enumerate([*special, *words])}
-    backend = Tokenizer(models.WordPiece(vocabulary, unk_token="<unk>", continuing_subword_prefix="##"))
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation(behavior="isolated")]
-    )
-    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    backend.decoder = decoders.WordPiece(prefix="##", cleanup=True)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        unk_token="<unk>",
-        bos_token="<s>",
-        eos_token="</s>",
-        pad_token="<pad>",
-        padding_side="left",
-        model_max_length=2048,
-        additional_special_tokens=["<image>"],
-    )
+    vocabulary = {word: index for index, word in enumerate([*SPECIAL_TOKENS, *words])}
+    model = models.WordPiece(vocabulary, unk_token="<unk>", continuing_subword_prefix="##")
+    tokenizer = word_tokenizer(model, model_max_length=2048)
+    tokenizer.backend_tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=True)
     size = scenes.IMAGE_SIZE
     return LlavaProcessor(
         image_processor=CLIPImageProcessor(

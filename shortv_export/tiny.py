@@ -16,6 +16,8 @@ VOCABULARY_TEXT = (
     "question using single word or phrase provide one-sentence caption for"
 )
 
+SPECIAL_TOKENS = ("<unk>", "<s>", "</s>", "<pad>")
+
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['role'].upper() + ': ' }}"
     "{% for content in message['content'] %}"
@@ -151,34 +153,35 @@ def _grid(image_size: int) -> list[list[int]]:
     return [[image_size * height, image_size * width] for height, width in ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))]
 
 
-def _build_processor(model_type: str, image_size: int) -> Any:
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import (
-        CLIPImageProcessor,
-        LlavaNextImageProcessor,
-        LlavaNextProcessor,
-        LlavaProcessor,
-        PreTrainedTokenizerFast,
-    )
+def word_tokenizer(model: Any, *, model_max_length: int) -> Any:
+    """A fast tokenizer around a word model that begins with `SPECIAL_TOKENS`; it knows the image token."""
+    from tokenizers import Tokenizer, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
 
-    special = ["<unk>", "<s>", "</s>", "<pad>"]
-    words = sorted({*VOCABULARY_TEXT.split(), ":", "\n"})
-    vocabulary = {word: index for index, word in enumerate([*special, *words])}
-    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    backend = Tokenizer(model)
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation(behavior="isolated")]
     )
     backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    tokenizer = PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         unk_token="<unk>",
         bos_token="<s>",
         eos_token="</s>",
         pad_token="<pad>",
         padding_side="left",
-        model_max_length=4096,
+        model_max_length=model_max_length,
         additional_special_tokens=["<image>"],
     )
+
+
+def _build_processor(model_type: str, image_size: int) -> Any:
+    from tokenizers import models
+    from transformers import CLIPImageProcessor, LlavaNextImageProcessor, LlavaNextProcessor, LlavaProcessor
+
+    words = sorted({*VOCABULARY_TEXT.split(), ":", "\n"})
+    vocabulary = {word: index for index, word in enumerate([*SPECIAL_TOKENS, *words])}
+    tokenizer = word_tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"), model_max_length=4096)
     size = {"shortest_edge": image_size}
     crop = {"height": image_size, "width": image_size}
     common: dict[str, Any] = {
