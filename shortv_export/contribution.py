@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import ShortVError
+from .oracle import text_decoder, visual_tokens
 from .recipe import Scores, library_versions
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def layer_contributions(
         raise ShortVError(f"divergence must be {FORWARD!r} or {REVERSE!r}, not {divergence!r}.")
     if model.training:
         raise ShortVError("the model is in training mode; call model.eval() first.")
-    decoder: Iterable[nn.Module] = _text_model(model).layers if layers is None else layers
+    decoder: Iterable[nn.Module] = text_decoder(model).layers if layers is None else layers
     finished: list[Tensor] = []
     with torch.inference_mode(), _memory_errors(max_batch_tokens):
         batches = (_Batch.prepare(model, batch_inputs, number) for number, batch_inputs in enumerate(inputs, start=1))
@@ -145,7 +146,7 @@ class _Batch:
         device = embedding.weight.device
         if device.type != "meta":  # a meta weight is accelerate's, whose hooks move the inputs
             inputs = {name: value.to(device) for name, value in inputs.items()}
-        visual = inputs["input_ids"] == model.config.image_token_id
+        visual = visual_tokens(model.config, inputs["input_ids"])
         mask = inputs.get("attention_mask")
         if mask is not None and not bool(mask[:, -1].all()):
             raise ShortVError(f"batch {number} is padded on the right; set the tokenizer's padding_side to 'left'.")
@@ -153,7 +154,7 @@ class _Batch:
             raise ShortVError(f"batch {number} has a sample without visual tokens; give every sample an image.")
         if bool(visual[:, -1].any()):
             raise ShortVError(f"batch {number} has a prompt that ends in an image; put text after it.")
-        with _recorded_calls(_text_model(model)) as calls:
+        with _recorded_calls(text_decoder(model)) as calls:
             model(**inputs, use_cache=False, logits_to_keep=1)
         if not all(isinstance(call["attention_mask"], Tensor | None) for call in calls):
             raise ShortVError("this attention implementation's masks are not tensors; load the model with 'sdpa'.")
@@ -202,7 +203,7 @@ class _Batch:
     def contributions(self, model: PreTrainedModel, divergence: str) -> Tensor:
         """After the last layer: visual LC, text LC and visual cosine distance, ``(samples, 3, layers)`` float64."""
         head: Any = model.get_output_embeddings()
-        logits = head(_text_model(model).norm(self.outcome))
+        logits = head(text_decoder(model).norm(self.outcome))
         # In float64, because a small divergence is a sum of differences that nearly cancel.
         log_probabilities = logits.cpu().double().log_softmax(-1)
         if not bool(log_probabilities.isfinite().all()):
@@ -227,11 +228,6 @@ def _cosine_distance(before: Tensor, after: Tensor, visual: Tensor) -> Tensor:
     """
     distance = 1 - nn.functional.cosine_similarity(before.float(), after.float(), dim=-1)
     return distance.where(visual, 0).sum(1) / visual.sum(1)
-
-
-def _text_model(model: PreTrainedModel) -> Any:
-    """The stack of decoder layers in a vision-language model, with its final norm."""
-    return model.model.language_model
 
 
 def _groups(batches: Iterable[_Batch], max_state_bytes: int) -> Iterator[list[_Batch]]:
@@ -413,7 +409,7 @@ def load_streamed(
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:3])
         raise ShortVError(f"the checkpoint lacks the tensors {missing}; download it again.")
-    text_config = _text_model(model).config
+    text_config = text_decoder(model).config
     text_config.num_hidden_layers = num_layers
     layers = StreamedLayers(files, text_config, model.dtype, torch.device(device))
     return model.to(device).eval(), layers

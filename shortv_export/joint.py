@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .errors import ShortVError
-from .oracle import frozen_by_definition
+from .oracle import frozen_by_definition, text_decoder, visual_tokens
 
 
 class JointDivergence:
@@ -49,8 +49,8 @@ class JointDivergence:
 
     def _log_probabilities(self, sample: Mapping[str, Tensor], frozen_layers: Sequence[int]) -> Tensor:
         """Of the next token: ``(vocabulary,)`` float64 on the CPU, as differences of distributions are small."""
-        visual = sample["input_ids"] == self.model.config.image_token_id
-        layers = self.model.model.language_model.layers
+        visual = visual_tokens(self.model.config, sample["input_ids"])
+        layers = text_decoder(self.model).layers
         with torch.inference_mode(), frozen_by_definition(layers, frozen_layers, visual):
             logits = self.model(**sample, use_cache=False, logits_to_keep=1).logits[0, -1]
         log_probabilities = logits.cpu().double().log_softmax(-1)

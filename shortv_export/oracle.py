@@ -14,6 +14,22 @@ import torch
 from torch import nn
 
 
+def text_decoder(model: Any) -> Any:
+    """The stack of decoder layers (`layers`) in a stock vision-language model, with its embeddings and final norm."""
+    decoder = model.get_decoder()
+    return decoder if hasattr(decoder, "layers") else decoder.get_decoder()
+
+
+def visual_tokens(config: Any, input_ids: torch.Tensor) -> torch.Tensor:
+    """Where image and video features go: ``(batch, tokens)`` bool, from the ids that `config` names for them."""
+    visual = torch.zeros_like(input_ids, dtype=torch.bool)
+    for name in ("image_token_id", "video_token_id"):
+        token = getattr(config, name, None)
+        if token is not None:
+            visual |= input_ids == token
+    return visual
+
+
 @contextmanager
 def frozen_by_definition(layers: nn.ModuleList, frozen_layers: Iterable[int], frozen: torch.Tensor) -> Iterator[None]:
     """Freezes tokens in the given decoder layers of a stock model while the context lasts.

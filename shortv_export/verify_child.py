@@ -68,6 +68,7 @@ class _Run:
 
     def __init__(self, task: dict[str, Any]) -> None:
         self.task = task
+        self.oracle = _module(task["oracle"])
         self.model: Any = None
         self.inputs: Any = None
         self.logits = torch.empty(0)
@@ -83,8 +84,7 @@ class _Run:
             raise _Failed(f"AutoModel gave a {name}, not a {self.task['model_class']}.")
         processor = transformers.AutoProcessor.from_pretrained(self.task["package"], trust_remote_code=True)
         self.inputs = _inputs(processor)
-        image_token = _image_token_id(self.model.config)
-        self.visual = self.inputs["input_ids"] == image_token
+        self.visual = self.oracle.visual_tokens(self.model.config, self.inputs["input_ids"])
         if not self.visual.any():
             raise _Failed("the processor puts no visual token into a prompt with an image.")
         return f"{name}, every weight found"
@@ -120,15 +120,9 @@ class _Run:
 
     def definition(self) -> str:
         """The stock model from the same weights, with the visual rows put back after each frozen layer."""
-        specification = importlib.util.spec_from_file_location("oracle", self.task["oracle"])
-        assert specification is not None
-        assert specification.loader is not None
-        oracle = importlib.util.module_from_spec(specification)
-        specification.loader.exec_module(oracle)
-
         stock = self._from_pretrained(getattr(transformers, self.task["base_class"]), "stock")
-        layers, frozen_layers = stock.model.language_model.layers, self.task["frozen_layers"]
-        with torch.inference_mode(), oracle.frozen_by_definition(layers, frozen_layers, self.visual):
+        layers, frozen_layers = self.oracle.text_decoder(stock).layers, self.task["frozen_layers"]
+        with torch.inference_mode(), self.oracle.frozen_by_definition(layers, frozen_layers, self.visual):
             expected = stock(**self.inputs).logits
         scale = expected.abs().max().item()
         difference = (self.logits - expected).abs().max().item() / scale
@@ -185,11 +179,14 @@ def _inputs(processor: Any) -> Any:
     return processor(images=[Image.fromarray(noise.numpy())], text=[prompt], return_tensors="pt")
 
 
-def _image_token_id(config: Any) -> int:
-    for name in ("image_token_id", "image_token_index"):
-        if getattr(config, name, None) is not None:
-            return int(getattr(config, name))
-    raise _Failed("the config names no image token.")
+def _module(path: str) -> Any:
+    """A module from a file of a project that cannot be imported here."""
+    specification = importlib.util.spec_from_file_location("oracle", path)
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
 
 
 if __name__ == "__main__":

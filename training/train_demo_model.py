@@ -2,7 +2,7 @@
 
     python training/train_demo_model.py WORK_FOLDER
 
-Five stages, each resumable: the newest checkpoint in the work folder is continued.
+Six stages, each resumable: the newest checkpoint in the work folder is continued.
 
 1. *tower*: the vision tower, the projector and the word embeddings learn together, CLIP-like: what a patch shows
    must be told from the inner products of its projected feature with the embeddings of the words for it.
@@ -11,7 +11,8 @@ Five stages, each resumable: the newest checkpoint in the work folder is continu
    the chat prompt, and the image is computed once.
 3. *lookup*: the same, slower and without the questions about relations.
 4. *deep*: every layer is split into several, each with that fraction of the strength, and training goes on;
-   *polish* goes on with it, slower and with more questions about places and relations.
+   *polish* goes on with it, slower and with more questions about places and relations; *settle* gives the layers
+   time to part ways, mostly on those questions.
 
 Matrices are trained with Muon, everything else with AdamW; master weights are float32, the arithmetic bfloat16.
 """
@@ -52,7 +53,12 @@ LOOKUP_TASKS = (
     *["existence"] * 4,
 )
 """Without relations, whose answers stay a coin toss, and their gradients noise, until look-ups work."""
-COOLDOWN = {"tower": 0.4, "shallow": 0.4, "lookup": 0.4, "deep": 0.62, "polish": 0.8}
+SETTLE_TASKS = (
+    *("caption", "reading", "count", "colour", "shape", "existence"),
+    *["position", "relation"] * 6,
+    *("count", "colour", "existence", "count", "existence"),
+)
+COOLDOWN = {"tower": 0.4, "shallow": 0.4, "lookup": 0.4, "deep": 0.62, "polish": 0.8, "settle": 0.6}
 """The part of each stage's steps in which the rate of learning falls."""
 BF16 = torch.bfloat16
 
@@ -324,7 +330,8 @@ class Trainer:
         self.stage("lookup", self.train_lookup)
         self.stage("deep", self.train_deep)
         self.stage("polish", self.train_polish)
-        self.export_stage("polish", self.folder / "model")
+        self.stage("settle", self.train_settle)
+        self.export_stage("settle", self.folder / "model")
 
     def export_stage(self, name: str, folder: Path) -> None:
         """Writes the model of a stage, finished or not."""
@@ -482,6 +489,11 @@ class Trainer:
         tasks = (*LOOKUP_TASKS, *["relation", "position"] * 4)
         self.train_language(name, stack, self.arguments.polish_steps, 8, 0.005, tasks)
 
+    def train_settle(self, name: str) -> None:
+        stack = self.load_stack("polish")
+        torch.manual_seed(self.arguments.seed + 6)
+        self.train_language(name, stack, self.arguments.settle_steps, 8, 0.01, SETTLE_TASKS)
+
     def load_stack(self, name: str) -> Stack:
         """The language model of a stage, finished or not, with the projector that belongs to it."""
         self.load_tower()
@@ -548,6 +560,7 @@ def main() -> None:
     parser.add_argument("--lookup-steps", type=int, default=700)
     parser.add_argument("--deep-steps", type=int, default=950)
     parser.add_argument("--polish-steps", type=int, default=300)
+    parser.add_argument("--settle-steps", type=int, default=2500)
     parser.add_argument("--report", type=int, default=25, help="steps between two lines of progress")
     parser.add_argument("--no-compile", dest="compile", action="store_false")
     arguments = parser.parse_args()
