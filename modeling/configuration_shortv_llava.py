@@ -1,17 +1,10 @@
-"""Configurations of ShortV LLaVA models: the stock ones, and which layers are frozen."""
+"""Configuration of ShortV for LLaVA-1.5: the stock one, and which layers are frozen."""
 
-from transformers import LlavaConfig, LlavaNextConfig
+from transformers import LlavaConfig
 
 
 class ShortVLlavaConfig(LlavaConfig):
     """LLaVA-1.5 with `frozen_layers`, the sorted numbers of the decoder layers that freeze visual tokens."""
 
     model_type = "shortv_llava"
-    frozen_layers: list | None = None
-
-
-class ShortVLlavaNextConfig(LlavaNextConfig):
-    """LLaVA-NeXT with `frozen_layers`, the sorted numbers of the decoder layers that freeze visual tokens."""
-
-    model_type = "shortv_llava_next"
     frozen_layers: list | None = None

@@ -22,13 +22,17 @@ the prefill faster, decoding and the KV cache stay what they were.
 
 import inspect
 import sys
-from functools import cache, wraps
+from functools import cache, partial, wraps
 
 import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-# Text models whose attention is made of q, k, v and o projections and one rotary embedding on every layer.
-TEXT_MODELS = ("llama", "mistral", "qwen2")
+# Text models whose attention is what `FrozenAttention` computes: q, k, v and o projections, perhaps norms of queries
+# and keys, and a rotary embedding. Each was compared with its own forward.
+TEXT_MODELS = (
+    *("llama", "mistral", "qwen2", "qwen3", "qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text", "qwen3_vl_moe_text"),
+    *("gemma", "gemma3_text", "cohere", "cohere2", "glm4v_text", "glm4v_moe_text", "aria_text"),
+)
 
 
 def check_frozen_layers(frozen_layers: list[int], num_layers: int) -> list[int]:
@@ -73,9 +77,10 @@ class TextRows:
         return moved
 
     def take(self, states: torch.Tensor) -> torch.Tensor:
-        """`(batch or 1, rows, width)` -> `(batch, text, width)`."""
-        states = states.expand(self.rows.shape[0], -1, -1)
-        return states.gather(1, self.rows[..., None].expand(-1, -1, states.shape[-1]))
+        """`(..., batch or 1, rows, width)` -> `(..., batch, text, width)`."""
+        outer, (rows, width) = states.shape[:-3], states.shape[-2:]
+        states = states.expand(*outer, self.rows.shape[0], rows, width)
+        return states.gather(-2, self.rows[..., None].expand(*outer, -1, -1, width))
 
     def put_back(self, hidden_states: torch.Tensor, text_states: torch.Tensor) -> torch.Tensor:
         """The layer's output: its input, with the text rows replaced."""
@@ -158,9 +163,8 @@ class FrozenAttention:
 
     def keys_and_values(self, hidden_states: torch.Tensor, position_embeddings) -> tuple[torch.Tensor, torch.Tensor]:
         """`(batch, rows, hidden)` -> rotated keys and values, `(batch, key heads, rows, head_dim)` each."""
-        shape = (*hidden_states.shape[:-1], -1, self.head_dim)
-        keys = self.k_proj(hidden_states).view(shape).transpose(1, 2)
-        values = self.v_proj(hidden_states).view(shape).transpose(1, 2)
+        keys = self._heads("k", hidden_states)
+        values = self.v_proj(hidden_states).view(*hidden_states.shape[:-1], -1, self.head_dim).transpose(1, 2)
         return self._rotate(keys, position_embeddings), values
 
     def forward(self, hidden_states, *args, keys_and_values=None, **kwargs):
@@ -171,9 +175,7 @@ class FrozenAttention:
     def _attend(self, hidden_states, keys, values, attention_mask, position_embeddings, **kwargs):
         # As the stock forward, but the keys and values are there already, cached and all. The weights that
         # `output_attentions` asks for are those of the text rows: (batch, heads, text, keys).
-        shape = (*hidden_states.shape[:-1], -1, self.head_dim)
-        queries = self.q_proj(hidden_states).view(shape).transpose(1, 2)
-        queries = self._rotate(queries, position_embeddings)
+        queries = self._rotate(self._heads("q", hidden_states), position_embeddings)
         output, weights = self._attention_function()(
             self,
             queries,
@@ -186,9 +188,22 @@ class FrozenAttention:
         )
         return self.o_proj(output.reshape(*hidden_states.shape[:-1], -1)), weights
 
+    def _heads(self, name, hidden_states):
+        # Queries ("q") or keys ("k") before their rotation, normed where the model does that.
+        states = getattr(self, f"{name}_proj")(hidden_states).view(*hidden_states.shape[:-1], -1, self.head_dim)
+        norm = getattr(self, f"{name}_norm", None)
+        return (states if norm is None else norm(states)).transpose(1, 2)
+
     def _rotate(self, states, position_embeddings):
-        # The model's own function rotates a query and a key; the other one is given without heads.
-        return _own_function(self, "apply_rotary_pos_emb")(states, states[:, :0], *position_embeddings)[0]
+        if self.config.model_type == "cohere2" and self.sliding_window is None:
+            return states  # its layers without a window know no positions
+        rotate = _own_function(self, "apply_rotary_pos_emb")
+        if rotate is None:  # Qwen2-VL's, before transformers 5.20, mixes the axes of its positions here
+            sections = self.config.rope_parameters["mrope_section"]
+            rotate = partial(_own_function(self, "apply_multimodal_rotary_pos_emb"), mrope_section=sections)
+        # It rotates a query and a key; the other one is given without heads.
+        cos, sin = position_embeddings
+        return rotate(states, states[:, :0], cos=cos, sin=sin)[0]
 
     def _attention_function(self):
         implementation = self.config._attn_implementation
@@ -273,7 +288,7 @@ class ShortVMixin:
         if text_model not in TEXT_MODELS:
             raise ValueError(f"Frozen layers support {', '.join(TEXT_MODELS)} text models, not {text_model!r}.")
         # Every layer, now: later, offloading hooks and the like hold on to the `forward` that they found.
-        for layer in self.model.language_model.layers:
+        for layer in self.get_decoder().layers:
             _mix_in(layer, FrozenLayer)
             _mix_in(layer.self_attn, FrozenAttention)
         self._last_pass = None
@@ -282,7 +297,7 @@ class ShortVMixin:
 
     def freeze_layers(self, frozen_layers: list[int]) -> None:
         """Freezes exactly these decoder layers from now on, and records them in the config."""
-        layers = self.model.language_model.layers
+        layers = self.get_decoder().layers
         self.config.frozen_layers = check_frozen_layers(frozen_layers, len(layers))
         for index, layer in enumerate(layers):
             layer.frozen = index in self.config.frozen_layers
@@ -300,8 +315,13 @@ class ShortVMixin:
             "frozen_layers": list(self.config.frozen_layers),
             "visual_tokens": num_visual,
             "skipped_updates": sum(skipped.values()),
-            "total_updates": num_rows * len(self.model.language_model.layers),
+            "total_updates": num_rows * len(self.get_decoder().layers),
         }
+
+    def _visual_tokens(self, device):
+        """The ids of the tokens that image and video features take the place of."""
+        ids = (getattr(self.config, name, None) for name in ("image_token_id", "video_token_id"))
+        return torch.tensor([token for token in ids if token is not None], device=device)
 
     def _add_text_rows(self, model, args, kwargs):
         """Forward pre-hook of the multimodal model: makes the plan and sends it along to the decoder layers."""
@@ -311,15 +331,16 @@ class ShortVMixin:
         given = input_ids if input_ids is not None else inputs_embeds
         self._last_pass = None
         # Decoding: one new token without an image is text, even if the model writes its own image token.
-        has_image = kwargs.get("pixel_values") is not None or kwargs.get("mm_encoder_outputs")
+        pixels = (kwargs.get(name) for name in ("pixel_values", "pixel_values_videos"))
+        has_image = any(value is not None for value in pixels) or kwargs.get("mm_encoder_outputs")
         decoding = given is not None and given.shape[1] == 1 and not has_image
         if given is None or decoding or not self.config.frozen_layers:
             return args, kwargs
         if visual is None and input_ids is not None:
-            visual = input_ids == self.config.image_token_id
+            visual = torch.isin(input_ids, self._visual_tokens(input_ids.device))
         elif visual is None:
-            image_token = torch.tensor(self.config.image_token_id, device=inputs_embeds.device)
-            visual = (inputs_embeds == self.get_input_embeddings()(image_token)).all(-1)
+            placeholders = self.get_input_embeddings()(self._visual_tokens(inputs_embeds.device))
+            visual = (inputs_embeds[:, :, None] == placeholders).all(-1).any(-1)
             if not visual.any():
                 raise ValueError(
                     "`inputs_embeds` holds no image placeholder: pass `visual_mask`, (batch, tokens) bool, True at "
@@ -351,5 +372,5 @@ def _mix_in(module, mixin):
 
 
 def _own_function(module, name):
-    """A function from the transformers file that defines the module's class."""
-    return getattr(sys.modules[type(module).__module__], name)
+    """A function from the transformers file that defines the module's class; None if it has none of that name."""
+    return getattr(sys.modules[type(module).__module__], name, None)

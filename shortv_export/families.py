@@ -1,6 +1,6 @@
 """The base architectures that can be converted: one row each.
 
-A new family is one row here, one ``modeling_shortv_<family>.py`` in ``modeling/`` and one test module.
+A new family is one row here and one tiny model in the tests.
 """
 
 from __future__ import annotations
@@ -8,12 +8,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from .errors import ShortVError
 
-# Text models whose attention is q/k/v/o projections and one rotary embedding: what `shortv_layers.py` computes.
-TEXT_MODELS = ("llama", "mistral", "qwen2")
+# Text models whose keys and values `shortv_layers.py` computes; its own list.
+TEXT_MODELS = (
+    *("llama", "mistral", "qwen2", "qwen3", "qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text", "qwen3_vl_moe_text"),
+    *("gemma", "gemma3_text", "cohere", "cohere2", "glm4v_text", "glm4v_moe_text", "aria_text"),
+)
 
 # The auto classes that people load vision-language models with. AutoModel gives the *generative* class, as
 # remote-code VLMs on the Hub do; every class left out would be an error for somebody.
@@ -31,18 +35,32 @@ class Family:
 
     Attributes:
         model_type: the base's ``config.json`` model type.
-        base_class: its generative class in transformers.
-        config_class, model_class: the remote-code classes of the package.
-        code: the files of ``modeling/`` that a package carries: configuration and model first.
+        name: what the names of its classes in transformers begin with.
+        title: what people call it.
+        note: what frozen visual tokens mean in this family beside what they mean everywhere; for its code and card.
         tiles: into how many tiles a picture is cut in the paper's cost model (an overview and 2 x 2 details).
     """
 
     model_type: str
-    base_class: str
-    config_class: str
-    model_class: str
-    code: tuple[str, ...]
+    name: str
+    title: str
+    note: str = ""
     tiles: int = 1
+
+    @property
+    def base_class(self) -> str:
+        """Its generative class in transformers."""
+        return f"{self.name}ForConditionalGeneration"
+
+    @property
+    def model_class(self) -> str:
+        """The generative class of the remote code."""
+        return f"ShortV{self.base_class}"
+
+    @property
+    def config_class(self) -> str:
+        """The configuration class of the remote code."""
+        return f"ShortV{self.name}Config"
 
     @property
     def shortv_model_type(self) -> str:
@@ -56,34 +74,76 @@ class Family:
         models = dict.fromkeys(_AUTO_MODEL_CLASSES, f"{modeling}.{self.model_class}")
         return {"AutoConfig": f"{configuration}.{self.config_class}", **models}
 
+    @property
+    def code(self) -> tuple[str, ...]:
+        """The names of the files of remote code that a package carries: configuration and model first."""
+        own = (f"configuration_shortv_{self.model_type}.py", f"modeling_shortv_{self.model_type}.py")
+        return (*own, "shortv_layers.py", "shortv_weights.py")
 
-_LLAVA_CODE = (
-    "configuration_shortv_llava.py",
-    "modeling_shortv_llava.py",
-    "shortv_layers.py",
-    "shortv_weights.py",
+    def source(self, name: str) -> str:
+        """The text of a file of remote code.
+
+        Configuration and model are those of LLaVA in ``modeling/``, with this family's names in the place of LLaVA's:
+        as everything that matters is in the layers, nothing else differs.
+        """
+        text = (modeling_dir() / name.replace(f"_{self.model_type}.py", f"_{_PATTERN.model_type}.py")).read_text(
+            "utf-8"
+        )
+        if name not in self.code[:2]:
+            return text
+        if self.note:
+            text = text.replace("visual tokens.\n\n", f"visual tokens.\n\n{fill(self.note, 119)}\n\n", 1)
+        for field in ("title", "name", "model_type"):
+            text = text.replace(getattr(_PATTERN, field), getattr(self, field))
+        return text
+
+
+_PATTERN = Family("llava", "Llava", "LLaVA-1.5")
+
+_BIDIRECTIONAL = (
+    "The stock model lets the tokens of an image see each other in both directions. Text tokens keep their rows of "
+    "that mask: a frozen layer computes them from the same keys and values as the stock layer does."
+)
+_WHOLE_PROMPT = (
+    "The stock model lets all tokens of the prompt see each other in both directions. Text tokens keep their rows of "
+    "that mask: a frozen layer computes them from the same keys and values as the stock layer does."
 )
 
-FAMILIES: dict[str, Family] = {
-    family.model_type: family
-    for family in (
-        Family(
-            "llava",
-            "LlavaForConditionalGeneration",
-            "ShortVLlavaConfig",
-            "ShortVLlavaForConditionalGeneration",
-            _LLAVA_CODE,
-        ),
-        Family(
-            "llava_next",
-            "LlavaNextForConditionalGeneration",
-            "ShortVLlavaNextConfig",
-            "ShortVLlavaNextForConditionalGeneration",
-            _LLAVA_CODE,
-            tiles=5,
-        ),
-    )
-}
+_ROWS = (
+    _PATTERN,
+    Family("llava_next", "LlavaNext", "LLaVA-NeXT", tiles=5),
+    Family("qwen2_5_vl", "Qwen2_5_VL", "Qwen2.5-VL"),
+    Family(
+        "qwen3_vl",
+        "Qwen3VL",
+        "Qwen3-VL",
+        "The vision tower's deepstack features are added to the visual tokens after each of the first decoder layers, "
+        "as in the stock model: where such a layer is frozen, they are all that changes visual tokens there.",
+    ),
+    Family("qwen2_vl", "Qwen2VL", "Qwen2-VL"),
+    Family("llava_onevision", "LlavaOnevision", "LLaVA-OneVision"),
+    Family("internvl", "InternVL", "InternVL"),
+    Family("smolvlm", "SmolVLM", "SmolVLM"),
+    Family("idefics3", "Idefics3", "Idefics3"),
+    Family("gemma3", "Gemma3", "Gemma 3", _BIDIRECTIONAL),
+    Family("mistral3", "Mistral3", "Mistral 3"),
+    Family("paligemma", "PaliGemma", "PaliGemma", _WHOLE_PROMPT),
+    Family("glm4v", "Glm4v", "GLM-4V"),
+    Family("aya_vision", "AyaVision", "Aya Vision"),
+    Family("cohere2_vision", "Cohere2Vision", "Command A Vision"),
+    Family("llava_next_video", "LlavaNextVideo", "LLaVA-NeXT-Video"),
+    Family("video_llava", "VideoLlava", "Video-LLaVA"),
+    Family("vipllava", "VipLlava", "ViP-LLaVA"),
+    Family("idefics2", "Idefics2", "Idefics2"),
+    Family(
+        "aria",
+        "Aria",
+        "Aria",
+        "The experts of a frozen layer see text tokens only; which experts a text token goes to does not change.",
+    ),
+)
+
+FAMILIES: dict[str, Family] = {family.model_type: family for family in _ROWS}
 
 
 def family_of(config: Mapping[str, Any], name: str) -> Family:

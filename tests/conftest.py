@@ -83,14 +83,14 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def shortv_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """``shortv_folder(base, frozen_layers)``: a fresh ShortV folder, the base's files plus code plus config."""
-    from shortv_export.families import FAMILIES, modeling_dir
+    from shortv_export.families import FAMILIES
 
     def make(base: Path, frozen_layers: Any) -> Path:
         folder = tmp_path_factory.mktemp("shortv") / base.name
         shutil.copytree(base, folder)
         family = FAMILIES[json.loads((base / "config.json").read_text(encoding="utf-8"))["model_type"]]
         for name in family.code:
-            shutil.copy(modeling_dir() / name, folder)
+            (folder / name).write_text(family.source(name), encoding="utf-8")
         return edit_config(
             folder,
             model_type=family.shortv_model_type,

@@ -1,0 +1,211 @@
+"""Every family, tiny: the remote code against its definition, and the tool's measurements against plain loops."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import TOLERANCE, relative_error
+from tiny_families import IMAGE, TINY, VIDEO, batch, tiny_model
+
+from shortv_export.families import FAMILIES
+from shortv_export.oracle import frozen_by_definition, text_decoder, visual_tokens
+
+FROZEN = [0, 2]
+KINDS = [(name, kind) for name, tiny in TINY.items() for kind in ("images", "videos") if getattr(tiny, kind)]
+# Their pictures come stacked by batch entry, equally many for each.
+STACKED = ("smolvlm", "idefics3", "idefics2")
+
+
+@dataclass
+class Pair:
+    """A stock model and the ShortV model of the same weights, as its remote code loads them."""
+
+    name: str
+    stock: Any
+    shortv: Any
+    folder: Path
+
+    def inputs(self, kind: str = "images") -> dict[str, Any]:
+        rows = (
+            [(5, 6, ..., 7, 8, 9, 10)] if self.name in STACKED else [(5, 6, ..., 7, 8, 9, 10, ..., 11), (11, ..., 12)]
+        )
+        return batch(self.name, *rows, kind=kind)
+
+    def defined(self, frozen: Any, frozen_layers: Any = FROZEN) -> Any:
+        """A context in which the stock model is what ShortV is defined to be, for inputs with these frozen rows."""
+        return frozen_by_definition(text_decoder(self.stock).layers, frozen_layers, frozen)
+
+
+def write_shortv(folder: Path, name: str, frozen_layers: list[int]) -> None:
+    """Makes a stock checkpoint a ShortV one."""
+    family = FAMILIES[name]
+    for file in family.code:
+        (folder / file).write_text(family.source(file), encoding="utf-8")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    own = {"model_type": family.shortv_model_type, "architectures": [family.model_class], "auto_map": family.auto_map}
+    (folder / "config.json").write_text(json.dumps(config | own | {"frozen_layers": frozen_layers}), encoding="utf-8")
+
+
+def needs_transformers(version: str) -> None:
+    import transformers
+    from packaging.version import Version
+
+    if Version(transformers.__version__) < Version(version):
+        pytest.skip(f"needs transformers {version}")
+
+
+def load(folder: Path) -> Any:
+    from transformers import AutoModel
+
+    model, found = AutoModel.from_pretrained(folder, trust_remote_code=True, output_loading_info=True)
+    assert not any(found.values())
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    made: dict[str, Pair] = {}
+
+    def make(name: str) -> Pair:
+        if name in ("qwen2_vl", "qwen2_5_vl"):
+            needs_transformers("5.5")  # their layers gave tuples before
+        if name not in made:
+            folder = tmp_path_factory.mktemp(name)
+            stock = tiny_model(name)
+            stock.save_pretrained(folder)
+            write_shortv(folder, name, FROZEN)
+            made[name] = Pair(name, stock, load(folder), folder)
+        return made[name]
+
+    return make
+
+
+def rows_with_features(model: Any, inputs: dict[str, Any]) -> Any:
+    """Into which rows the stock model puts visual features: those that are not their token's embedding."""
+    seen = []
+    hook = text_decoder(model).register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["inputs_embeds"]), with_kwargs=True
+    )
+    with hook, torch.no_grad():
+        model(**inputs)
+        return (seen[0] != model.get_input_embeddings()(inputs["input_ids"])).any(-1)
+
+
+def test_every_family_is_tried():
+    assert set(TINY) == set(FAMILIES)
+
+
+@pytest.mark.parametrize(("name", "kind"), KINDS)
+def test_forward_and_cache(pairs, name, kind):
+    """Logits of every real token, and keys and values of every layer, are those of the definition."""
+    pair = pairs(name)
+    inputs = pair.inputs(kind)
+    real = inputs["attention_mask"].bool()
+    visual = rows_with_features(pair.stock, inputs)
+    assert torch.equal(visual, visual_tokens(pair.stock.config, inputs["input_ids"]))
+    assert visual.any()
+    with torch.no_grad():
+        dense = pair.stock(**inputs).logits
+        with pair.defined(visual | ~real):
+            expected = pair.stock(**inputs, use_cache=True)
+        output = pair.shortv(**inputs, use_cache=True)
+    assert relative_error(output.logits, expected.logits, real) <= TOLERANCE
+    assert relative_error(dense, expected.logits, real) > 1000 * TOLERANCE
+    for layer, wanted in zip(output.past_key_values.layers, expected.past_key_values.layers, strict=True):
+        for states in ("keys", "values"):
+            found, right = getattr(layer, states).transpose(1, 2), getattr(wanted, states).transpose(1, 2)
+            assert relative_error(found, right, real[:, -found.shape[1] :]) <= TOLERANCE
+    report = pair.shortv.shortv_report()
+    assert report["visual_tokens"] == visual.sum()
+    if name in STACKED:
+        assert report["skipped_updates"] == len(FROZEN) * visual.sum()
+
+
+@pytest.mark.parametrize("cache", [None, "static"])
+@pytest.mark.parametrize(("name", "kind"), KINDS)
+def test_generate(pairs, name, kind, cache):
+    pair = pairs(name)
+    inputs = pair.inputs(kind)
+    frozen = visual_tokens(pair.stock.config, inputs["input_ids"]) | (inputs["attention_mask"] == 0)
+    options = {"max_new_tokens": 6, "do_sample": False, **({"cache_implementation": cache} if cache else {})}
+    with pair.defined(frozen):
+        expected = pair.stock.generate(**inputs, **options)
+    assert torch.equal(pair.shortv.generate(**inputs, **options), expected)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_second_turn(pairs, name):
+    """A second question with a picture of its own, on top of the cache of the first."""
+    pair = pairs(name)
+    first, second = batch(name, (5, 6, ..., 7, 8, 9)), batch(name, (10, ..., 11, 12, 13))
+    both = torch.cat([first["attention_mask"], second["attention_mask"]], 1)
+    logits = []
+    for model in (pair.stock, pair.shortv):
+        cache = None
+        for inputs, mask in ((first, first["attention_mask"]), (second, both)):
+            frozen = visual_tokens(model.config, inputs["input_ids"])
+            with torch.no_grad(), pair.defined(frozen):
+                options = {"attention_mask": mask, "past_key_values": cache, "use_cache": True}
+                if cache is not None and TINY[name].types == "mm_token_type_ids":
+                    # These models count positions by pictures, and do not go on counting by themselves.
+                    positions = torch.arange(both.shape[1])[first["input_ids"].shape[1] :]
+                    options["position_ids"] = positions.expand(3, 1, -1)
+                output = model(**{**inputs, **options})
+            cache = output.past_key_values
+        logits.append(output.logits)
+    assert relative_error(*logits[::-1]) <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_embeddings_and_text(pairs, name):
+    """Placeholder embeddings are found; without pictures the model is the stock one, bit for bit."""
+    pair = pairs(name)
+    inputs = batch(name, (5, 6, 7, 8, 9))
+    with torch.no_grad():
+        assert torch.equal(pair.shortv(**inputs).logits, pair.stock(**inputs).logits)
+    assert pair.shortv.shortv_report()["visual_tokens"] == 0
+    ids = pair.shortv._visual_tokens("cpu").tolist()
+    assert set(ids) <= {IMAGE, VIDEO}
+    assert IMAGE in ids
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_tensor_names(pairs, name):
+    """What was loaded had the names that the family's repositories on the Hub have."""
+    from safetensors import safe_open
+
+    names = {
+        **dict.fromkeys(("qwen2_vl", "qwen2_5_vl"), "model.layers.0."),
+        **dict.fromkeys(("qwen3_vl", "glm4v", "cohere2_vision"), "model.language_model.layers.0."),
+        **dict.fromkeys(STACKED, "model.text_model.layers.0."),
+    }
+    with safe_open(pairs(name).folder / "model.safetensors", framework="pt") as tensors:
+        found = tensors.keys()
+    assert any(key.startswith(names.get(name, "language_model.model.layers.0.")) for key in found)
+
+
+@pytest.mark.parametrize(("name", "kind"), KINDS)
+def test_layer_contributions(pairs, name, kind):
+    """Against whole forward passes of the stock model with one layer frozen."""
+    from shortv_export.contribution import layer_contributions
+
+    needs_transformers("5.16")  # as the tool does
+    pair = pairs(name)
+    inputs = pair.inputs(kind)
+    visual, real = visual_tokens(pair.stock.config, inputs["input_ids"]), inputs["attention_mask"].bool()
+    found = layer_contributions(pair.stock, [inputs])
+    layers = range(len(text_decoder(pair.stock).layers))
+    with torch.no_grad():
+        original = pair.stock(**inputs).logits[:, -1].double().log_softmax(-1)
+        for rows, measured in ((visual, found.visual), (~visual & real, found.text)):
+            expected = []
+            for index in layers:
+                with pair.defined(rows, [index]):
+                    ablated = pair.stock(**inputs).logits[:, -1].double().log_softmax(-1)
+                expected.append((original.exp() * (original - ablated)).sum(-1))
+            assert relative_error(measured, torch.stack(expected, 1)) <= 1e-4

@@ -1,0 +1,404 @@
+"""A tiny model of every family, with random weights, and inputs for it as its processor would make them.
+
+Pixels are random numbers in the shapes that the vision towers take; the placeholders in `input_ids` are as many as
+features come out. So every family is tried here, whatever its processor needs to be installed.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+VOCABULARY = 130
+IMAGE, VIDEO, VISION_START, VISION_END = 120, 121, 122, 123
+TEXT = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+    "tie_word_embeddings": False,
+}
+CLIP = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 7,
+    "projection_dim": 32,
+}
+PATCHES = 16
+FLAT = 3 * 2 * 4 * 4  # numbers in a patch of 4 x 4 pixels, 2 steps of time deep
+MROPE = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [2, 3, 3]}
+
+
+@dataclass(frozen=True)
+class Features:
+    """Visual input of a kind for some pictures or clips: what the model takes, and what stands for it in the prompt.
+
+    Attributes:
+        inputs: number of pictures or clips -> what the model takes beside `input_ids`.
+        tokens: placeholders in a row.
+        token_id: of the placeholder.
+        before, after: token ids around each row of placeholders.
+        frames: number of such rows for a picture or clip.
+        kind: 1 for images, 2 for videos: what ``mm_token_type_ids`` has there.
+    """
+
+    inputs: Callable[[int], dict[str, Any]]
+    tokens: int
+    token_id: int = IMAGE
+    before: tuple[int, ...] = ()
+    after: tuple[int, ...] = ()
+    frames: int = 1
+    kind: int = 1
+
+    @property
+    def placeholders(self) -> list[int]:
+        return [*self.before, *[self.token_id] * self.tokens, *self.after] * self.frames
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A tiny config and its visual inputs.
+
+    Attributes:
+        text, vision, fields: of the config.
+        images, videos: its kinds of visual input; None if this family has no such kind.
+        types: the input that tells visual tokens from text, if there is one.
+    """
+
+    text: dict[str, Any]
+    vision: dict[str, Any]
+    images: Features
+    fields: dict[str, Any] = field(default_factory=dict)
+    videos: Features | None = None
+    types: str = ""
+
+
+def noise(*shape: int) -> Any:
+    import torch
+
+    return torch.rand(shape, generator=torch.Generator().manual_seed(0))
+
+
+def tensor(values: Any) -> Any:
+    import torch
+
+    return torch.tensor(values)
+
+
+def squares(count: int, size: int = CLIP["image_size"]) -> Any:
+    return noise(count, 3, size, size)
+
+
+def plain(tokens: int = PATCHES, size: int = CLIP["image_size"], **options: Any) -> Features:
+    return Features(lambda count: {"pixel_values": squares(count, size)}, tokens, **options)
+
+
+def grid_images() -> Features:
+    """Flattened patches of 4 x 4 pixels, 4 rows of 8; four of them become one token."""
+
+    def inputs(count: int) -> dict[str, Any]:
+        return {"pixel_values": noise(count * 32, FLAT), "image_grid_thw": tensor([[1, 4, 8]] * count)}
+
+    return Features(inputs, 8, before=(VISION_START,), after=(VISION_END,))
+
+
+def grid_videos(frames: int = 1, token_id: int = VIDEO) -> Features:
+    """As `grid_images`, twice in time; the placeholders stand in one row, or in one for each step of time."""
+
+    def inputs(count: int) -> dict[str, Any]:
+        return {"pixel_values_videos": noise(count * 64, FLAT), "video_grid_thw": tensor([[2, 4, 8]] * count)}
+
+    return Features(inputs, 16 // frames, token_id, (VISION_START,), (VISION_END,), frames, kind=2)
+
+
+def stacked_images() -> Features:
+    """Pictures stacked by batch entry: ``(1, pictures, 3, height, width)``."""
+    return Features(lambda count: {"pixel_values": noise(1, count, 3, 28, 28)}, 4)
+
+
+def tiled_images() -> Features:
+    """An overview and two tiles side by side, with an end of line after each of their rows."""
+
+    def inputs(count: int) -> dict[str, Any]:
+        return {"pixel_values": noise(count, 3, 3, 28, 28), "image_sizes": tensor([[28, 56]] * count)}
+
+    return Features(inputs, PATCHES + 4 * (8 + 1))
+
+
+def sized(count: int, size: int = CLIP["image_size"]) -> Any:
+    return tensor([[size, size]] * count)
+
+
+QWEN2_VISION = {"depth": 2, "embed_dim": 32, "hidden_size": 64, "num_heads": 2, "patch_size": 4, "mlp_ratio": 2}
+QWEN25_VISION = {
+    **{"depth": 2, "hidden_size": 32, "out_hidden_size": 64, "num_heads": 2, "intermediate_size": 48},
+    **{"patch_size": 4, "window_size": 16, "fullatt_block_indexes": [1], "tokens_per_second": 2},
+}
+QWEN3_VISION = {
+    **{"depth": 3, "hidden_size": 32, "out_hidden_size": 64, "num_heads": 2, "intermediate_size": 48},
+    **{"patch_size": 4, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]},
+}
+GLM_VISION = {
+    **{"depth": 2, "hidden_size": 32, "out_hidden_size": 64, "num_heads": 2, "intermediate_size": 48},
+    **{"patch_size": 4, "image_size": 32},
+}
+QWEN_FIELDS = {
+    **{"image_token_id": IMAGE, "video_token_id": VIDEO},
+    **{"vision_start_token_id": VISION_START, "vision_end_token_id": VISION_END},
+}
+SIGLIP = {name: value for name, value in CLIP.items() if name != "projection_dim"}
+
+TINY: dict[str, Tiny] = {
+    "llava": Tiny({"model_type": "llama", **TEXT}, CLIP, plain(), {"image_token_index": IMAGE}),
+    "llava_next": Tiny(
+        {"model_type": "llama", **TEXT},
+        CLIP,
+        tiled_images(),
+        {"image_token_index": IMAGE, "image_grid_pinpoints": [[28, 56], [56, 28]]},
+    ),
+    "qwen2_5_vl": Tiny(
+        {**TEXT, "rope_parameters": MROPE, "layer_types": ["full_attention"] * 4},
+        QWEN25_VISION,
+        grid_images(),
+        QWEN_FIELDS,
+        grid_videos(),
+        types="mm_token_type_ids",
+    ),
+    "qwen3_vl": Tiny(
+        {**TEXT, "head_dim": 16, "rope_parameters": {**MROPE, "mrope_section": [4, 2, 2]}},
+        QWEN3_VISION,
+        grid_images(),
+        QWEN_FIELDS,
+        grid_videos(frames=2),
+        types="mm_token_type_ids",
+    ),
+    "qwen2_vl": Tiny(
+        {**TEXT, "rope_parameters": MROPE, "layer_types": ["full_attention"] * 4},
+        QWEN2_VISION,
+        grid_images(),
+        QWEN_FIELDS,
+        grid_videos(),
+        types="mm_token_type_ids",
+    ),
+    "llava_onevision": Tiny(
+        {"model_type": "qwen2", **TEXT},
+        {"model_type": "siglip_vision_model", **SIGLIP, "vision_use_head": False},
+        tiled_images(),
+        {
+            **{"image_token_index": IMAGE, "video_token_index": VIDEO, "vision_feature_layer": -1},
+            **{"image_grid_pinpoints": [[28, 56], [56, 28]], "vision_feature_select_strategy": "full"},
+        },
+        # Two frames, each a quarter of the patches, and one end.
+        Features(lambda count: {"pixel_values_videos": noise(count, 2, 3, 28, 28)}, 2 * 4 + 1, VIDEO, kind=2),
+    ),
+    "internvl": Tiny(
+        {"model_type": "qwen2", **TEXT},
+        {
+            **{"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2},
+            **{"image_size": [28, 28], "patch_size": [7, 7]},
+        },
+        plain(PATCHES // 4),
+        {"image_token_id": IMAGE, "image_seq_length": 4},
+    ),
+    "smolvlm": Tiny(
+        {"model_type": "llama", **TEXT},
+        SIGLIP,
+        stacked_images(),
+        {"image_token_id": IMAGE, "scale_factor": 2},
+    ),
+    "idefics3": Tiny(
+        {"model_type": "llama", **TEXT},
+        SIGLIP,
+        stacked_images(),
+        {"image_token_id": IMAGE, "scale_factor": 2},
+    ),
+    "gemma3": Tiny(
+        {
+            **{**TEXT, "head_dim": 16, "sliding_window": 12, "query_pre_attn_scalar": 16},
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+        },
+        {"model_type": "siglip_vision_model", **SIGLIP, "vision_use_head": False},
+        plain(4),
+        {
+            "image_token_index": IMAGE,
+            "boi_token_index": VISION_START,
+            "eoi_token_index": VISION_END,
+            "mm_tokens_per_image": 4,
+        },
+        types="token_type_ids",
+    ),
+    "mistral3": Tiny(
+        {"model_type": "mistral", **TEXT, "head_dim": 16, "sliding_window": None},
+        {
+            **{"model_type": "pixtral", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2},
+            **{"num_attention_heads": 2, "head_dim": 16, "image_size": 28, "patch_size": 7},
+        },
+        Features(lambda count: {"pixel_values": squares(count), "image_sizes": sized(count)}, 4),
+        {"image_token_index": IMAGE, "spatial_merge_size": 2, "vision_feature_layer": -1},
+    ),
+    "paligemma": Tiny(
+        {"model_type": "gemma", **TEXT, "head_dim": 16},
+        {"model_type": "siglip_vision_model", **SIGLIP, "vision_use_head": False, "projection_dim": 64},
+        plain(),
+        {"image_token_index": IMAGE, "projection_dim": 64},
+        types="token_type_ids",
+    ),
+    "glm4v": Tiny(
+        {**TEXT, "rope_parameters": {**MROPE, "mrope_section": [1, 1, 2], "partial_rotary_factor": 0.5}},
+        GLM_VISION,
+        grid_images(),
+        {
+            **QWEN_FIELDS,
+            "image_start_token_id": VISION_START,
+            "image_end_token_id": VISION_END,
+            "video_start_token_id": 124,
+            "video_end_token_id": 125,
+        },
+        replace(grid_videos(frames=2, token_id=IMAGE), before=(124, VISION_START), after=(VISION_END, 125)),
+        types="mm_token_type_ids",
+    ),
+    "aya_vision": Tiny(
+        {
+            "model_type": "cohere2",
+            **TEXT,
+            "sliding_window": 12,
+            "logit_scale": 1.0,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+        },
+        {"model_type": "siglip_vision_model", **SIGLIP, "vision_use_head": False},
+        plain(4),
+        {
+            "image_token_index": IMAGE,
+            "downsample_factor": 2,
+            "vision_feature_layer": -1,
+            "adapter_layer_norm_eps": 1e-6,
+        },
+    ),
+    "cohere2_vision": Tiny(
+        {
+            "model_type": "cohere2",
+            **TEXT,
+            "sliding_window": 12,
+            "logit_scale": 1.0,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+        },
+        {"model_type": "siglip_vision_model", **SIGLIP, "vision_use_head": False},
+        plain(4),
+        {"image_token_id": IMAGE, "downsample_factor": 2, "alignment_intermediate_size": 64},
+    ),
+    "llava_next_video": Tiny(
+        {"model_type": "llama", **TEXT},
+        CLIP,
+        tiled_images(),
+        {"image_token_index": IMAGE, "video_token_index": VIDEO, "image_grid_pinpoints": [[28, 56], [56, 28]]},
+        Features(lambda count: {"pixel_values_videos": noise(count, 2, 3, 28, 28)}, 2 * 4, VIDEO, kind=2),
+    ),
+    "video_llava": Tiny(
+        {"model_type": "llama", **TEXT},
+        CLIP,
+        Features(lambda count: {"pixel_values_images": squares(count)}, PATCHES),
+        {"image_token_index": IMAGE, "video_token_index": VIDEO},
+        Features(lambda count: {"pixel_values_videos": noise(count, 8, 3, 28, 28)}, 8 * (PATCHES + 1), VIDEO, kind=2),
+    ),
+    "vipllava": Tiny(
+        {"model_type": "llama", **TEXT},
+        CLIP,
+        plain(),
+        {"image_token_index": IMAGE, "vision_feature_layers": [-1, -2]},
+    ),
+    "idefics2": Tiny(
+        {"model_type": "mistral", **TEXT, "sliding_window": None},
+        SIGLIP,
+        stacked_images(),
+        {
+            "image_token_id": IMAGE,
+            "perceiver_config": {
+                "resampler_n_latents": 4,
+                "resampler_depth": 1,
+                "resampler_n_heads": 4,
+                "resampler_head_dim": 16,
+                "num_key_value_heads": 2,
+                "hidden_size": 64,
+            },
+        },
+    ),
+    "aria": Tiny(
+        {
+            **TEXT,
+            "model_type": "aria_text",
+            "moe_num_experts": 4,
+            "moe_topk": 2,
+            "moe_num_shared_experts": 1,
+            "intermediate_size": 32,
+        },
+        {"model_type": "idefics3_vision", **SIGLIP},
+        plain(4),
+        {"image_token_index": IMAGE, "projector_patch_to_query_dict": {PATCHES: 4}},
+    ),
+}
+
+
+def tiny_config(model_type: str) -> Any:
+    from transformers import AutoConfig
+
+    tiny = TINY[model_type]
+    return AutoConfig.for_model(
+        model_type,
+        text_config=copy.deepcopy(tiny.text),
+        vision_config=copy.deepcopy(tiny.vision),
+        tie_word_embeddings=False,
+        **copy.deepcopy(tiny.fields),
+    )
+
+
+def base_class(model_type: str) -> Any:
+    import transformers
+
+    from shortv_export.families import FAMILIES
+
+    return getattr(transformers, FAMILIES[model_type].base_class)
+
+
+def tiny_model(model_type: str) -> Any:
+    """The stock model, in evaluation mode, so initialised that its layers do something."""
+    import torch
+
+    torch.manual_seed(0)
+    model = base_class(model_type)._from_config(tiny_config(model_type))
+    for name, parameter in model.named_parameters():
+        if parameter.dim() > 1 and "embed" not in name:
+            torch.nn.init.normal_(parameter, std=1.5 / parameter.shape[-1] ** 0.5)
+    return model.eval()
+
+
+def batch(model_type: str, *rows: tuple[Any, ...], kind: str = "images") -> dict[str, Any]:
+    """Model inputs, padded on the left.
+
+    Args:
+        rows: token ids of each entry, with ``...`` where a picture or a clip goes.
+        kind: "images" or "videos".
+    """
+    tiny = TINY[model_type]
+    features = getattr(tiny, kind)
+    filled = [[part for item in row for part in (features.placeholders if item is ... else [item])] for row in rows]
+    width = max(map(len, filled))
+    ids = tensor([[0] * (width - len(row)) + row for row in filled])
+    mask = tensor([[0] * (width - len(row)) + [1] * len(row) for row in filled])
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    if pictures := sum(row.count(...) for row in rows):
+        inputs |= features.inputs(pictures)
+    if tiny.types in inspect.signature(base_class(model_type).forward).parameters:
+        inputs[tiny.types] = (ids == features.token_id) * features.kind
+    return inputs
