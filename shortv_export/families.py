@@ -104,6 +104,11 @@ _BIDIRECTIONAL = (
     "The stock model lets the tokens of an image see each other in both directions. Text tokens keep their rows of "
     "that mask: a frozen layer computes them from the same keys and values as the stock layer does."
 )
+_DEEPSTACK = (
+    "The vision tower's deepstack features are added to the visual tokens after each of the first decoder layers, as "
+    "in the stock model: where such a layer is frozen, they are all that changes visual tokens there."
+)
+_EXPERTS = "The experts of a frozen layer see text tokens only; which experts a text token goes to does not change."
 _WHOLE_PROMPT = (
     "The stock model lets all tokens of the prompt see each other in both directions. Text tokens keep their rows of "
     "that mask: a frozen layer computes them from the same keys and values as the stock layer does."
@@ -117,9 +122,9 @@ _ROWS = (
         "qwen3_vl",
         "Qwen3VL",
         "Qwen3-VL",
-        "The vision tower's deepstack features are added to the visual tokens after each of the first decoder layers, "
-        "as in the stock model: where such a layer is frozen, they are all that changes visual tokens there.",
+        _DEEPSTACK,
     ),
+    Family("qwen3_vl_moe", "Qwen3VLMoe", "Qwen3-VL-MoE", f"{_DEEPSTACK} {_EXPERTS}"),
     Family("qwen2_vl", "Qwen2VL", "Qwen2-VL"),
     Family("llava_onevision", "LlavaOnevision", "LLaVA-OneVision"),
     Family("internvl", "InternVL", "InternVL"),
@@ -139,11 +144,26 @@ _ROWS = (
         "aria",
         "Aria",
         "Aria",
-        "The experts of a frozen layer see text tokens only; which experts a text token goes to does not change.",
+        _EXPERTS,
     ),
 )
 
 FAMILIES: dict[str, Family] = {family.model_type: family for family in _ROWS}
+
+
+REFUSED: dict[str, str] = {
+    "mllama": "its images enter by cross-attention, so there are no visual tokens to freeze",
+    "llama4": "its queries are scaled by their place among the rows that are computed, which freezing changes",
+    "gemma3n": "its layers share keys and values, and take inputs per layer that freezing does not reach",
+    "gemma4": "its layers share keys and values, and take inputs per layer that freezing does not reach",
+    "qwen3_5": "its linear attention passes each token's state on to the next, so no token can be left out",
+    "qwen3_5_moe": "its linear attention passes each token's state on to the next, so no token can be left out",
+    "lfm2_vl": "its convolutions mix neighbouring tokens, so none of them can be left out",
+    "ernie4_5_vl_moe": "its layers are told for each row whether it is visual, which is not cut down to text rows here",
+    "molmo2": "the norms of its queries and keys span all heads, which frozen layers do not compute",
+    "phi4_multimodal": "its attention makes queries, keys and values in one projection, which freezing cannot split",
+}
+"""Architectures that people ask for and that cannot be converted, and why."""
 
 
 def family_of(config: Mapping[str, Any], name: str) -> Family:
@@ -160,8 +180,13 @@ def family_of(config: Mapping[str, Any], name: str) -> Family:
     if model_type in [family.shortv_model_type for family in FAMILIES.values()]:
         raise ShortVError(f"{name} is a ShortV model already; convert the base it was made from.")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
+        if reason := REFUSED.get(str(model_type)):
+            raise ShortVError(f"{name} is a {model_type} model, which cannot be converted: {reason}.")
         supported = ", ".join(FAMILIES)
-        raise ShortVError(f"{name} has model_type {model_type!r:.60}, which is not supported; supported: {supported}.")
+        raise ShortVError(
+            f"{name} has model_type {model_type!r:.60}, which is not supported; supported: {supported}. "
+            "CONTRIBUTING.md says how to add one."
+        )
     text_config = config.get("text_config")
     # llava-hf configs leave out what equals the default, and the default text model is a Llama.
     text_type = text_config.get("model_type", "llama") if isinstance(text_config, Mapping) else "llama"

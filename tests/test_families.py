@@ -12,7 +12,8 @@ import torch
 from conftest import TOLERANCE, relative_error
 from tiny_families import IMAGE, TINY, VIDEO, batch, tiny_model
 
-from shortv_export.families import FAMILIES
+from shortv_export.errors import ShortVError
+from shortv_export.families import FAMILIES, REFUSED, family_of
 from shortv_export.oracle import frozen_by_definition, text_decoder, visual_tokens
 
 FROZEN = [0, 2]
@@ -100,6 +101,18 @@ def test_every_family_is_tried():
     assert set(TINY) == set(FAMILIES)
 
 
+@pytest.mark.parametrize("name", sorted(REFUSED))
+def test_refused_for_a_reason(name):
+    with pytest.raises(ShortVError) as caught:
+        family_of({"model_type": name}, "acme/base")
+    assert str(caught.value) == f"acme/base is a {name} model, which cannot be converted: {REFUSED[name]}."
+
+
+def test_unknown_family():
+    with pytest.raises(ShortVError, match=r"acme/base has model_type 'bert', .*; supported: llava, .*CONTRIBUTING.md"):
+        family_of({"model_type": "bert"}, "acme/base")
+
+
 @pytest.mark.parametrize(("name", "kind"), KINDS)
 def test_forward_and_cache(pairs, name, kind):
     """Logits of every real token, and keys and values of every layer, are those of the definition."""
@@ -181,7 +194,7 @@ def test_tensor_names(pairs, name):
 
     names = {
         **dict.fromkeys(("qwen2_vl", "qwen2_5_vl"), "model.layers.0."),
-        **dict.fromkeys(("qwen3_vl", "glm4v", "cohere2_vision"), "model.language_model.layers.0."),
+        **dict.fromkeys(("qwen3_vl", "qwen3_vl_moe", "glm4v", "cohere2_vision"), "model.language_model.layers.0."),
         **dict.fromkeys(STACKED, "model.text_model.layers.0."),
     }
     with safe_open(pairs(name).folder / "model.safetensors", framework="pt") as tensors:
@@ -209,3 +222,19 @@ def test_layer_contributions(pairs, name, kind):
                     ablated = pair.stock(**inputs).logits[:, -1].double().log_softmax(-1)
                 expected.append((original.exp() * (original - ablated)).sum(-1))
             assert relative_error(measured, torch.stack(expected, 1)) <= 1e-4
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_cost_model(pairs, name):
+    """Floating-point operations of all decoder layers, stock and frozen, against PyTorch's counter."""
+    from shortv_export.flops import LayerShape, model_flops
+    from shortv_export.speed import UNCHANGED, _count_flops
+
+    pair = pairs(name)
+    inputs = batch(name, (5, 6, 7, ..., 8, 9, 10))
+    visual = int(visual_tokens(pair.stock.config, inputs["input_ids"]).sum())
+    text = inputs["input_ids"].numel() - visual
+    shape = LayerShape.from_config(pair.stock.config.get_text_config().to_dict())
+    for model, num_frozen in ((pair.stock, 0), (pair.shortv, len(FROZEN))):
+        counted = _count_flops(model.requires_grad_(False), UNCHANGED, inputs)
+        assert counted == pytest.approx(model_flops(shape, 4, num_frozen, text, visual), rel=0.01)

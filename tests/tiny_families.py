@@ -184,6 +184,21 @@ TINY: dict[str, Tiny] = {
         grid_videos(frames=2),
         types="mm_token_type_ids",
     ),
+    "qwen3_vl_moe": Tiny(
+        {
+            **TEXT,
+            "head_dim": 16,
+            "rope_parameters": {**MROPE, "mrope_section": [4, 2, 2]},
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 48,
+        },
+        QWEN3_VISION,
+        grid_images(),
+        QWEN_FIELDS,
+        grid_videos(frames=2),
+        types="mm_token_type_ids",
+    ),
     "qwen2_vl": Tiny(
         {**TEXT, "rope_parameters": MROPE, "layer_types": ["full_attention"] * 4},
         QWEN2_VISION,
