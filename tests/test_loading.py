@@ -333,9 +333,9 @@ class TestRefusals:
         base = tiny_base()
         folder = shortv_folder(base, [0])
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        text = {**config["text_config"], "model_type": "qwen3", "architectures": None, "head_dim": 16}
+        text = {**config["text_config"], "model_type": "olmo2", "architectures": None, "head_dim": 16}
         edit_config(folder, **{"text_config": text})
-        assert Auto.from_pretrained(folder, trust_remote_code=True).text_config.model_type == "qwen3"
-        with pytest.raises(ValueError, match="qwen3") as error:
+        assert Auto.from_pretrained(folder, trust_remote_code=True).text_config.model_type == "olmo2"
+        with pytest.raises(ValueError, match="olmo2") as error:
             AutoModel.from_pretrained(folder, trust_remote_code=True)
         assert "\n" not in str(error.value)
