@@ -1,8 +1,10 @@
-"""Layer Contribution: the layer-major walk against the plain loop, in turn in one process; and memory.
+"""Layer Contribution: the layer-major walk against the plain loop, in turn in one process; growth, memory, processes.
 
-    python benchmarks/contribution.py                                          # 24 layers, 576 + 64 tokens
-    python benchmarks/contribution.py --layers 6 12 24 --image-size 168 336    # growth
-    python benchmarks/contribution.py --memory --layers 6 12 24                # peak, whole model and streamed
+    python benchmarks/contribution.py                                  # 24 layers, 576 + 64 tokens, both ways
+    python benchmarks/contribution.py --growth                         # time against layers and against tokens
+    python benchmarks/contribution.py --memory --layers 6 12 24        # peak, whole model and streamed
+    python benchmarks/contribution.py --processes 2                    # `accelerate launch` against one process
+    python benchmarks/contribution.py --shape 13b --layers 40          # streamed from disk; 26 GB there
 
 The plain loop runs the whole stock model once as it is, and once for each layer and token set with that layer
 frozen by a hook; it computes logits at the last position only, and samples are batched on both sides. The model
@@ -15,8 +17,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -28,22 +32,35 @@ from typing import Any
 
 import torch
 
-from shortv_export.contribution import MAX_BATCH_TOKENS, layer_contributions, load_streamed
+from shortv_export.contribution import MAX_BATCH_TOKENS, layer_contributions
 from shortv_export.oracle import frozen_by_definition
-from shortv_export.recipe import library_versions
+from shortv_export.recipe import Scores, library_versions
+from shortv_export.streaming import load_streamed
+
+PATCH = 14
+GROWTH = [(6, 640), (12, 640), (24, 640), (24, 320), (24, 160)]
+"""Layers and tokens."""
+SHAPES = {
+    "7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32},
+    "13b": {"hidden_size": 5120, "intermediate_size": 13824, "num_attention_heads": 40},
+}
+"""Decoder layers of LLaVA-1.5, at full size."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, nargs="+", default=[24])
-    parser.add_argument("--image-size", type=int, nargs="+", default=[336], help="pixels; 336 gives 576 visual tokens")
-    parser.add_argument("--text-tokens", type=int, default=64)
+    parser.add_argument("--tokens", type=int, nargs="+", default=[640], help="of a prompt; most of them visual")
     parser.add_argument("--hidden-size", type=int, default=256)
-    parser.add_argument("--samples", type=int, default=1, help="in a batch, on both sides")
+    parser.add_argument("--samples", type=int, default=1, help="in a batch on both sides; per run, with --processes")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--max-batch-tokens", type=int, default=MAX_BATCH_TOKENS)
-    parser.add_argument("--memory", action="store_true", help="measure peak memory instead of time")
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--growth", action="store_true", help="measure the walk's time for several sizes")
+    mode.add_argument("--memory", action="store_true", help="measure peak memory instead of time")
+    mode.add_argument("--processes", type=int, help="measure samples per second of so many processes and of one")
+    mode.add_argument("--shape", choices=SHAPES, help="score one sample of a base of this shape, streamed from disk")
     parser.add_argument("--json", type=Path, help="where to save the result")
     parser.add_argument("--peak-of", nargs=2, metavar=("FOLDER", "MODE"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -59,22 +76,175 @@ def main() -> None:
         "load_before": os.getloadavg()[0],
         "rows": [],
     }
-    for num_layers in arguments.layers:
-        for image_size in arguments.image_size:
-            compare = compare_memory if arguments.memory else compare_time
-            row = compare(num_layers, image_size, arguments)
-            result["rows"].append({"layers": num_layers, **row})
-            print(describe(result["rows"][-1]), flush=True)
+    measure, describe = compare_time, describe_time
+    if arguments.growth:
+        measure, describe = time_walk, describe_walk
+    elif arguments.memory:
+        measure, describe = compare_memory, describe_memory
+    elif arguments.processes:
+        measure, describe = compare_processes, describe_processes
+    elif arguments.shape:
+        measure, describe = score_from_disk, describe_from_disk
+    sizes = [(layers, tokens) for layers in arguments.layers for tokens in arguments.tokens]
+    for num_layers, tokens in GROWTH if arguments.growth else sizes:
+        row = measure(num_layers, tokens, arguments)
+        result["rows"].append({"layers": num_layers, "tokens": tokens, **row})
+        print(describe(result["rows"][-1]), flush=True)
     result["load_after"] = os.getloadavg()[0]
     print(f"load average {result['load_before']:.1f} before, {result['load_after']:.1f} after")
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
-def compare_time(num_layers: int, image_size: int, arguments: argparse.Namespace) -> dict[str, Any]:
+def image_size_of(tokens: int) -> int:
+    """Pixels per side of the largest image that leaves room for 16 text tokens."""
+    return PATCH * math.isqrt(tokens - 16)
+
+
+def time_walk(num_layers: int, tokens: int, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Seconds of the layer-major walk: the median of the repeats."""
+    model = llava_shaped(num_layers, image_size_of(tokens), arguments.hidden_size)
+    inputs = make_inputs(model, arguments.samples, tokens)
+    seconds = []
+    for _ in range(arguments.repeats):
+        start = time.perf_counter()
+        layer_contributions(model, [inputs], max_batch_tokens=arguments.max_batch_tokens)
+        seconds.append(time.perf_counter() - start)
+    return {"seconds": statistics.median(seconds), "layer_passes": num_layers**2, "all_seconds": seconds}
+
+
+def compare_processes(num_layers: int, tokens: int, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Samples per second of `shortv-export score` in one process and in several, each with one thread.
+
+    Starting up takes as long for many samples as for few: the rate is that of the samples that one run has more.
+    """
+    from shortv_export.tiny import build_tiny_llava
+
+    few, many = arguments.processes, arguments.processes * (1 + max(2, arguments.samples))
+    with tempfile.TemporaryDirectory() as name:
+        base = build_tiny_llava(
+            Path(name) / "base",
+            num_layers=num_layers,
+            hidden_size=arguments.hidden_size,
+            image_size=image_size_of(tokens),
+        )
+        data = write_samples(Path(name) / "data", many, image_size_of(tokens), tokens)
+        rates, scores = {}, {}
+        for processes in (1, arguments.processes):
+            seconds = {}
+            for samples in (few, many):
+                output = Path(name) / f"scores-{processes}-{samples}.json"
+                # The same launcher for one process, so that it starts alike.
+                launch = ["accelerate.commands.launch", "--cpu", "--num_machines", "1", "--mixed_precision", "no"]
+                launch += ["--dynamo_backend", "no", "--num_processes", str(processes)]
+                launch += ["--num_cpu_threads_per_process", "1", "-m", "shortv_export", "score", str(base)]
+                options = ["--data", str(data), "--num-samples", str(samples), "--output", str(output), "--json"]
+                start = time.perf_counter()
+                subprocess.run(
+                    [sys.executable, "-m", *launch, *options],
+                    env=os.environ | {"OMP_NUM_THREADS": "1"},
+                    check=True,
+                    capture_output=True,
+                )
+                seconds[samples] = time.perf_counter() - start
+            rates[processes] = (many - few) / (seconds[many] - seconds[few])
+            scores[processes] = torch.tensor(Scores.load(output).visual)
+    one, other = scores[1][:-1], scores[arguments.processes][:-1]  # the last layer's is zero
+    return {
+        "processes": arguments.processes,
+        "samples_per_second": rates,
+        "speedup": rates[arguments.processes] / rates[1],
+        "largest_relative_difference": float(((one - other).abs() / one).max()),
+    }
+
+
+def score_from_disk(num_layers: int, tokens: int, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Peak memory and seconds of a process that scores one sample of a full-sized base with ``--stream``."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "base"
+        start = time.perf_counter()
+        size = write_checkpoint(folder, SHAPES[arguments.shape], num_layers)
+        row: dict[str, Any] = {
+            "shape": arguments.shape,
+            "disk_bytes": size,
+            "write_seconds": time.perf_counter() - start,
+        }
+        write_samples(Path(name) / "data", 1, 4 * PATCH, tokens)
+        start = time.perf_counter()
+        lines = run_for_peak(folder, "scored", arguments)
+        row["seconds"] = time.perf_counter() - start
+        row["memory_line"] = next(line for line in lines if line.startswith("memory: "))
+        row["peak_bytes"] = int(lines[-1])
+    return row
+
+
+def write_checkpoint(folder: Path, shape: dict[str, int], num_layers: int) -> int:
+    """A base with random bfloat16 weights and a small vision tower (16 visual tokens), a file for each decoder layer.
+
+    Returns:
+        The bytes of its weights. No more than one layer of them is in memory at a time.
+    """
+    from safetensors.torch import save_file
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    from shortv_export.streaming import DECODER_TENSOR
+    from shortv_export.tiny import build_tiny_llava, hub_tensor_name
+
+    build_tiny_llava(folder, num_layers=1, image_size=4 * PATCH)
+    (folder / "model.safetensors").unlink()
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["dtype"] = "bfloat16"
+    config["text_config"] |= shape | {"num_hidden_layers": num_layers, "vocab_size": 32064, "dtype": "bfloat16"}
+    config["text_config"] |= {"num_key_value_heads": shape["num_attention_heads"], "head_dim": 128}
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    with torch.device("meta"):
+        empty: Any = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(folder))
+    files: dict[str, dict[str, torch.Size]] = {}
+    for name, tensor in empty.state_dict().items():
+        match = DECODER_TENSOR.search(hub_tensor_name(name))
+        files.setdefault(match["layer"] if match else "rest", {})[hub_tensor_name(name)] = tensor.shape
+    size = 2 * sum(math.prod(shape) for shapes in files.values() for shape in shapes.values())
+    if shutil.disk_usage(folder).free < 1.05 * size:
+        raise SystemExit(f"the weights take {size / 1e9:.1f} GB, more than is free in {folder.parent}; set TMPDIR.")
+    block = torch.randn(1 << 20, generator=torch.Generator().manual_seed(0))
+    weight_map = {}
+    for number, shapes in enumerate(files.values(), start=1):
+        file = f"model-{number:05d}-of-{len(files):05d}.safetensors"
+        save_file({name: _filled(shape, block) for name, shape in shapes.items()}, folder / file, {"format": "pt"})
+        weight_map.update(dict.fromkeys(shapes, file))
+    index = {"metadata": {"total_size": size}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    return size
+
+
+def _filled(shape: torch.Size, block: torch.Tensor) -> torch.Tensor:
+    """A matrix that keeps the size of what it multiplies, of the same random numbers again and again; else ones."""
+    if len(shape) < 2:
+        return torch.ones(shape, dtype=torch.bfloat16)
+    numbers = (block / math.prod(shape[1:]) ** 0.5).bfloat16()
+    return numbers.repeat(-(-math.prod(shape) // len(numbers)))[: math.prod(shape)].view(shape)
+
+
+def write_samples(folder: Path, count: int, image_size: int, tokens: int) -> Path:
+    """Calibration data: random pixels, and questions that make prompts of about so many tokens."""
+    import numpy as np
+    from PIL import Image
+
+    folder.mkdir()
+    words = "cat " * (tokens - (image_size // PATCH) ** 2 - 5)  # five for the chat template
+    lines = []
+    for number in range(count):
+        pixels = np.random.default_rng(number).integers(0, 256, (image_size, image_size, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+        lines.append(json.dumps({"file_name": f"{number}.png", "question": words}))
+    (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+def compare_time(num_layers: int, tokens: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """Seconds of both ways, each the median of the repeats, taken in turn."""
-    model = llava_shaped(num_layers, image_size, arguments.hidden_size)
-    inputs = make_inputs(model, arguments.samples, arguments.text_tokens)
+    model = llava_shaped(num_layers, image_size_of(tokens), arguments.hidden_size)
+    inputs = make_inputs(model, arguments.samples, tokens)
     walk_seconds, loop_seconds = [], []
     where: list[dict[str, float]] = []
     difference = 0.0
@@ -163,35 +333,45 @@ def plain_loop(model: Any, inputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
     return results[0], results[1]
 
 
-def compare_memory(num_layers: int, image_size: int, arguments: argparse.Namespace) -> dict[str, Any]:
+def compare_memory(num_layers: int, tokens: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """Peak resident memory of a process that measures one batch: without a model, with all of it, streaming."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        llava_shaped(num_layers, image_size, arguments.hidden_size).save_pretrained(folder)
+        llava_shaped(num_layers, image_size_of(tokens), arguments.hidden_size).save_pretrained(folder)
         row = {"weights_bytes": sum(file.stat().st_size for file in folder.glob("*.safetensors"))}
         for mode in ("imports", "whole", "streamed"):
-            command = [sys.executable, __file__, "--peak-of", str(folder), mode]
-            for option in ("samples", "text_tokens", "max_batch_tokens", "threads"):
-                command += [f"--{option.replace('_', '-')}", str(getattr(arguments, option))]
-            # Buffers of this size are below the moving threshold above which glibc returns freed memory, so that the
-            # peak would vary by chance; those of a real model are above its upper limit, 32 MiB.
-            environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
-            output = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
-            row[f"{mode}_peak_bytes"] = int(output.splitlines()[-1])
+            row[f"{mode}_peak_bytes"] = int(run_for_peak(folder, mode, arguments, tokens)[-1])
     return row
+
+
+def run_for_peak(folder: Path, mode: str, arguments: argparse.Namespace, tokens: int = 640) -> list[str]:
+    """What a fresh process prints; its last line is its peak memory (see `measure_peak`)."""
+    command = [sys.executable, __file__, "--peak-of", str(folder), mode, "--tokens", str(tokens)]
+    for option in ("samples", "max_batch_tokens", "threads"):
+        command += [f"--{option.replace('_', '-')}", str(getattr(arguments, option))]
+    # Buffers of small models are below the moving threshold above which glibc returns freed memory, so that the
+    # peak would vary by chance; those of a real model are above its upper limit, 32 MiB.
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
+    return subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
 
 
 def measure_peak(folder: Path, mode: str, arguments: argparse.Namespace) -> int:
     """Peak resident memory of this process, in bytes, after it has measured one batch."""
     from transformers import LlavaForConditionalGeneration
 
-    if mode != "imports":
+    if mode == "scored":
+        from shortv_export import pipeline
+
+        calibration = pipeline.CalibrationChoice(str(folder.with_name("data")), 1)
+        output = folder.with_name("scores.json")
+        pipeline.score(str(folder), output, calibration=calibration, stream=True, report=print)
+    elif mode != "imports":
         layers = None
         if mode == "streamed":
             model, layers = load_streamed(folder, sorted(folder.glob("*.safetensors")))
         else:
             model = LlavaForConditionalGeneration.from_pretrained(folder).eval()
-        inputs = make_inputs(model, arguments.samples, arguments.text_tokens)
+        inputs = make_inputs(model, arguments.samples, arguments.tokens[0])
         layer_contributions(model, [inputs], layers=layers, max_batch_tokens=arguments.max_batch_tokens)
     # Linux's own mark: that of getrusage includes the parent, which the process was forked from.
     status = Path("/proc/self/status").read_text(encoding="ascii")
@@ -209,7 +389,7 @@ def llava_shaped(num_layers: int, image_size: int, hidden_size: int) -> Any:
         num_hidden_layers=num_layers * 3 // 4,
         num_attention_heads=max(1, vision_size // 64),
         image_size=image_size,
-        patch_size=14,
+        patch_size=PATCH,
     )
     text = LlamaConfig(
         vocab_size=8 * hidden_size,
@@ -228,29 +408,54 @@ def llava_shaped(num_layers: int, image_size: int, hidden_size: int) -> Any:
     return model
 
 
-def make_inputs(model: Any, samples: int, text_tokens: int) -> dict[str, torch.Tensor]:
+def make_inputs(model: Any, samples: int, tokens: int) -> dict[str, torch.Tensor]:
     """A batch of random pictures, each in a random text."""
     vision, text = model.config.vision_config, model.config.text_config
     visual_tokens = (vision.image_size // vision.patch_size) ** 2
     generator = torch.Generator().manual_seed(0)
-    words = torch.randint(6, text.vocab_size, (samples, text_tokens), generator=generator)
+    words = torch.randint(6, text.vocab_size, (samples, tokens - visual_tokens), generator=generator)
     image = torch.full((samples, visual_tokens), model.config.image_token_id)
     return {
         "input_ids": torch.cat([words[:, :4], image, words[:, 4:]], dim=1),
-        "attention_mask": torch.ones(samples, visual_tokens + text_tokens, dtype=torch.long),
+        "attention_mask": torch.ones(samples, tokens, dtype=torch.long),
         "pixel_values": torch.randn(samples, 3, vision.image_size, vision.image_size, generator=generator),
     }
 
 
-def describe(row: dict[str, Any]) -> str:
-    """One measurement in words."""
-    if "plain_loop_seconds" not in row:
-        sizes = ", ".join(
-            f"{name.removesuffix('_bytes').replace('_', ' ')} {size / 1e6:.0f} MB"
-            for name, size in row.items()
-            if name.endswith("_bytes")
-        )
-        return f"{row['layers']} layers: {sizes}"
+def describe_walk(row: dict[str, Any]) -> str:
+    each = row["seconds"] / row["layer_passes"] / row["tokens"]
+    return (
+        f"{row['layers']} layers, {row['tokens']} tokens: {row['seconds']:.2f} s, {row['layer_passes']} layer passes, "
+        f"{1e6 * each:.2f} microseconds per pass and token"
+    )
+
+
+def describe_memory(row: dict[str, Any]) -> str:
+    sizes = ", ".join(
+        f"{name.removesuffix('_bytes').replace('_', ' ')} {size / 1e6:.0f} MB"
+        for name, size in row.items()
+        if name.endswith("_bytes")
+    )
+    return f"{row['layers']} layers: {sizes}"
+
+
+def describe_processes(row: dict[str, Any]) -> str:
+    rates = ", ".join(f"{count}: {rate:.3g}" for count, rate in row["samples_per_second"].items())
+    return (
+        f"{row['layers']} layers, {row['tokens']} tokens: samples per second by processes {rates}; "
+        f"{row['speedup']:.2f}x; largest relative difference {row['largest_relative_difference']:.1e}"
+    )
+
+
+def describe_from_disk(row: dict[str, Any]) -> str:
+    return (
+        f"{row['shape']} shape, {row['layers']} layers, {row['tokens']} tokens: {row['disk_bytes'] / 1e9:.2f} GB on "
+        f"disk, written in {row['write_seconds']:.0f} s; scored in {row['seconds']:.0f} s with a peak of "
+        f"{row['peak_bytes'] / 1e9:.2f} GB; {row['memory_line']}"
+    )
+
+
+def describe_time(row: dict[str, Any]) -> str:
     passes = row["layer_passes"]
     lines = [
         f"{row['layers']} layers, {row['visual_tokens']} + {row['text_tokens']} tokens: layer-major "

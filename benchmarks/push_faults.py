@@ -5,9 +5,11 @@
 
 Each scenario is pushed once to a loopback Hub, whose log gives its requests. Then, for each request and each fault, a
 fresh repository is brought to the state before, the push is run in a process of its own with that fault, and the same
-push is run again without one. In between, the repository must be what it was or hold the whole package, and so must
-what the tag names; at the end it holds the whole package, in exactly one commit, and nothing that had arrived was sent
-a second time. A case that breaks any of this is lost.
+push is run again without one. A fault *during* a request strikes when the Hub has read half of its body.
+
+In between, the repository must be what it was or hold the whole package, and so must what the tag names; at the end it
+holds the whole package, in exactly one commit, and nothing that had arrived was sent a second time. A case that breaks
+any of this is lost.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,16 +37,19 @@ from shortv_export.recipe import Scores, Selection
 from shortv_export.tiny import build_tiny_llava
 
 BASE = "loopback/base"
-# A first push that uploads; one that has the Hub copy the weights; an update; a pull request.
-SCENARIOS = ("new", "copy", "update", "pull-request")
+# A first push that uploads; one of weights that take a while to send; one that has the Hub copy the weights; an
+# update; a pull request.
+SCENARIOS = ("new", "large", "copy", "update", "pull-request")
 FAULTS: dict[str, dict[str, Any]] = {
     "500-before": {"status": 500, "when": "before"},
     "500-after": {"status": 500, "when": "after"},
     "429-before": {"status": 429, "when": "before"},
     "429-retry-after": {"status": 429, "when": "before", "retry_after": 3},
     "drop-before": {"action": "drop", "when": "before"},
+    "drop-during": {"action": "drop", "when": "during"},
     "drop-after": {"action": "drop", "when": "after"},
     "kill-before": {"action": "hang", "when": "before"},
+    "kill-during": {"action": "hang", "when": "during"},
     "kill-after": {"action": "hang", "when": "after"},
     # From this request on, nothing gets through until the second run.
     "500-lasting": {"status": 500, "when": "before", "times": 10_000},
@@ -91,13 +97,24 @@ class Case:
     nth: int
 
 
+def cases(scenario: str, requests: list[Request], faults: Iterable[str]) -> list[Case]:
+    """Every fault at every request of a scenario that it can strike. Of the large push, those of its uploads."""
+    return [
+        Case(scenario, fault, nth)
+        for fault in faults
+        for nth, request in enumerate(requests, start=1)
+        if (scenario != "large" or request.method == "PUT") and ("during" not in fault or request.received)
+    ]
+
+
 class Bench:
     """A loopback Hub with a base on it, packages of that base, and the process that pushes them.
 
-    `base` is the base's folder; everything else goes to `folder`.
+    `base` is the base's folder, and `large` that of one whose files are larger than what the sockets hold on the way,
+    about 5 MB: half of one cannot have left a process that is stopped then. Everything else goes to `folder`.
     """
 
-    def __init__(self, folder: Path, base: Path) -> None:
+    def __init__(self, folder: Path, base: Path, large: Path) -> None:
         self.hub = LoopbackHub().start()
         commit = self.hub.create_repo(BASE, files={path.name: path for path in base.iterdir()})
         local = resolve_base(base)
@@ -107,6 +124,7 @@ class Bench:
             "old": build_package(local, folder / "old", Selection((1, 3), 4, "lc"), scores=scores),
             "new": build_package(local, folder / "new", Selection((1,), 4, "given")),
             "copy": build_package(on_hub, folder / "copy", Selection((1,), 4, "given")),
+            "large": build_package(resolve_base(large), folder / "large", Selection((1,), 4, "given")),
         }
         quiet = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_VERBOSITY": "critical", "PYTHONWARNINGS": "ignore"}
         self._pusher = subprocess.Popen(
@@ -130,7 +148,8 @@ class Bench:
         for _ in range(2):  # some questions are asked once a day
             repo_id = self._prepare(scenario)
             before = len(self.hub.requests)
-            assert self._push(scenario, repo_id) == "pushed"
+            answer = self._push(scenario, repo_id)
+            assert answer == "pushed", answer
         return self.hub.requests[before:]
 
     def run(self, case: Case) -> None:
@@ -147,11 +166,9 @@ class Bench:
         answer = self._push(scenario, repo_id, struck if case.fault.startswith("kill") else None)
         hub._faults.clear()
         assert struck.is_set(), f"there was no such request: {answer}"
-        expected = {"kill": "killed", "lasting": "refused: "}.get(
-            case.fault.split("-")[case.fault.endswith("lasting")]
-        )
-        assert answer.startswith(expected or "pushed"), answer
-        assert expected or "\n" not in answer
+        expected = "killed" if case.fault.startswith("kill") else "refused: " if "lasting" in case.fault else "pushed"
+        assert answer.startswith(expected), answer
+        assert "\n" not in answer
         self._check_whole(repo_id, old, new)
 
         held, before = self._held(repo_id), len(hub.requests)
@@ -235,31 +252,31 @@ def main() -> None:
     parser.add_argument("--scenario", choices=SCENARIOS, help="only this one")
     parser.add_argument("--fault", choices=FAULTS, help="only this one")
     arguments = parser.parse_args()
-    cases, lost, started = 0, [], time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder, Bench(Path(folder), build_base(Path(folder))) as bench:
+    number, lost, started = 0, [], time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder, Bench(Path(folder), *build_bases(Path(folder))) as bench:
         for scenario in (arguments.scenario,) if arguments.scenario else SCENARIOS:
             requests = bench.requests(scenario)
             received = sum(request.received for request in requests)
             print(f"{scenario}: a push makes {len(requests)} requests and sends {received:,} bytes", flush=True)
-            for fault in (arguments.fault,) if arguments.fault else FAULTS:
-                for nth in range(1, len(requests) + 1):
-                    cases += 1
-                    try:
-                        bench.run(Case(scenario, fault, nth))
-                    except AssertionError as error:
-                        bench.hub._faults.clear()
-                        bench.hub.errors.clear()
-                        request = requests[nth - 1]
-                        lost.append(f"{scenario}, {fault}, {nth} ({request.method} {request.path}): {error}")
+            for case in cases(scenario, requests, (arguments.fault,) if arguments.fault else FAULTS):
+                number += 1
+                try:
+                    bench.run(case)
+                except AssertionError as error:
+                    bench.hub._faults.clear()
+                    bench.hub.errors.clear()
+                    request = requests[case.nth - 1]
+                    lost.append(f"{case}, ({request.method} {request.path}): {error}")
     for line in lost:
         print(f"LOST {line}")
-    print(f"{cases} cases, {len(lost)} lost, in {time.perf_counter() - started:.0f} s")
+    print(f"{number} cases, {len(lost)} lost, in {time.perf_counter() - started:.0f} s")
     sys.exit(bool(lost))
 
 
-def build_base(folder: Path) -> Path:
-    """A tiny base whose weights are in two files."""
-    return build_tiny_llava(folder / "base", num_shards=2)
+def build_bases(folder: Path) -> tuple[Path, Path]:
+    """A tiny base whose weights are in two files, and one with files of more than 10 MB."""
+    large = build_tiny_llava(folder / "large-base", num_shards=2, hidden_size=448)
+    return build_tiny_llava(folder / "base", num_shards=2), large
 
 
 if __name__ == "__main__":

@@ -16,11 +16,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .disk import bytes_to_download, check_space
 from .errors import ShortVError, one_line
 from .families import Family, family_of
 from .flops import LayerShape
 from .hashing import file_sha256
 from .recipe import BaseRecord, read_json
+from .xet import plain_if_xet_fails
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
@@ -30,6 +32,8 @@ _README = "README.md"
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _SHARD = re.compile(r"[\w-][\w.-]*\.safetensors", re.ASCII)
+# What visual tokens are counted in where no config says how many there are: LLaVA-1.5's picture.
+_REFERENCE_PICTURE = (336, 336)
 _LARGEST = 1 << 31  # no size in a config comes near it
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
@@ -97,16 +101,17 @@ class BaseModel:
         """The widths of a decoder layer."""
         return LayerShape.from_config(self.text_config)
 
-    @property
+    @cached_property
     def visual_tokens(self) -> int:
-        """Visual tokens of one image, or of one tile where the family cuts images into tiles."""
-        if type(self.config.get("image_seq_length")) is int:
-            return self.config["image_seq_length"]
-        vision = self.complete_config["vision_config"]
-        patches = (vision["image_size"] // vision["patch_size"]) ** 2
-        # CLIP puts a class token before the patches; "full" keeps it. Other vision models have none.
-        strategy = self.complete_config["vision_feature_select_strategy"]
-        return patches + (strategy == "full" and vision["model_type"] == "clip_vision_model")
+        """Visual tokens of one image, or of one tile where the family cuts images into tiles.
+
+        Where the config does not tell, the processor is asked: how many it makes of a square picture.
+
+        Raises:
+            ShortVError: the processor cannot be loaded, or makes none.
+        """
+        tokens = self._configured_visual_tokens
+        return _processed_visual_tokens(self) if tokens is None else tokens
 
     @property
     def prompt_visual_tokens(self) -> int:
@@ -117,6 +122,39 @@ class BaseModel:
     def image_token_id(self) -> int:
         """The id that stands in ``input_ids`` wherever a visual token is."""
         return _image_token_id(self.config)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Size of the weight files, whether they are here yet or not.
+
+        Raises:
+            ShortVError: they are not, and the Hub cannot be asked.
+        """
+        names = [name for name in self.files if name.endswith(".safetensors")]
+        if self.repo_id is None or all((self.path / name).exists() for name in names):
+            return sum((self.path / name).stat().st_size for name in names)
+        from huggingface_hub import HfApi
+        from huggingface_hub.errors import HTTPError
+
+        try:
+            info = HfApi().model_info(self.repo_id, revision=self.revision, files_metadata=True)
+        except (HTTPError, OSError) as error:
+            raise hub_error(error, f"model {self.name}") from error
+        return sum(file.size or 0 for file in info.siblings or () if file.rfilename in names)
+
+    @property
+    def _configured_visual_tokens(self) -> int | None:
+        """`visual_tokens` by the config alone; None where it has no fields for them."""
+        if type(self.config.get("image_seq_length")) is int:
+            return self.config["image_seq_length"]
+        vision = self.complete_config.get("vision_config") or {}
+        strategy = self.complete_config.get("vision_feature_select_strategy")
+        image_size, patch_size = (vision.get(name) for name in ("image_size", "patch_size"))
+        if strategy is None or image_size is None or patch_size is None or isinstance(image_size, list | tuple):
+            return None
+        patches = (image_size // patch_size) ** 2
+        # CLIP puts a class token before the patches; "full" keeps it. Other vision models have none.
+        return patches + (strategy == "full" and vision["model_type"] == "clip_vision_model")
 
     def record(self) -> BaseRecord:
         """The pin of a recipe: sha256 and size of every file in `files` (reads all of them, large ones once)."""
@@ -164,24 +202,25 @@ def resolve_base(
 
 
 def load_base(
-    base: BaseModel, *, dtype: Any = "auto", device_map: Any = None
+    base: BaseModel, *, dtype: Any = "auto", device_map: Any = None, max_memory: Any = None
 ) -> tuple[PreTrainedModel, ProcessorMixin]:
     """The stock model of a base, in eval mode, and its processor.
 
     Args:
         base: what to load.
-        dtype, device_map: as in ``from_pretrained``.
+        dtype, device_map, max_memory: as in ``from_pretrained``.
 
     Raises:
         ShortVError: it cannot be loaded, or its weights are not the ones that its config describes.
     """
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoModelForImageTextToText
 
     try:
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
             base.path,
             dtype=dtype,
             device_map=device_map,
+            max_memory=max_memory,
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
@@ -198,11 +237,24 @@ def load_base(
                 f"{base.name}: its weights do not match its config ({len(keys)} {what}, such as {example}); "
                 "use a base whose weights are complete."
             )
+    return model.eval(), load_processor(base)
+
+
+def load_processor(base: BaseModel) -> ProcessorMixin:
+    """The processor of a base.
+
+    Raises:
+        ShortVError: it cannot be loaded.
+    """
+    from transformers import AutoProcessor
+
     try:
-        processor = AutoProcessor.from_pretrained(base.path, trust_remote_code=False, local_files_only=True)
+        processor: ProcessorMixin = AutoProcessor.from_pretrained(
+            base.path, trust_remote_code=False, local_files_only=True
+        )
     except Exception as error:  # as above: tokenizers raises bare Exception
         raise ShortVError(f"{base.name}: its processor cannot be loaded: {one_line(error)}") from error
-    return model.eval(), processor
+    return processor
 
 
 def hub_error(error: Exception, what: str) -> ShortVError:
@@ -241,7 +293,7 @@ def _from_hub(name: str, revision: str | None, weights: bool, token: str | None)
         path = Path(snapshot_download(name, revision=revision, token=token, allow_patterns=[_CONFIG]))
         commit = path.name
         try:
-            info = HfApi(token=token).model_info(name, revision=commit)
+            info = HfApi(token=token).model_info(name, revision=commit, files_metadata=weights)
         except OfflineModeIsEnabled:
             repo_id, names = name, _files_in(path)
             config, family, carried, shards = _inspect(name, path, names)
@@ -252,7 +304,15 @@ def _from_hub(name: str, revision: str | None, weights: bool, token: str | None)
             snapshot_download(name, revision=commit, token=token, allow_patterns=small)
             config, family, carried, shards = _inspect(name, path, names)
             if weights:
-                snapshot_download(name, revision=commit, token=token, allow_patterns=[*small, *shards])
+                check_space(
+                    path,
+                    bytes_to_download(info, path, shards),
+                    f"downloading the weights of {name}",
+                    "make room there, or set HF_HOME to a folder on another disk",
+                )
+                plain_if_xet_fails(
+                    lambda: snapshot_download(name, revision=commit, token=token, allow_patterns=[*small, *shards])
+                )
     except (HTTPError, OSError, HFValidationError) as error:
         raise hub_error(error, what) from error
     if weights:
@@ -312,13 +372,16 @@ def _check_config(name: str, config: dict[str, Any]) -> Family:
     try:
         sizes = {
             "num_hidden_layers": base.num_layers,
-            "visual tokens": base.visual_tokens,
+            "visual tokens": base._configured_visual_tokens,
             **vars(base.layer_shape),
         }
     except (LookupError, TypeError, ArithmeticError) as error:
         raise ShortVError(f"{name}: its {_CONFIG} is not valid: {one_line(error)}") from error
+    if sizes["visual tokens"] is None:  # the processor will tell, where there is one to ask
+        del sizes["visual tokens"]
     for what, size in sizes.items():
-        if type(size) is not int or not 1 <= size <= _LARGEST:
+        least = 0 if what == "router_size" else 1  # most models have no experts
+        if type(size) is not int or not least <= size <= _LARGEST:
             raise ShortVError(f"{name}: its {_CONFIG} gives {what} {size!r:.40}, which is not a positive integer.")
     return family
 
@@ -345,6 +408,31 @@ def _image_token_id(config: Mapping[str, Any], name: str = "the base") -> int:
         f"{name}: its {_CONFIG} names no image token (image_token_index or image_token_id), "
         "so its visual tokens cannot be found; add it."
     )
+
+
+def _processed_visual_tokens(base: BaseModel) -> int:
+    """Visual tokens of one picture, counted in what the base's own processor makes of it."""
+    from PIL import Image
+    from transformers import AutoConfig
+
+    from .oracle import visual_tokens
+
+    processor: Any = load_processor(base)
+    try:
+        if getattr(processor, "chat_template", None):
+            content = [{"type": "image"}, {"type": "text", "text": "?"}]
+            prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        else:
+            prompt = processor.image_token
+        picture = Image.new("RGB", _REFERENCE_PICTURE)
+        inputs = processor(images=[picture], text=[prompt], return_tensors="pt")
+        config = AutoConfig.for_model(**copy.deepcopy(base.config))
+        count = int(visual_tokens(config, inputs["input_ids"]).sum())
+    except Exception as error:  # the processor classes raise many kinds
+        raise ShortVError(f"{base.name}: its processor cannot be used: {one_line(error)}") from error
+    if not count:
+        raise ShortVError(f"{base.name}: its processor puts no image token into a prompt; complete its files.")
+    return count
 
 
 def _complete(config: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -75,12 +75,14 @@ class Sample:
         question: the user's text, without image placeholders.
         answer: of the data set, where it has one.
         digest: sha256 over the decoded pixels of every image and the question.
+        group: the value of the column that results are grouped by, if one was asked for.
     """
 
     images: tuple[Image.Image, ...]
     question: str
     answer: str | None
     digest: str
+    group: str | None = None
 
 
 @dataclass(frozen=True)
@@ -160,6 +162,7 @@ def load_calibration(
     seed: int = 0,
     exclude: Collection[str] = (),
     allow_fewer: bool = False,
+    group_by: str | None = None,
     token: str | None = None,
 ) -> Calibration:
     """Draws calibration samples.
@@ -170,6 +173,7 @@ def load_calibration(
         seed: of the draw. The same data, seed and number give the same samples, and a larger number those and more.
         exclude: digests of samples that are not to be drawn, as they serve for something else.
         allow_fewer: where the data has fewer samples, take them all.
+        group_by: a column to carry along with each sample.
         token: Hub access token; None takes the one that is logged in.
 
     Raises:
@@ -187,7 +191,7 @@ def load_calibration(
     sources = []
     for text, share in shares:
         if share:
-            drawn, record = _draw(Source.parse(text), share, seed, frozenset(exclude), allow_fewer, token)
+            drawn, record = _draw(Source.parse(text), share, seed, frozenset(exclude), allow_fewer, group_by, token)
             samples += drawn
             sources.append(record)
     local = "repo_id" not in sources[0]
@@ -245,7 +249,13 @@ def encode(processor: ProcessorMixin, samples: Sequence[Sample]) -> BatchFeature
 
 
 def _draw(
-    source: Source, num_samples: int, seed: int, exclude: Collection[str], allow_fewer: bool, token: str | None
+    source: Source,
+    num_samples: int,
+    seed: int,
+    exclude: Collection[str],
+    allow_fewer: bool,
+    group_by: str | None,
+    token: str | None,
 ) -> tuple[list[Sample], dict[str, Any]]:
     """Samples of one data set, and the record of it."""
     revision = None if source.local else _pin(source, token)
@@ -256,7 +266,10 @@ def _draw(
         raise _unreadable(source, error) from error
     if first is None:
         raise ShortVError(f"{source.path} holds no samples in its split {split!r}.")
-    source = _with_columns(source, list(dataset.features or first))
+    columns = list(dataset.features or first)
+    source = _with_columns(source, columns)
+    if group_by is not None and group_by not in columns:
+        raise ShortVError(f"{source.path} has no column {group_by!r} to group by; there are: {', '.join(columns)}.")
     carries_images = source.image is not None and _has_bytes(first[source.image])
     shuffled = dataset.shuffle(seed=seed, buffer_size=_BUFFER_OF_IMAGES if carries_images else _BUFFER)
 
@@ -268,6 +281,8 @@ def _draw(
         for row in _with_images(rows, source, split, revision, token):
             try:
                 sample = _sample(row, source, token)
+                if group_by is not None:
+                    sample = replace(sample, group=str(row[group_by]))
                 if sample.digest not in exclude:
                     samples.append(sample)
             except (OSError, ValueError, SyntaxError) as error:  # what PIL raises over damaged files

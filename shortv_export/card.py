@@ -44,12 +44,16 @@ _TEXT = "#4285d6"
 
 @dataclass(frozen=True)
 class Inherited:
-    """What the card takes over from the base's card, as the Hub's metadata names it."""
+    """What the card takes over from the base's card, as the Hub's metadata names it.
+
+    Of these, `license_given` says that the licence is the user's word instead: the base's card names none, or another.
+    """
 
     license: str
     license_name: str | None = None
     license_link: str | None = None
     language: tuple[str, ...] = ()
+    license_given: bool = False
 
 
 def inherited_metadata(base: BaseModel, license: str | None = None) -> Inherited:
@@ -77,7 +81,7 @@ def inherited_metadata(base: BaseModel, license: str | None = None) -> Inherited
             f"{plain_line(chosen)!r} is no licence identifier, such as apache-2.0; set it with --license."
         )
     if chosen != inherited:
-        return Inherited(chosen, language=language)
+        return Inherited(chosen, language=language, license_given=True)
     name, link = (_short_text(metadata.get(key)) for key in ("license_name", "license_link"))
     if link and base.repo_id and "://" not in link and link not in base.files:
         # A path into the base's repository, whose file the package does not carry.
@@ -98,6 +102,7 @@ def recorded_metadata(record: dict[str, Any]) -> Inherited:
         right = (
             _LICENSE.fullmatch(inherited.license)
             and all(_LANGUAGE.fullmatch(each) for each in inherited.language)
+            and isinstance(inherited.license_given, bool)
             and (name is None or name == _short_text(name))
             and (link is None or _LINK.fullmatch(link))
         )
@@ -148,8 +153,9 @@ def render_card(base: BaseModel, recipe: Recipe, inherited: Inherited, *, tag: s
         base=base,
         recipe=recipe,
         tag=tag,
-        commands=_commands(base, recipe),
+        commands=_commands(base, recipe, inherited),
         calibration=_calibration(recipe),
+        divergence=_divergence(recipe),
         unit=unit,
         cost=cost,
         shape=base.layer_shape,
@@ -273,11 +279,27 @@ def _calibration(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _commands(base: BaseModel, recipe: Recipe) -> list[str]:
+def _divergence(recipe: Recipe) -> dict[str, str] | None:
+    """What a bound on the divergence measured for the layers that it froze; None where there was no such bound."""
+    evidence = recipe.selection["evidence"]
+    frozen = len(recipe.frozen_layers)
+    probe = next((probe for probe in evidence.get("probes", []) if probe["num_frozen"] == frozen), None)
+    if probe is None:
+        return None
+    return {
+        "kl": f"{probe['kl']:.3g}",
+        "standard_error": f"{probe['standard_error']:.2g}",
+        "num_samples": plain_line(evidence.get("held_out", {}).get("num_samples")),
+        "bound": plain_line(recipe.selection["budget"].get("max_kl")),
+    }
+
+
+def _commands(base: BaseModel, recipe: Recipe, inherited: Inherited) -> list[str]:
     """The command lines that make this package again."""
     source = [base.repo_id or "BASE", *(["--revision", base.revision] if base.revision else [])]
     package = ["shortv-export", "package", source[0], "OUT", *source[1:]]
     package += ["--weights", "reference"] if recipe.weights == "reference" else []
+    package += ["--license", inherited.license] if inherited.license_given else []
     method, budget = recipe.selection["method"], recipe.selection["budget"]
     if method == "preset":
         return [_command([*package, "--preset", "paper"])]

@@ -38,6 +38,13 @@ NumSamples = Annotated[int, typer.Option(min=1, help="Samples to measure on.")]
 Seed = Annotated[int, typer.Option(help="Of every draw: samples, held-out samples, --method random.")]
 Dtype = Annotated[str, typer.Option(help="Precision of the measurement: auto, float32, bfloat16 or float16.")]
 DeviceMap = Annotated[str | None, typer.Option(help="Placement by accelerate, such as 'auto' or 'cuda'.")]
+MaxMemory = Annotated[
+    str | None, typer.Option(help="What --device-map (then 'auto') or --stream may use, such as 0=10GiB,cpu=20GiB.")
+]
+UntilStable = Annotated[
+    bool, typer.Option("--until-stable", help="Score more samples in rounds until the selected layers stop changing.")
+]
+MaxSamples = Annotated[int, typer.Option(min=1, help="With --until-stable: stop there in any case.")]
 Stream = Annotated[
     bool,
     typer.Option("--stream", help="Read decoder layers from disk one at a time: for bases larger than memory."),
@@ -80,10 +87,8 @@ def score(
     data: Data = "paper",
     num_samples: NumSamples = 40,
     seed: Seed = 0,
-    until_stable: Annotated[
-        bool, typer.Option("--until-stable", help="Add samples in rounds until the selected layers stop changing.")
-    ] = False,
-    max_samples: Annotated[int, typer.Option(min=1, help="With --until-stable: stop there in any case.")] = 160,
+    until_stable: UntilStable = False,
+    max_samples: MaxSamples = 160,
     num_frozen: Annotated[
         int | None, typer.Option(help="How many layers are to be selected. Default: 60 % of them.")
     ] = None,
@@ -95,12 +100,14 @@ def score(
     ] = None,
     dtype: Dtype = "auto",
     device_map: DeviceMap = None,
+    max_memory: MaxMemory = None,
     stream: Stream = False,
     output: Annotated[Path, typer.Option(help="Where the scores go.")] = Path("scores.json"),
     as_json: AsJson = False,
 ) -> None:
     """Measure each decoder layer's Layer Contribution."""
     from . import pipeline
+    from .memory import parse_max_memory
     from .selection import default_count
     from .statistics import boundary, describe
 
@@ -109,14 +116,13 @@ def score(
             base,
             output,
             revision=revision,
-            calibration=pipeline.CalibrationChoice(data, num_samples, seed),
-            until_stable=until_stable,
-            max_samples=max_samples,
+            calibration=pipeline.CalibrationChoice(data, num_samples, seed, until_stable, max_samples),
             num_frozen=num_frozen,
             divergence=divergence,
             max_batch_tokens=max_batch_tokens,
             dtype=dtype,
             device_map=device_map,
+            max_memory=parse_max_memory(max_memory),
             stream=stream,
             progress=progress,
             report=_silent if as_json else _print,
@@ -153,6 +159,7 @@ def package(
     seed: Seed = 0,
     dtype: Dtype = "auto",
     device_map: DeviceMap = None,
+    max_memory: MaxMemory = None,
     license: License = None,
     weights: Weights = "copy",
     recipe: Annotated[
@@ -162,12 +169,13 @@ def package(
 ) -> None:
     """Make the folder that gets published: weights, frozen-layer list, code and card."""
     from . import pipeline
+    from .memory import parse_max_memory
 
     choice = pipeline.Choice(scores, preset, frozen_layers, num_frozen, flops_ratio, max_kl, method, seed)
     calibration = pipeline.CalibrationChoice(data, num_samples, seed)
     if recipe is not None:
-        others = (choice, calibration, revision, license, weights, dtype, device_map)
-        if others != (pipeline.Choice(), pipeline.CalibrationChoice(), None, None, "copy", "auto", None):
+        others = (choice, calibration, revision, license, weights, dtype, device_map, max_memory)
+        if others != (pipeline.Choice(), pipeline.CalibrationChoice(), None, None, "copy", "auto", None, None):
             raise typer.BadParameter("it decides everything; leave the other options out.", param_hint="'--recipe'")
         given, out = (None, Path(base)) if out is None else (base, out)
         with _quiet_bars(as_json):
@@ -186,6 +194,7 @@ def package(
                 calibration=calibration,
                 dtype=dtype,
                 device_map=device_map,
+                max_memory=parse_max_memory(max_memory),
                 report=_silent if as_json else _print,
             )
     if as_json:
@@ -211,11 +220,82 @@ def verify(
     if as_json:
         _print_json({"passed": result.passed, "checks": [asdict(check) for check in result.checks]})
     else:
+        states = {True: "passed", False: "FAILED", None: "not made"}
         _print_table(
             f"Verification of {package}",
-            [("passed" if check.passed else "FAILED", check.name, check.detail) for check in result.checks],
+            [(states[check.passed], check.name, check.detail) for check in result.checks],
         )
     result.raise_if_failed()
+
+
+@app.command()
+def evaluate(
+    package: Annotated[
+        str, typer.Argument(metavar="PACKAGE", help="A package folder or a published repository; it freezes layers.")
+    ],
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the repository.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Data as in `score`. Default: that of the package's scores, or else 'paper'.")
+    ] = None,
+    num_samples: NumSamples = 64,
+    seed: Annotated[int, typer.Option(help="Of the draw of held-out samples.")] = 0,
+    group_by: Annotated[
+        str | None, typer.Option(help="A column of the data, such as 'task': accuracy for each of its values too.")
+    ] = None,
+    accuracy: Annotated[bool, typer.Option("--accuracy", help="Refuse data without answers.")] = False,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 32,
+    sweep: Annotated[
+        str | None, typer.Option(help="Also measure these numbers of frozen layers, such as 0,4,8, on one load.")
+    ] = None,
+    at: Annotated[
+        str | None, typer.Option(help="Also time these text + visual tokens, such as 64+576,64+2880.")
+    ] = None,
+    no_speed: Annotated[bool, typer.Option("--no-speed", help="Leave out time, memory and FLOPs.")] = False,
+    force_overlap: Annotated[
+        bool, typer.Option("--force-overlap", help="Draw also from the samples that the layers were chosen by.")
+    ] = False,
+    dtype: Dtype = "auto",
+    device_map: DeviceMap = None,
+    output: Annotated[Path, typer.Option(help="Where the result goes.")] = Path("evaluation.json"),
+    as_json: AsJson = False,
+) -> None:
+    """Measure how close a package stays to its base, how often both are right, and how much faster it is."""
+    from . import pipeline
+
+    if no_speed and at is not None:
+        raise typer.BadParameter("there is nothing to time with --no-speed.", param_hint="'--at'")
+    counts = None if sweep is None else [_numbers(item, 1, "--sweep", "0,4,8")[0] for item in sweep.split(",")]
+    lengths = [_numbers(item, 2, "--at", "64+576,64+2880") for item in at.split(",")] if at is not None else []
+    if any(min(length) < 1 for length in lengths):
+        raise typer.BadParameter("a prompt has text and visual tokens; give at least 1 of each.", param_hint="'--at'")
+    with _quiet_bars(as_json), _progress("Evaluating samples", quiet=as_json) as progress:
+        result = pipeline.evaluate(
+            package,
+            output,
+            revision=revision,
+            data=data,
+            num_samples=num_samples,
+            seed=seed,
+            group_by=group_by,
+            accuracy=accuracy,
+            max_new_tokens=max_new_tokens,
+            sweep=counts,
+            speed=not no_speed,
+            at=[(text, visual) for text, visual in lengths],
+            force_overlap=force_overlap,
+            dtype=dtype,
+            device_map=device_map,
+            progress=progress,
+            report=_silent if as_json else _print,
+        )
+    if as_json:
+        return _print_json(result.to_dict())
+    _print(f"{package} against its base: {result.data['num_samples']} samples, {result.dtype}, {result.device}")
+    for title, lines in result.tables():
+        _print_table(f"\n{title}", lines)
+    for note in result.notes:
+        _print(note)
+    _print(f"intervals are 95 %, KL in nats; written to {output}")
 
 
 @app.command()
@@ -240,8 +320,11 @@ def push(
     data: HeldOutData = None,
     num_samples: NumSamples = 40,
     seed: Seed = 0,
+    until_stable: UntilStable = False,
+    max_samples: MaxSamples = 160,
     dtype: Dtype = "auto",
     device_map: DeviceMap = None,
+    max_memory: MaxMemory = None,
     stream: Stream = False,
     scores: ScoresFile = None,
     preset: Preset = None,
@@ -257,6 +340,7 @@ def push(
     """Publish a package on the Hub in one commit; from a base model, run every step before."""
     from . import pipeline
     from .hub import Push
+    from .memory import parse_max_memory
 
     with _quiet_bars(as_json), _progress("Scoring samples", quiet=as_json) as progress:
         result = pipeline.push(
@@ -272,9 +356,10 @@ def push(
             out=out,
             base_revision=revision,
             choice=pipeline.Choice(scores, preset, frozen_layers, num_frozen, flops_ratio, max_kl, method, seed),
-            calibration=pipeline.CalibrationChoice(data, num_samples, seed),
+            calibration=pipeline.CalibrationChoice(data, num_samples, seed, until_stable, max_samples),
             dtype=dtype,
             device_map=device_map,
+            max_memory=parse_max_memory(max_memory),
             stream=stream,
             license=license,
             weights=weights,
@@ -349,6 +434,14 @@ def _quiet_bars(quiet: bool) -> Iterator[None]:
 
     with disable_progress_bars() if quiet else nullcontext():
         yield
+
+
+def _numbers(text: str, count: int, option: str, example: str) -> list[int]:
+    """So many whole numbers, joined by plus signs."""
+    parts = [part.strip() for part in text.split("+")]
+    if len(parts) != count or not all(part.isascii() and part.isdigit() and len(part) < 8 for part in parts):
+        raise typer.BadParameter(f"{text!r} is not understood; write it as in {example}.", param_hint=f"'{option}'")
+    return [int(part) for part in parts]
 
 
 def _silent(text: str) -> None:

@@ -159,7 +159,7 @@ REFUSED: dict[str, str] = {
     "qwen3_5": "its linear attention passes each token's state on to the next, so no token can be left out",
     "qwen3_5_moe": "its linear attention passes each token's state on to the next, so no token can be left out",
     "lfm2_vl": "its convolutions mix neighbouring tokens, so none of them can be left out",
-    "ernie4_5_vl_moe": "its layers are told for each row whether it is visual, which is not cut down to text rows here",
+    "ernie4_5_vl_moe": "its experts are told row by row which ones are visual, which is not cut down to text rows yet",
     "molmo2": "the norms of its queries and keys span all heads, which frozen layers do not compute",
     "phi4_multimodal": "its attention makes queries, keys and values in one projection, which freezing cannot split",
 }

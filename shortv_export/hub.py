@@ -15,12 +15,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from .access import check_permissions, check_role
 from .base_model import BaseModel
 from .card import CARD_NAME, FIGURE_NAME, UNNAMED
 from .errors import ShortVError, one_line
 from .hashing import file_sha256
 from .package import CONFIG_NAME, WEIGHT_FILES, expected_files, inspect_package, recipe_tag
 from .recipe import RECIPE_NAME, Recipe, Selection
+from .xet import is_of_xet, xet_storage
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -335,7 +337,7 @@ def forecast_push(
 
 
 @dataclass(frozen=True)
-class _File:
+class LocalFile:
     """A file of a package as the Hub compares it.
 
     Attributes:
@@ -381,7 +383,7 @@ class _Plan:
         create_pr: as a pull request.
     """
 
-    content: dict[str, _File]
+    content: dict[str, LocalFile]
     added: tuple[str, ...]
     deleted: tuple[str, ...]
     copied: frozenset[str]
@@ -427,23 +429,23 @@ class _Plan:
         return operations + [CommitOperationDelete(name, is_folder=False) for name in self.deleted]
 
 
-def _content(package: Path, recipe: Recipe, repo_id: str) -> dict[str, _File]:
+def _content(package: Path, recipe: Recipe, repo_id: str) -> dict[str, LocalFile]:
     """The files to be published, by name. A card that does not know its repository's name yet is told it."""
     content = {}
     for name in sorted(expected_files(recipe)):
         path = package / name
         if name in recipe.base.files:
             entry = recipe.base.files[name]
-            content[name] = _File(path, entry["size"], entry["sha256"])
+            content[name] = LocalFile(path, entry["size"], entry["sha256"])
             continue
         data = path.read_bytes()
         if name == CARD_NAME:
             data = data.replace(UNNAMED.encode(), repo_id.encode())
-        content[name] = _File(data, len(data), hashlib.sha256(data).hexdigest())
+        content[name] = LocalFile(data, len(data), hashlib.sha256(data).hexdigest())
     return content
 
 
-def _copyable(api: HfApi, recipe: Recipe, content: Mapping[str, _File], added: tuple[str, ...]) -> frozenset[str]:
+def _copyable(api: HfApi, recipe: Recipe, content: Mapping[str, LocalFile], added: tuple[str, ...]) -> frozenset[str]:
     """Large files that the base's repository holds just so."""
     base, names = recipe.base, [name for name in added if name in recipe.base.files]
     found = _files_of_base(api, base.repo_id, base.revision, names)
@@ -494,7 +496,7 @@ def _outdated(target: _Target, overwrite: bool) -> set[str]:
         ) from None
 
 
-def _check_tag(target: _Target, tag: str, content: Mapping[str, _File]) -> None:
+def _check_tag(target: _Target, tag: str, content: Mapping[str, LocalFile]) -> None:
     """A tag of this name must hold the same model, as whoever pinned it expects. The card may be older."""
     if tag not in target.tags:
         return
@@ -533,11 +535,7 @@ def _look(
         raise ShortVError("no token: run `hf auth login` or set HF_TOKEN.")
     api = HfApi(token=token)
     account = _retry(api.whoami, "the token", {401: "it is not valid; run `hf auth login` again"})
-    access = account.get("auth", {}).get("accessToken", {})
-    if access.get("role") == "read":
-        raise ShortVError(
-            "the token may only read; make one that may write at https://huggingface.co/settings/tokens."
-        )
+    check_role(account)
     user = str(account["name"])
     if "/" not in repo_id:
         repo_id = f"{user}/{repo_id}"
@@ -562,11 +560,13 @@ def _look(
             raise ShortVError(f"{repo_id} does not exist, and you may only read in {namespace}.") from None
         if create_pr:
             raise ShortVError(f"{repo_id} does not exist; push without --create-pr to make it.") from None
+        check_permissions(account, repo_id, exists=False, create_pr=False)
         return _Target(api, user, repo_id, False, branch, branch != "main", None, {}, {}, {})
     if private and not info.private:
         raise ShortVError(
             f"{repo_id} exists and is public; make it private in its settings or push without --private."
         )
+    check_permissions(account, repo_id, exists=True, create_pr=create_pr)
     if not create_pr:
         _retry(lambda: api.auth_check(repo_id, write=True), repo_id, _NO_WRITING)
     refs = _retry(lambda: api.list_repo_refs(repo_id), repo_id)
@@ -623,7 +623,8 @@ def _commit(target: _Target, plan: _Plan) -> tuple[str, str, _Plan]:
     """Makes the one commit, on top of `target.head` or not at all.
 
     Where an answer is lost, the repository is looked at before anything is sent again. Where the Hub will not
-    copy the weights (another region, for example), they are uploaded.
+    copy the weights (another region, for example), they are uploaded. Where Xet storage fails (behind a proxy that
+    does not let it through, for example), they are uploaded without it.
 
     Returns:
         The commit; the address of the repository or of the pull request; the plan as it was carried out.
@@ -632,20 +633,24 @@ def _commit(target: _Target, plan: _Plan) -> tuple[str, str, _Plan]:
     if plan.create_pr and (found := _find_pull_request(target, plan)):
         return *found, plan
     delays = list(_DELAYS)
+    xet = True
     while True:
         try:
-            info = target.api.create_commit(
-                repo_id,
-                operations=plan.operations(),
-                commit_message=plan.message,
-                revision=None if plan.create_pr else target.branch,
-                parent_commit=target.head,
-                create_pr=plan.create_pr,
-            )
+            with xet_storage(offered=xet):
+                info = target.api.create_commit(
+                    repo_id,
+                    operations=plan.operations(),
+                    commit_message=plan.message,
+                    revision=None if plan.create_pr else target.branch,
+                    parent_commit=target.head,
+                    create_pr=plan.create_pr,
+                )
             return info.oid, info.pr_url or url, plan
         except Exception as error:  # told apart by what can be done about it
             moved, transient = _status(error) == 412, _is_transient(error)
-            if not moved and not transient:
+            if xet and is_of_xet(error):
+                xet = False  # it has tried again and again itself, for minutes
+            elif not moved and not transient:
                 if not plan.copied:
                     raise _explain(error, repo_id, _NO_WRITING) from error
                 plan = replace(plan, copied=frozenset(), not_copied=one_line(error))

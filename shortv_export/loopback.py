@@ -32,7 +32,7 @@ import socket
 import tempfile
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -93,12 +93,35 @@ class _Account:
     role: str
     orgs: tuple[str, ...]
     org_role: str
+    permissions: Mapping[str, Sequence[str]]
 
     def belongs_to(self, namespace: str) -> bool:
         return namespace in (self.user, *self.orgs)
 
     def may_write_to(self, namespace: str) -> bool:
         return namespace == self.user or (namespace in self.orgs and self.org_role != "read")
+
+    def is_permitted(self, namespace: str | None, repo_id: str | None) -> bool:
+        """Whether the token's role allows to write; where no namespace is named, something somewhere."""
+        if self.role != "fineGrained":
+            return self.role == "write"
+        if namespace is None:
+            return any(name.endswith(".write") for names in self.permissions.values() for name in names)
+        granted = {*self.permissions.get(namespace, ())}
+        if repo_id is None:
+            return "repo.write" in granted
+        return not (granted | {*self.permissions.get(repo_id, ())}).isdisjoint({"repo.write", "repo.content.write"})
+
+    def fine_grained(self) -> dict[str, Any]:
+        """The permissions as the Hub shows them: ``whoami-v2``'s ``auth.accessToken.fineGrained``."""
+        scoped = []
+        for name, names in self.permissions.items():
+            kind = "model" if "/" in name else "user" if name == self.user else "org"
+            identity = hashlib.sha256(name.encode()).hexdigest()[:24]
+            if name:
+                entity = {"_id": identity, "type": kind, "name": name}
+                scoped.append({"entity": entity, "permissions": list(names)})
+        return {"canReadGatedRepos": False, "global": list(self.permissions.get("", ())), "scoped": scoped}
 
 
 @dataclass
@@ -302,12 +325,17 @@ class LoopbackHub:
         self,
         token: str,
         user: str,
-        role: Literal["read", "write"] = "read",
+        role: Literal["read", "write", "fineGrained"] = "read",
         orgs: tuple[str, ...] = (),
         org_role: Literal["read", "write"] = "write",
+        permissions: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
-        """Accept `token` as `user`, who has `org_role` in `orgs`."""
-        self._accounts[token] = _Account(user, role, tuple(orgs), org_role)
+        """Accept `token` as `user`, who has `org_role` in `orgs`.
+
+        A fine-grained token has `permissions`, such as ``{"acme": ["repo.write"]}``: on users, organisations and
+        models by their name, and under ``""`` everywhere.
+        """
+        self._accounts[token] = _Account(user, role, tuple(orgs), org_role, permissions or {})
 
     def create_repo(
         self,
@@ -362,7 +390,7 @@ class LoopbackHub:
         nth: int = 1,
         *,
         status: int = 500,
-        when: Literal["before", "after"] = "before",
+        when: Literal["before", "during", "after"] = "before",
         action: Literal["status", "drop", "stall", "hang"] = "status",
         times: int = 1,
         seconds: float = 30.0,
@@ -373,7 +401,9 @@ class LoopbackHub:
         `status` answers with that status and, if given, a `Retry-After` header; `drop` closes the connection; `stall`
         holds the answer back for `seconds`; `hang` never answers and waits for the client to go away. `before`, the
         Hub has not acted on the request; `after`, it has, and only the answer is lost. A download that is dropped
-        `after` breaks off halfway through.
+        `after` breaks off halfway through. `during`, which goes with `drop` and `hang`, the Hub reads half of the
+        request's body and no more of it; it hangs for `seconds` at most, as it cannot see a client go before it has
+        read what that sent.
 
         Returns:
             An event that is set when the first request has been struck; `after`, when the Hub has acted on it.
@@ -449,7 +479,8 @@ class LoopbackHub:
         """The caller, who must hold a write token and, where a namespace is named, belong to it."""
         if call.account is None:
             raise _Refusal(401, "Invalid username or password.")
-        if call.account.role != "write":
+        repo = getattr(call, "repo", None)
+        if not call.account.is_permitted(namespace, repo and repo.id):
             raise _Refusal(403, "This token may read, but not write")
         if namespace and not call.account.may_write_to(namespace):
             raise _Refusal(403, f"You don't have the rights to write under the namespace {namespace}")
@@ -554,7 +585,9 @@ class LoopbackHub:
             raise _Refusal(401, "Invalid username or password.")
         user = call.account.user
         orgs = [{"type": "org", "name": org, "roleInOrg": call.account.org_role} for org in call.account.orgs]
-        token = {"displayName": "loopback", "role": call.account.role}
+        token: dict[str, Any] = {"displayName": "loopback", "role": call.account.role}
+        if call.account.role == "fineGrained":
+            token["fineGrained"] = call.account.fine_grained()
         auth = {"type": "access_token", "accessToken": token}
         return _json({"type": "user", "id": user, "name": user, "fullname": user, "orgs": orgs, "auth": auth})
 
@@ -961,6 +994,8 @@ class _Server(ThreadingHTTPServer):
 
     def __init__(self, hub: LoopbackHub, storage: bool) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
+        # Small, so that a client whose body nobody reads on is still in the middle of sending it.
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 18)
         self.hub = hub
         self.storage = storage
         self.connections: set[socket.socket] = set()
@@ -1007,6 +1042,8 @@ class _Handler(BaseHTTPRequestHandler):
         if before == "drop":
             fault.struck.set()
             return self._drop()
+        if fault.when == "during":
+            return self._break_off(request, fault)
         with tempfile.SpooledTemporaryFile(max_size=_CHUNK) as body:
             self._read(request, body)
             if before not in ("status", "hang"):
@@ -1029,6 +1066,17 @@ class _Handler(BaseHTTPRequestHandler):
             self._drop()
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _serve
+
+    def _break_off(self, request: Request, fault: _Fault) -> None:
+        """Stop reading halfway through the body; let go of the client, at once or after a while."""
+        half = request.received // 2
+        request.received = 0
+        while request.received < half and (chunk := self.rfile.read(min(half - request.received, _CHUNK))):
+            request.received += len(chunk)
+        fault.struck.set()
+        if fault.action == "hang":
+            self.server.hub._stopped.wait(fault.seconds)
+        self._drop()
 
     def _read(self, request: Request, body: IO[bytes]) -> None:
         """Receive the body, whole, so that the Hub never waits for a client while it holds its lock."""

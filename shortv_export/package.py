@@ -20,8 +20,9 @@ from typing import Any
 
 from . import card
 from .base_model import BaseModel, resolve_base
+from .disk import check_space, same_device
 from .errors import ShortVError
-from .families import FAMILIES, Family, modeling_dir
+from .families import FAMILIES, Family
 from .flops import flops_ratio
 from .hashing import file_sha256
 from .recipe import (
@@ -48,10 +49,10 @@ _NOT_OURS = {".gitattributes", ".cache", ".git"}
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at: its name, whether it is right, and what was seen."""
+    """One thing that was looked at: its name, whether it is right (None: that cannot be known), and what was seen."""
 
     name: str
-    passed: bool
+    passed: bool | None
     detail: str
 
 
@@ -92,6 +93,7 @@ def build_package(
     if weights == "reference" and not (base.repo_id and base.revision):
         raise ShortVError(f"{base.name} is a folder, which nobody else can load weights from; leave out --weights.")
     inherited = card.inherited_metadata(base, license)
+    check_room(base, out, weights)
     versions = library_versions(*(("matplotlib", "pillow") if scores else ()))
     with _becoming(out) as folder:
         _fill(folder, base, base.record(), selection, scores, inherited, weights, versions)
@@ -124,6 +126,7 @@ def rebuild_package(base: BaseModel, out: Path, recipe: Recipe) -> Path:
         base, repo_id=recipe.base.repo_id, revision=recipe.base.revision, files=tuple(sorted(recipe.base.files))
     )
     _check_fit(base, selection, scores)
+    check_room(base, out, recipe.weights)
     with _becoming(out) as folder:
         made = _fill(folder, base, recipe.base, selection, scores, inherited, recipe.weights, recipe.versions)
         _check_same_recipe(made, recipe)
@@ -220,19 +223,23 @@ def _fill(
         cost=_cost(base, selection),
         card={**asdict(inherited), "template": card.template_sha256()},
         figure=hashlib.sha256(figure).hexdigest() if figure else None,
-        code={name: file_sha256(modeling_dir() / name) for name in base.family.code},
+        code={name: _source_sha256(base.family, name) for name in base.family.code},
         versions=versions,
     )
     for name, entry in carried_files(recipe).items():
         _carry(base.path / name, folder / name, entry["sha256"])
     for name in recipe.code:
-        shutil.copyfile(modeling_dir() / name, folder / name)
+        write_text(folder / name, base.family.source(name))
     write_text(folder / CONFIG_NAME, _config(base, recipe))
     write_text(folder / RECIPE_NAME, json_text(recipe.to_dict()))
     if figure:
         (folder / card.FIGURE_NAME).write_bytes(figure)
     write_text(folder / card.CARD_NAME, card.render_card(base, recipe, inherited, tag=recipe_tag(folder)))
     return recipe
+
+
+def _source_sha256(family: Family, name: str) -> str:
+    return hashlib.sha256(family.source(name).encode()).hexdigest()
 
 
 def _check_same_base(base: BaseModel, recorded: BaseRecord) -> None:
@@ -272,6 +279,21 @@ def check_target(out: Path) -> None:
             raise ShortVError(f"{out} exists and is not empty; name another output folder.")
     elif out.exists() or out.is_symlink():
         raise ShortVError(f"{out} exists and is not a folder; name another output folder.")
+
+
+def check_room(base: BaseModel, out: Path, weights: str) -> None:
+    """Refuses a disk that is too full for the weights, where they have to be copied: hard links stay on one disk.
+
+    Raises:
+        ShortVError: there is less room than `weights` (as in `build_package`) need.
+    """
+    if weights == "copy" and not same_device(base.path, out):
+        check_space(
+            out,
+            base.weight_bytes,
+            f"copying the weights of {base.name}, which are on another disk,",
+            "name a folder with more room or on the disk of the weights, or package with --weights reference",
+        )
 
 
 def _check_fit(base: BaseModel, selection: Selection, scores: Scores | None) -> None:
@@ -402,16 +424,16 @@ def _look_at_hashes(package: Path, recipe: Recipe, weights: bool) -> str:
 
 
 def _look_at_code(package: Path, recipe: Recipe) -> str:
-    code = FAMILIES[recipe.family].code
-    if set(recipe.code) != set(code):
+    family = FAMILIES[recipe.family]
+    if set(recipe.code) != set(family.code):
         raise ShortVError(f"{RECIPE_NAME} lists other remote code than this release's: {', '.join(recipe.code)}.")
-    for name in code:
+    for name in family.code:
         sha256 = file_sha256(package / name)
         if sha256 != recipe.code[name]:
             raise ShortVError(f"{name} was changed after the package was made.")
-        if sha256 != file_sha256(modeling_dir() / name):
+        if sha256 != _source_sha256(family, name):
             raise ShortVError(f"{name} is not this release's; package the base again to update it.")
-    return f"{len(code)} files, identical to this release's"
+    return f"{len(family.code)} files, identical to this release's"
 
 
 def _look_at_config(package: Path, recipe: Recipe) -> str:

@@ -5,7 +5,7 @@ The command line calls these, and so can a notebook.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from .base_model import BaseModel, resolve_base
 from .errors import ShortVError
+from .memory import MaxMemory
 from .recipe import RECIPE_NAME, Recipe, Scores
 from .selection import Measure, Selection, given_selection, preset_selection, select_layers
 from .statistics import describe
@@ -20,9 +21,11 @@ from .verify import verify
 
 if TYPE_CHECKING:
     from .calibration import Calibration
+    from .evaluation import Checked
     from .hub import Forecast, Push
+    from .results import Evaluation
 
-__all__ = ["CalibrationChoice", "Choice", "package", "push", "score", "verify"]
+__all__ = ["CalibrationChoice", "Choice", "evaluate", "package", "push", "score", "verify"]
 
 Progress = Callable[[int, int], None]
 
@@ -103,11 +106,21 @@ class Choice:
             return 0.0, 0.0
 
         if not self.sources:
-            zeros = (0.0,) * base.num_layers
-            self._by_method(base, Scores(zeros, zeros, zeros, 1, visual_cosine_distance=zeros), free)
+            self.count(base)
             return None
         selection = self.select(base, lambda scores: free)[0]
         return selection if self.max_kl is None else None
+
+    def count(self, base: BaseModel) -> int | None:
+        """How many layers will be selected by scores, where that does not hang on a measurement.
+
+        Raises:
+            ShortVError: the budget is out of range or out of reach.
+        """
+        zeros = (0.0,) * base.num_layers
+        scores = Scores(zeros, zeros, zeros, 1, visual_cosine_distance=zeros)
+        selection = self._by_method(base, scores, lambda frozen_layers: (0.0, 0.0))
+        return len(selection.frozen_layers) if self.max_kl is None else None
 
     def _by_method(
         self,
@@ -139,11 +152,25 @@ class CalibrationChoice:
         data: what they are drawn from. None stands for the paper's, and where scores are at hand, for theirs.
         num_samples: how many.
         seed: of the draw. Held-out samples are drawn with the one after `Choice.seed`, and are none of the scores'.
+        until_stable: for scores, add samples, half as many as there are each time, until the selected layers have not
+            changed over two rounds. The scores record the rounds, and whether that became so.
+        max_samples: for `until_stable`, where to stop in any case.
     """
 
     data: str | None = None
     num_samples: int = 40
     seed: int = 0
+    until_stable: bool = False
+    max_samples: int = 160
+
+    def check(self) -> None:
+        """Refuses numbers that contradict each other.
+
+        Raises:
+            ShortVError: they do.
+        """
+        if self.until_stable and self.max_samples < self.num_samples:
+            raise ShortVError(f"at most {self.max_samples} samples are fewer than the first {self.num_samples}.")
 
 
 def score(
@@ -152,13 +179,12 @@ def score(
     *,
     revision: str | None = None,
     calibration: CalibrationChoice = CalibrationChoice(),
-    until_stable: bool = False,
-    max_samples: int = 160,
     num_frozen: int | None = None,
     divergence: str = "forward",
     max_batch_tokens: int | None = None,
     dtype: str = "auto",
     device_map: str | None = None,
+    max_memory: MaxMemory | None = None,
     stream: bool = False,
     progress: Progress | None = None,
     report: Callable[[str], None] = lambda line: None,
@@ -170,50 +196,50 @@ def score(
         output: the ``scores.json`` to write. Finished samples are kept beside it until it is.
         revision: branch, tag or commit of the base.
         calibration: which samples.
-        until_stable: add samples, half as many as there are each time, until the selected layers have not changed
-            over two rounds. The scores record the rounds, and whether that became so.
-        max_samples: for `until_stable`, where to stop in any case.
-        num_frozen: for `until_stable`, how many layers are meant to be selected; the default is that of
-            `selection.select_layers`.
+        num_frozen: for `CalibrationChoice.until_stable`, how many layers are meant to be selected; the default is
+            that of `selection.select_layers`.
         divergence: ``"forward"``, KL(original || ablated) as the paper defines it, or ``"reverse"``, as its reference
             code computes it.
         max_batch_tokens: tokens per call of a decoder layer; less takes less memory.
         dtype: of the measurement: ``"auto"`` (the checkpoint's), ``"float32"``, ``"bfloat16"`` or ``"float16"``.
         device_map: placement by accelerate, such as ``"auto"``.
+        max_memory: what that may use, such as ``{0: "10GiB", "cpu": "20GiB"}``; implies ``"auto"``. While streaming,
+            what everything may use.
         stream: read the decoder layers from disk one at a time, for a base that is larger than memory.
         progress: called with the samples done and the samples in all.
-        report: called with a line for each round.
+        report: called with a line about memory, and with one for each round.
 
     Raises:
-        ShortVError: the base or the calibration data cannot be used; a number is out of range.
+        ShortVError: the base or the calibration data cannot be used; a number is out of range; too little memory.
     """
     from . import contribution
     from .calibration import load_calibration
+    from .scoring import Scorer
 
     directions = {"forward": contribution.FORWARD, "reverse": contribution.REVERSE}
     if divergence not in directions:
         raise ShortVError(f"unknown divergence {divergence!r}; choose forward or reverse.")
-    if until_stable and max_samples < calibration.num_samples:
-        raise ShortVError(f"at most {max_samples} samples are fewer than the first {calibration.num_samples}.")
+    calibration.check()
     resolved = resolve_base(base, revision=revision)
     Choice(num_frozen=num_frozen).foresee(resolved)
     draw = partial(load_calibration, calibration.data or "paper", seed=calibration.seed)
-    measure = partial(
-        contribution.score,
+    scorer = Scorer(
         resolved,
         dtype=dtype,
         device_map=device_map,
+        max_memory=max_memory,
         stream=stream,
         divergence=directions[divergence],
         max_batch_tokens=max_batch_tokens or contribution.MAX_BATCH_TOKENS,
         output=output,
         progress=progress,
+        report=report,
     )
-    if not until_stable:
-        return measure(draw(num_samples=calibration.num_samples))
-    measure = partial(measure, write=False)
-    scores = _until_stable(draw, measure, calibration.num_samples, max_samples, num_frozen, report)
-    contribution.write_scores(scores, output)
+    if calibration.until_stable:
+        scores = _until_stable(draw, scorer, calibration.num_samples, calibration.max_samples, num_frozen, report)
+    else:
+        scores = scorer(draw(num_samples=calibration.num_samples))
+    scorer.save(scores)
     return scores
 
 
@@ -259,6 +285,7 @@ def package(
     calibration: CalibrationChoice = CalibrationChoice(),
     dtype: str = "auto",
     device_map: str | None = None,
+    max_memory: MaxMemory | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> Recipe:
     """Makes the folder that gets published.
@@ -271,14 +298,14 @@ def package(
         license: of the result, if the base's card names none.
         weights: ``"copy"``, or ``"reference"`` for a package that loads those of its base on the Hub.
         calibration: for a choice by `max_kl`, what the held-out samples are drawn from, and how many.
-        dtype, device_map: for a choice by `max_kl`, of the measurement, as in `score`.
+        dtype, device_map, max_memory: for a choice by `max_kl`, of the measurement, as in `score`.
         report: called with a line for each measurement.
 
     Raises:
         ShortVError: the base, the choice or the folder cannot be used; nothing is left behind.
     """
     from .card import inherited_metadata
-    from .package import build_package, check_target
+    from .package import build_package, check_room, check_target
 
     resolved = resolve_base(base, revision=revision)
     held_out: dict[str, Any] = {}
@@ -286,11 +313,12 @@ def package(
     def measurement(scores: Scores | None) -> Measure:
         # What would be refused in the end is refused before the measurement.
         check_target(out)
+        check_room(resolved, out, weights)
         inherited_metadata(resolved, license)
         choice.foresee(resolved)
         samples = _held_out_samples(scores, calibration.data, calibration.num_samples, choice.seed)
         held_out.update(held_out=samples.record)
-        return _joint_divergence(resolved, samples, dtype, device_map)
+        return _joint_divergence(resolved, samples, dtype, device_map, max_memory)
 
     selection, scores = choice.select(resolved, measurement, report)
     selection = replace(selection, evidence=selection.evidence | held_out)
@@ -313,7 +341,9 @@ def _held_out_samples(scores: Scores | None, data: str | None, num_samples: int,
     return load_calibration(data or "paper", num_samples=num_samples, seed=seed + 1, exclude=used)
 
 
-def _joint_divergence(base: BaseModel, samples: Calibration, dtype: str, device_map: str | None) -> Measure:
+def _joint_divergence(
+    base: BaseModel, samples: Calibration, dtype: str, device_map: str | None, max_memory: MaxMemory | None
+) -> Measure:
     """What measures the divergence of a base from itself with layers frozen."""
     from accelerate import PartialState
 
@@ -322,8 +352,10 @@ def _joint_divergence(base: BaseModel, samples: Calibration, dtype: str, device_
     from .joint import JointDivergence
 
     device = PartialState().device
-    placement = {"": str(device)} if device_map is None and device.type != "cpu" else device_map
-    model, processor = load_base(base, dtype=dtype, device_map=placement)
+    placement: Any = device_map or ("auto" if max_memory else None)
+    if placement is None and device.type != "cpu":
+        placement = {"": str(device)}
+    model, processor = load_base(base, dtype=dtype, device_map=placement, max_memory=max_memory)
     return JointDivergence(model, (encode(processor, [sample]) for sample in samples.samples))
 
 
@@ -350,6 +382,106 @@ def rebuild(recipe: Path, out: Path, *, base: str | None = None) -> Recipe:
     return loaded
 
 
+def evaluate(
+    package: str,
+    output: Path | None = None,
+    *,
+    revision: str | None = None,
+    data: str | None = None,
+    num_samples: int = 64,
+    seed: int = 0,
+    group_by: str | None = None,
+    accuracy: bool = False,
+    max_new_tokens: int = 32,
+    sweep: Sequence[int] | None = None,
+    speed: bool = True,
+    at: Sequence[tuple[int, int]] = (),
+    force_overlap: bool = False,
+    dtype: str = "auto",
+    device_map: str | None = None,
+    token: str | None = None,
+    progress: Progress | None = None,
+    report: Callable[[str], None] = lambda line: None,
+) -> Evaluation:
+    """Measures a package against its base, both in one process on one load of the weights.
+
+    Args:
+        package: a folder, or a repository id.
+        output: the ``evaluation.json`` to write. Finished samples are kept beside it until it is.
+        revision: of the repository: branch, tag or commit.
+        data: what held-out samples are drawn from; the default is what the layers were chosen by, or the paper's mix.
+        num_samples, seed: of the draw.
+        group_by: a column of the data; accuracy is also told for each of its values.
+        accuracy: refuse data without answers; otherwise accuracy is measured where there are answers.
+        max_new_tokens: most tokens of an answer.
+        sweep: also measure these numbers of frozen layers, the lowest by the package's scores.
+        speed: also measure time, memory and FLOPs, at the data's median token counts.
+        at: and at these numbers of text and of visual tokens.
+        force_overlap: draw from all samples, those that the layers were chosen by too.
+        dtype, device_map: of the measurement, as in `score`.
+        token: for a private repository.
+        progress: called with the samples done and the samples in all.
+        report: called with a line before each measurement of speed.
+
+    Raises:
+        ShortVError: the package or the data cannot be used, or too few held-out samples are left.
+    """
+    from . import evaluation
+
+    checked = evaluation.check_package(package, revision=revision, token=token)
+    lists = evaluation.frozen_lists(checked, sweep)
+    samples = _evaluation_samples(checked, data, num_samples, seed, group_by, force_overlap)
+    if accuracy and all(sample.answer is None for sample in samples.samples):
+        raise ShortVError(
+            "accuracy needs answers, but no sample has one; add a column answer, or name it as in DATA:answer=COLUMN."
+        )
+    return evaluation.evaluate(
+        checked,
+        samples,
+        lists=lists,
+        max_new_tokens=max_new_tokens,
+        speed=speed,
+        lengths=at,
+        dtype=dtype,
+        device_map=device_map,
+        token=token,
+        output=output,
+        progress=progress,
+        report=report,
+    )
+
+
+def _evaluation_samples(
+    checked: Checked, data: str | None, num_samples: int, seed: int, group_by: str | None, force_overlap: bool
+) -> Calibration:
+    """Samples that a package's layers were not chosen by, unless that is forced, and the record of how many were."""
+    from .calibration import load_calibration
+    from .evaluation import with_overlap
+
+    selection = checked.recipe.selection
+    # The samples of the scores, and those that a bound on the divergence was held against.
+    records = [checked.scores.calibration] if checked.scores is not None else []
+    records += [selection["evidence"]["held_out"]] if "held_out" in selection["evidence"] else []
+    digests = [record.get("sample_digests") for record in records]
+    known = all(isinstance(found, list) and found for found in digests)
+    # The paper does not say which samples its lists were chosen by.
+    used = [str(digest) for found in digests for digest in found or ()] if known else None
+    if used is None and not force_overlap:
+        raise ShortVError(
+            f"{checked.name} does not say which samples its layers were chosen by, so that none can be held out; "
+            "score and package the base again, or add --force-overlap."
+        )
+    if data is None and records:
+        data = records[0].get("data")
+        if not isinstance(data, str) or data == "local files":
+            raise ShortVError(f"the layers of {checked.name} were chosen by local files; name data with --data.")
+    exclude = [] if force_overlap else used or []
+    samples = load_calibration(
+        data or "paper", num_samples=num_samples, seed=seed + 1, exclude=exclude, group_by=group_by
+    )
+    return with_overlap(samples, None if selection["method"] == "preset" else used)
+
+
 def push(
     source: str,
     repo_id: str,
@@ -360,6 +492,7 @@ def push(
     base_revision: str | None = None,
     dtype: str = "auto",
     device_map: str | None = None,
+    max_memory: MaxMemory | None = None,
     stream: bool = False,
     license: str | None = None,
     weights: str = "copy",
@@ -378,8 +511,8 @@ def push(
     Args:
         source: the folder of a finished package, or a base model (Hub id or folder).
         repo_id: where to, ``user/name``.
-        choice, calibration, base_revision, dtype, device_map, stream, license, weights, progress: for a base, as in
-            `score` and `package`. A choice without a source measures the scores.
+        choice, calibration, base_revision, dtype, device_map, max_memory, stream, license, weights, progress: for a
+            base, as in `score` and `package`. A choice without a source measures the scores.
         out: for a base, the folder of the package; the default is the repository's name in the current folder. It
             stays, so that a failed upload is continued by pushing it.
         private, create_pr, revision, overwrite, commit_message, tag: as in `hub.push_package`.
@@ -391,7 +524,7 @@ def push(
     """
     from .card import inherited_metadata
     from .hub import forecast_push, preflight, push_package
-    from .package import check_target
+    from .package import check_room, check_target
 
     target: dict[str, Any] = {
         "private": private,
@@ -408,6 +541,7 @@ def push(
         inherited_metadata(outline, license)
         if stream and choice.max_kl is not None:
             raise ShortVError("--max-kl runs the whole model; place a large one with --device-map auto, not --stream.")
+        calibration.check()
         selection = choice.foresee(outline)
         if dry_run:
             forecast = forecast_push(outline, repo_id, selection=selection, weights=weights, **target)
@@ -415,6 +549,7 @@ def push(
             return forecast
         folder = out or Path(repo_id.split("/")[-1])
         check_target(folder)
+        check_room(outline, folder, weights)
         if not choice.sources:
             scores_file = folder.with_name(f"{folder.name}.scores.json")
             scores = score(
@@ -422,10 +557,13 @@ def push(
                 scores_file,
                 revision=base_revision,
                 calibration=calibration,
+                num_frozen=choice.count(outline),
                 dtype=dtype,
                 device_map=device_map,
+                max_memory=max_memory,
                 stream=stream,
                 progress=progress,
+                report=report,
             )
             report(f"scored {len(scores.visual)} layers on {scores.num_samples} samples: {scores_file}")
             choice = replace(choice, scores=scores_file)
@@ -439,6 +577,7 @@ def push(
             calibration=calibration,
             dtype=dtype,
             device_map=device_map,
+            max_memory=max_memory,
             report=report,
         )
         report(f"packaged with {len(recipe.frozen_layers)} of {recipe.num_layers} layers frozen: {folder}")
@@ -446,7 +585,7 @@ def push(
             report(line)
         verification = verify(folder, report=report)
         verification.raise_if_failed()
-        report(f"verified: {len(verification.checks)} checks passed")
+        report(f"verified: {verification.summary}")
     result = push_package(folder, repo_id, commit_message=commit_message, dry_run=dry_run, **target)
     report(result.summary)
     return result

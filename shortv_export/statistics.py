@@ -1,10 +1,12 @@
-"""How sure a selection is: the bootstrap over calibration samples."""
+"""How sure a selection or a mean is: the bootstrap over samples."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from .recipe import Scores
 
@@ -50,7 +52,7 @@ def boundary(scores: Scores, num_frozen: int, *, resamples: int = RESAMPLES, see
     if len(scores.visual_samples) < 2 or num_frozen >= layers:
         return None
     samples = np.array(scores.visual_samples)
-    draws = np.random.default_rng(seed).integers(len(samples), size=(resamples, len(samples)))
+    draws = _draws(len(samples), resamples, seed)
     # Row by row, which adds equal columns in the same order, so that ties stay ties.
     means = np.stack([samples[rows].mean(axis=0) for rows in draws])
     # As `ranking` does for the scores: of equal values the higher layer first.
@@ -68,6 +70,31 @@ def boundary(scores: Scores, num_frozen: int, *, resamples: int = RESAMPLES, see
         outside=outside,
         order_kept=float((ranks[:, inside] < ranks[:, outside]).mean()),
     )
+
+
+def mean_interval(
+    values: Sequence[float], *, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[float, float] | None:
+    """The confidence interval of a mean: the percentile bootstrap over the samples.
+
+    Args:
+        values: one per sample.
+        level: of confidence.
+        resamples, seed: as for `boundary`; the same seed draws the same samples, as paired comparisons need.
+
+    Returns:
+        None where nothing can be said: fewer than two samples.
+    """
+    if len(values) < 2:
+        return None
+    means = np.asarray(values, dtype=np.float64)[_draws(len(values), resamples, seed)].mean(axis=1)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def _draws(samples: int, resamples: int, seed: int) -> npt.NDArray[np.int64]:
+    """Numbers of samples, drawn with replacement: ``(resamples, samples)``."""
+    return np.random.default_rng(seed).integers(samples, size=(resamples, samples))
 
 
 def ranking(values: tuple[float, ...]) -> list[int]:

@@ -8,9 +8,7 @@ byte for byte, goes no further. Then a fresh, isolated process loads it as a str
 from __future__ import annotations
 
 import json
-import math
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -18,12 +16,16 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .base_model import hub_error
-from .errors import ShortVError
+from .disk import bytes_to_download, check_space
+from .errors import ShortVError, one_line
 from .families import FAMILIES
+from .hub import LocalFile
 from .package import CONFIG_NAME, WEIGHT_FILES, Check, expected_files, inspect_package, referenced_weights
 from .recipe import RECIPE_NAME, Recipe, read_json, write_json
+from .xet import plain_if_xet_fails
 
 # What the child may know of this process's environment: where programs are, and how many threads to use.
 _ENVIRONMENT = (
@@ -40,7 +42,6 @@ _ENVIRONMENT = (
 _BYTES = 4  # of a parameter in fp32
 # Beside the weights: the libraries, the activations of a prompt with an image, the logits.
 _OVERHEAD = 2 << 30
-_DECODER_LAYER = re.compile(r"language_model\.(?:model\.)?layers\.(\d+)\.")
 
 
 @dataclass(frozen=True)
@@ -57,13 +58,20 @@ class Verification:
 
     @property
     def passed(self) -> bool:
-        """Whether every check passed."""
-        return all(check.passed for check in self.checks)
+        """Whether no check failed."""
+        return all(check.passed is not False for check in self.checks)
+
+    @property
+    def summary(self) -> str:
+        """How many checks passed, and which could not be made."""
+        passed = f"{sum(check.passed is True for check in self.checks)} checks passed"
+        skipped = ", ".join(check.name for check in self.checks if check.passed is None)
+        return f"{passed}, not made: {skipped}" if skipped else passed
 
     def raise_if_failed(self) -> None:
         """Raises a ShortVError with the first failure's reason."""
         for check in self.checks:
-            if not check.passed:
+            if check.passed is False:
                 raise ShortVError(f"{self.package} failed verification: {check.name}: {check.detail}")
 
 
@@ -93,27 +101,37 @@ def verify(
         raised.
     """
     name = str(package)
-    if Path(package).is_dir():
-        if revision is not None:
-            raise ShortVError(f"{name} is a folder, which has no revisions; leave the revision out.")
-        folder, names = Path(package).absolute(), None
-    else:
-        folder, names = _download(name, revision, token)
+    folder, names = find_package(name, revision, token)
     checks = inspect_package(folder, names=names)
     if checks[-1].passed:
         recipe = Recipe.load(folder / RECIPE_NAME)
         weights = folder
         if recipe.weights == "reference":
             weights, check = referenced_weights(recipe, token)
-            checks.append(check)
-            if not check.passed:
-                return Verification(name, tuple(checks))
-        memory, resident_layers = _plan_memory(weights, recipe)
+        else:
+            check = _compare_with_base(folder, recipe, token)
+        checks.append(check)
+        if check.passed is False:
+            return Verification(name, tuple(checks))
+        memory, resident_layers = _plan_memory(folder, recipe)
         checks.append(memory)
         report(memory.detail)
         if memory.passed:
             checks += _run_child(folder, weights, recipe, resident_layers, timeout)
     return Verification(name, tuple(checks))
+
+
+def find_package(name: str, revision: str | None, token: str | None) -> tuple[Path, set[str] | None]:
+    """A package's folder, of a repository downloaded first; and for a repository the names of all its files.
+
+    Raises:
+        ShortVError: there is no such package, or it cannot be downloaded.
+    """
+    if not Path(name).is_dir():
+        return _download(name, revision, token)
+    if revision is not None:
+        raise ShortVError(f"{name} is a folder, which has no revisions; leave the revision out.")
+    return Path(name).absolute(), None
 
 
 def _download(repo_id: str, revision: str | None, token: str | None) -> tuple[Path, set[str] | None]:
@@ -123,22 +141,61 @@ def _download(repo_id: str, revision: str | None, token: str | None) -> tuple[Pa
 
     try:
         try:
-            info = HfApi(token=token).model_info(repo_id, revision=revision)
+            info = HfApi(token=token).model_info(repo_id, revision=revision, files_metadata=True)
         except OfflineModeIsEnabled:
             return Path(snapshot_download(repo_id, revision=revision, local_files_only=True)), None
         commit, names = info.sha, {sibling.rfilename for sibling in info.siblings or ()}
         if RECIPE_NAME not in names:
             raise ShortVError(f"{repo_id} has no {RECIPE_NAME}: it was not published by shortv-export.")
-        recipe = Recipe.load(Path(hf_hub_download(repo_id, RECIPE_NAME, revision=commit, token=token)))
+        path = Path(hf_hub_download(repo_id, RECIPE_NAME, revision=commit, token=token))
+        recipe = Recipe.load(path)
         wanted = sorted(expected_files(recipe) & names)
-        return Path(snapshot_download(repo_id, revision=commit, allow_patterns=wanted, token=token)), names
+        check_space(
+            path.parent,
+            bytes_to_download(info, path.parent, wanted),
+            f"downloading {repo_id}",
+            "make room there, or set HF_HOME to a folder on another disk",
+        )
+        snapshot = plain_if_xet_fails(
+            lambda: snapshot_download(repo_id, revision=commit, allow_patterns=wanted, token=token)
+        )
+        return Path(snapshot), names
     except (HTTPError, EntryNotFoundError, HFValidationError, OSError) as error:
         raise hub_error(error, f"model {repo_id}") from error
 
 
-def _plan_memory(weights: Path, recipe: Recipe) -> tuple[Check, int | None]:
+def _compare_with_base(package: Path, recipe: Recipe, token: str | None) -> Check:
+    """Whether the package's files are those that the base's repository holds at its commit, by the Hub's hashes.
+
+    That is not known (`Check.passed` is None) of a base that was a folder, without network, or where the Hub no longer
+    shows the commit.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HFValidationError, HTTPError
+    from huggingface_hub.hf_api import RepoFile
+
+    base = recipe.base
+    if not (base.repo_id and base.revision):
+        return Check("base", None, "not compared with the Hub: the base was a folder")
+    try:
+        infos = HfApi(token=token).get_paths_info(base.repo_id, sorted(base.files), revision=base.revision)
+    except (HTTPError, HFValidationError, OSError) as error:
+        reason = hub_error(error, f"model {base.repo_id}")
+        return Check("base", None, f"not compared with the Hub: {str(reason).rstrip('.')}")
+    found = {info.path: info for info in infos if isinstance(info, RepoFile)}
+    for name, entry in base.files.items():
+        if not LocalFile(package / name, entry["size"], entry["sha256"]).is_at(found.get(name)):
+            state = "differs from" if name in found else "is not in"
+            return Check("base", False, f"{name} {state} {base.repo_id} at {base.revision}.")
+    return Check("base", True, f"{len(base.files)} files, identical to {base.repo_id}'s at {base.revision[:12]}")
+
+
+def _plan_memory(package: Path, recipe: Recipe) -> tuple[Check, int | None]:
     """Whether a model fits in memory, and the number of decoder layers that stay in it; None if all of them do."""
-    layers, rest = _sizes(weights, recipe)
+    try:
+        layers, rest = _sizes(package, recipe)
+    except Exception as error:  # transformers raises many kinds
+        return Check("memory", False, f"the config describes no model: {one_line(error)}"), None
     need, available = sum(layers) + rest + _OVERHEAD, available_memory()
     text = f"the comparison needs {need / 1e9:.1f} GB in fp32"
     if available is None:
@@ -156,22 +213,19 @@ def _plan_memory(weights: Path, recipe: Recipe) -> tuple[Check, int | None]:
     return Check("memory", True, f"{text}: {away} of {len(layers)} layers are read from disk in turn"), resident_layers
 
 
-def _sizes(weights: Path, recipe: Recipe) -> tuple[list[int], int]:
-    """Bytes in fp32 of each decoder layer, and of everything else, from the headers of the weights."""
-    from safetensors import safe_open
+def _sizes(package: Path, recipe: Recipe) -> tuple[list[int], int]:
+    """Bytes in fp32 of each decoder layer, and of everything else, of the base that the package's config describes."""
+    import torch
+    import transformers
 
-    layers, rest = [0] * recipe.num_layers, 0
-    for name in recipe.base.files:
-        if not name.endswith(".safetensors"):
-            continue
-        with safe_open(weights / name, framework="numpy") as shard:
-            for tensor in shard.keys():  # noqa: SIM118 (it is no dictionary)
-                size = _BYTES * math.prod(shard.get_slice(tensor).get_shape())
-                if found := _DECODER_LAYER.search(tensor):
-                    layers[int(found[1])] += size
-                else:
-                    rest += size
-    return layers, rest
+    from .oracle import text_decoder
+
+    family = FAMILIES[recipe.family]
+    config = transformers.AutoConfig.for_model(**_stock_config(package, recipe))
+    with torch.device("meta"):  # shapes alone
+        model = getattr(transformers, family.base_class)._from_config(config)
+    layers = [_BYTES * sum(map(torch.numel, layer.parameters())) for layer in text_decoder(model).layers]
+    return layers, _BYTES * sum(map(torch.numel, model.parameters())) - sum(layers)
 
 
 def available_memory() -> int | None:
@@ -251,17 +305,20 @@ def _run_child(
 
 def _write_stock(package: Path, weights: Path, recipe: Recipe, stock: Path) -> None:
     """A folder from which the stock class loads the same weights: the base's own config again, and links."""
-    family = FAMILIES[recipe.family]
-    config = read_json(package / CONFIG_NAME)
-    own = {"model_type": family.model_type, "architectures": [family.base_class]}
-    added = ("auto_map", "frozen_layers", "shortv_base")
-    config = {name: value for name, value in config.items() if name not in added}
-    write_json(stock / CONFIG_NAME, {**config, **own})
+    write_json(stock / CONFIG_NAME, _stock_config(package, recipe))
     for name in recipe.base.files:
         if name.endswith(WEIGHT_FILES):
             (stock / name).symlink_to(weights / name)
         elif name == "generation_config.json":
             (stock / name).symlink_to(package / name)
+
+
+def _stock_config(package: Path, recipe: Recipe) -> dict[str, Any]:
+    """The base's own config again."""
+    family, config = FAMILIES[recipe.family], read_json(package / CONFIG_NAME)
+    added = ("auto_map", "frozen_layers", "shortv_base")
+    kept = {name: value for name, value in config.items() if name not in added}
+    return {**kept, "model_type": family.model_type, "architectures": [family.base_class]}
 
 
 def _crash(status: int, stderr: str) -> str:

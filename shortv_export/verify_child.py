@@ -8,7 +8,6 @@ the remote code is this release's.
 import gc
 import importlib.util
 import json
-import re
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +21,6 @@ import transformers  # noqa: E402
 TOLERANCE = 1e-5
 _SEED = 0
 _NEW_TOKENS = 8
-_DECODER_LAYER = re.compile(r"model\.language_model\.layers\.(\d+)")
 
 
 class _Failed(Exception):
@@ -154,13 +152,11 @@ class _Run:
                 skeleton = auto.from_config(config, trust_remote_code=trust_remote_code)
             else:
                 skeleton = auto._from_config(config)
-        device_map = {}
-        for name in (*dict(skeleton.named_parameters()), *dict(skeleton.named_buffers())):
-            layer = _DECODER_LAYER.match(name)
-            if layer and int(layer[1]) >= resident:
-                device_map[layer[0]] = "disk"
-            else:
-                device_map[name] = "cpu"
+        away = self.oracle.text_decoder(skeleton).layers[resident:]
+        layers = [name for name, module in skeleton.named_modules() if any(module is layer for layer in away)]
+        names = (*dict(skeleton.named_parameters()), *dict(skeleton.named_buffers()))
+        kept = [name for name in names if not name.startswith(tuple(f"{layer}." for layer in layers))]
+        device_map = {**dict.fromkeys(layers, "disk"), **dict.fromkeys(kept, "cpu")}
         return {"device_map": device_map, "offload_folder": self.task["offload_folder"]}
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import struct
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ from shortv_export.errors import ShortVError, one_line
 from shortv_export.families import FAMILIES
 from shortv_export.flops import LayerShape
 from shortv_export.loopback import LoopbackHub
+from shortv_export.package import build_package
+from shortv_export.selection import given_selection
+from shortv_export.tiny import SPECIAL_TOKENS, word_tokenizer
 
 # A config.json in the manner of the llava-hf repositories: whatever is at its default is left out.
 LLAVA_7B = {
@@ -140,6 +144,46 @@ def test_visual_tokens() -> None:
     assert with_config(config).visual_tokens == 256
     assert with_config({**config, "vision_feature_select_strategy": "full"}).visual_tokens == 257
     assert with_config({**config, "image_seq_length": 144}).visual_tokens == 144
+
+
+def test_visual_tokens_by_the_processor(tmp_path: Path) -> None:
+    """A config without fields for them: what this family's own processor makes of a picture is counted."""
+    from tokenizers import models
+    from transformers import Gemma3Config, Gemma3Processor, PreTrainedTokenizerFast
+    from transformers.models.gemma3 import Gemma3ImageProcessorPil
+
+    tokens = {"boi_token": "<start>", "eoi_token": "<end>", "image_token": "<soft>"}
+    words = [*SPECIAL_TOKENS, "?", *tokens.values()]
+    model = models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=word_tokenizer(model, model_max_length=64).backend_tokenizer,
+        unk_token="<unk>",
+        pad_token="<pad>",
+        extra_special_tokens=tokens,
+    )
+    template = "{% for part in messages[0]['content'] %}{{ '<start>' if part['type'] == 'image' else part['text'] }}"
+    Gemma3Processor(
+        image_processor=Gemma3ImageProcessorPil(size={"height": 56, "width": 56}),
+        tokenizer=tokenizer,
+        image_seq_length=6,
+        chat_template=template + "{% endfor %}",
+    ).save_pretrained(tmp_path)
+    Gemma3Config(image_token_index=words.index("<soft>")).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    base = BaseModel("a base", None, None, tmp_path, config, FAMILIES["gemma3"], ())
+    assert (base.visual_tokens, base.prompt_visual_tokens) == (6, 6)
+
+    (tmp_path / "tokenizer.json").write_text("{}", encoding="utf-8")
+    base = BaseModel("a base", None, None, tmp_path, config, FAMILIES["gemma3"], ())
+    with pytest.raises(ShortVError, match="a base: its processor cannot be loaded: ") as caught:
+        base.visual_tokens  # noqa: B018
+    assert "\n" not in str(caught.value)
+
+
+def test_config_tells_without_a_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shortv_export.base_model.load_processor", None)
+    assert with_config(LLAVA_7B).prompt_visual_tokens == 576
+    assert with_config({**LLAVA_7B, "model_type": "llava_next"}).prompt_visual_tokens == 5 * 576
 
 
 def test_files_are_all_that_a_user_needs_and_nothing_else(base_folder: Path) -> None:
@@ -514,3 +558,71 @@ def test_hub_shard_that_breaks_off(hub: LoopbackHub, base_folder: Path) -> None:
     shard.write_bytes(shard.read_bytes()[:-1])
     hub.create_repo("acme/base", files=contents(base_folder))
     assert f"{SHARDS[0]} is truncated or damaged" in refusal("acme/base")
+
+
+def free_space(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
+    """Every disk has this much left: a real one cannot be filled here."""
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage._replace(free=free))
+
+
+def test_weights_that_do_not_fit_are_not_downloaded(
+    hub: LoopbackHub, base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = hub.create_repo("acme/base", files=contents(base_folder))
+    sizes = {shard: (base_folder / shard).stat().st_size for shard in SHARDS}
+    free_space(monkeypatch, sum(sizes.values()) - 1)
+    needed = "downloading the weights of acme/base needs 0.0 GB, and 0.0 GB are free in "
+    with pytest.raises(ShortVError, match=needed) as caught:
+        resolve_base("acme/base")
+    message = str(caught.value)
+    assert "\n" not in message
+    assert str(tmp_path / "cache") in message
+    assert message.endswith("; make room there, or set HF_HOME to a folder on another disk.")
+    assert not {*SHARDS} & downloaded(tmp_path)
+    outline = resolve_base("acme/base", weights=False)
+    assert outline.weight_bytes == sum(sizes.values())
+    # The last byte.
+    free_space(monkeypatch, sum(sizes.values()))
+    assert resolve_base("acme/base").weight_bytes == sum(sizes.values())
+
+    # Nothing more to download, by this commit or by another with the same weights.
+    free_space(monkeypatch, 0)
+    assert resolve_base("acme/base", revision=commit).files
+    hub.commit("acme/base", {"NOTICE": b"changed"})
+    assert resolve_base("acme/base").revision != commit
+    # One shard is new.
+    content = (base_folder / SHARDS[0]).read_bytes()
+    hub.commit("acme/base", {SHARDS[0]: content[:-4] + b"\1\2\3\4"})
+    free_space(monkeypatch, len(content) - 1)
+    with pytest.raises(ShortVError, match="downloading the weights of acme/base needs"):
+        resolve_base("acme/base")
+    free_space(monkeypatch, len(content))
+    assert resolve_base("acme/base").files
+
+
+def test_copies_that_do_not_fit_are_not_begun(
+    base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two real file systems, where hard links are impossible."""
+    other = Path("/dev/shm")
+    if not other.is_dir() or other.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("there is one file system only")
+    base, selection = resolve_base(base_folder), given_selection("1", 4)
+    with tempfile.TemporaryDirectory(dir=other) as folder:
+        out = Path(folder, "new", "out")
+        free_space(monkeypatch, base.weight_bytes - 1)
+        with pytest.raises(ShortVError) as caught:
+            build_package(base, out, selection)
+        message = str(caught.value)
+        assert "which are on another disk, needs 0.0 GB, and 0.0 GB are free in" in message
+        assert "\n" not in message
+        assert folder in message
+        assert "--weights reference" in message
+        assert list(Path(folder).iterdir()) == []
+        free_space(monkeypatch, base.weight_bytes)
+        build_package(base, out, selection)
+        assert (out / SHARDS[0]).read_bytes() == (base_folder / SHARDS[0]).read_bytes()
+    # On one disk, links take no room.
+    free_space(monkeypatch, 0)
+    assert (build_package(base, tmp_path / "out", selection) / SHARDS[0]).stat().st_nlink > 1

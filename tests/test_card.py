@@ -113,7 +113,7 @@ def test_licence_of_the_base(base: BaseModel, tmp_path: Path) -> None:
     assert inherited_metadata(on_the_hub) == Inherited("other", "acme-1", link, ("en",))
     carried = replace(on_the_hub, files=(*base.files, "LICENSE"))
     assert inherited_metadata(carried) == Inherited("other", "acme-1", "LICENSE", ("en",))
-    assert inherited_metadata(carried, "mit") == Inherited("mit", None, None, ("en",))
+    assert inherited_metadata(carried, "mit") == Inherited("mit", None, None, ("en",), license_given=True)
     assert inherited_metadata(with_card(base, tmp_path / "b", "---\nlicense: [mit]\n---\n")).license == "mit"
 
 
@@ -252,6 +252,27 @@ def test_commands(base: BaseModel) -> None:
     assert f"shortv-export package acme/base OUT {at} --scores scores.json --flops-ratio 0.9\n" in joined
     code = re.findall(r"^```\w+\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     assert max(len(line) for block in code for line in block.splitlines()) <= 80  # no scrolling
+
+
+def test_measured_divergence(base: BaseModel) -> None:
+    """The probe of the number that was chosen, not that of another."""
+    probes = [
+        {"num_frozen": 4, "kl": 0.91234, "standard_error": 0.2},
+        {"num_frozen": 2, "kl": 0.01234567, "standard_error": 0.00456},
+        {"num_frozen": 3, "kl": 0.25, "standard_error": 0.1},
+    ]
+    evidence = {"probes": probes, "held_out": {"data": "paper", "num_samples": 33}}
+    lc = Selection((6, 7), LAYERS, "lc", {"max_kl": 0.05, "seed": 0}, evidence=evidence)
+    text = render_card(base, recipe_of(base, lc, SCORES), inherited_metadata(base), tag=TAG)
+    (paragraph,) = [line for line in text.splitlines() if "KL(base" in line]
+    assert "by 0.0123 nats" in paragraph
+    assert "over `33` samples" in paragraph
+    assert "standard error 0.0046" in paragraph
+    assert "at or below `0.05`" in paragraph
+    assert "0.912" not in paragraph
+    assert "0.25" not in paragraph
+    without = replace(lc, budget={"num_frozen": 2}, evidence={})
+    assert "KL(base" not in render_card(base, recipe_of(base, without), inherited_metadata(base), tag=TAG)
 
 
 def test_weights_by_reference(base: BaseModel) -> None:

@@ -153,6 +153,7 @@ def test_package_within_a_divergence(run: Any, tiny_base: Any, question_folder: 
         (["--max-kl", -1, "--data", "{data}"], "nats"),
         (["--max-kl", 0.1, "--num-frozen", 2, "--data", "{data}"], "give one of them"),
         (["--max-kl", 0.1], "local files; name them with --data"),
+        (["--max-kl", 0.1, "--data", "{data}", "--max-memory", "cpu=lots"], "is no amount of memory"),
         (["--max-kl", 0.1, "--data", "{data}", "--num-samples", 8], "besides the 3 that are set apart"),
         (["--max-kl", 0.1, "--data", "{data}", "--num-samples", 2, "--method", "greedy"], "lc, cosine, random"),
         (["--method", "random"], "one of --scores"),
@@ -250,16 +251,16 @@ def test_samples_are_added_until_the_selection_is_stable(
 def test_rounds_measure_no_sample_twice(
     run: Any, tiny_base: Any, question_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from shortv_export import contribution
+    from shortv_export import scoring
 
     measured = []
-    add = contribution._FinishedSamples.add
+    add = scoring._FinishedSamples.add
 
     def count(self: Any, digest: str, values: Any) -> None:
         measured.append(digest)
         add(self, digest, values)
 
-    monkeypatch.setattr(contribution._FinishedSamples, "add", count)
+    monkeypatch.setattr(scoring._FinishedSamples, "add", count)
     arguments = ["--data", question_folder, "--num-samples", 2, "--max-samples", 8, "--until-stable"]
     assert run("score", tiny_base(), *arguments, "--output", tmp_path / "scores.json")[0] == 0
     digests = Scores.load(tmp_path / "scores.json").calibration["sample_digests"]
@@ -272,6 +273,8 @@ def test_rounds_measure_no_sample_twice(
         (["--divergence", "sideways"], "forward or reverse"),
         (["--until-stable", "--num-samples", 5, "--max-samples", 4], "fewer than the first 5"),
         (["--until-stable", "--num-frozen", 9], "cannot freeze 9 of 4 layers"),
+        (["--max-memory", "lots"], "is no limit of memory"),
+        (["--stream", "--num-samples", 2, "--max-memory", "cpu=400KB"], "too little memory"),
     ],
 )
 def test_unusable_measurement_is_one_line_and_leaves_nothing(
@@ -309,6 +312,7 @@ def test_push_checks_the_budget_before_it_scores(hub: LoopbackHub, tiny_base: An
         (["--num-frozen", "9"], "cannot freeze 9 of 4 layers"),
         (["--max-kl", "-1"], "nats"),
         (["--max-kl", "0.1", "--stream"], "not --stream"),
+        (["--until-stable", "--max-samples", "2"], "fewer than the first 40"),
     ):
         result = subprocess.run([*command, *options], cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert result.returncode == 1
@@ -324,9 +328,12 @@ def test_push_runs_every_step_from_a_base_on_the_hub(
     command = [sys.executable, "-m", "shortv_export", "push", "loopback/base", "loopback/faster", "--json"]
     environment = {**os.environ, **hub.env(), "HF_HOME": str(tmp_path / "hf-home")}
     options = ["--data", str(photo_folder), "--num-samples", "2", "--num-frozen", "3"]
+    options += ["--until-stable", "--max-samples", "3"]
     result = subprocess.run([*command, *options], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     push = json.loads(result.stdout)
+    rounds = Scores.load(tmp_path / "faster.scores.json").until_stable
+    assert rounds == {"num_frozen": 3, "rounds": [2, 3], "stable": False}
 
     published = hub.files("loopback/faster", push["tag"])
     config = json.loads(published["config.json"])

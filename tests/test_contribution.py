@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,12 +15,9 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from shortv_export.base_model import BaseModel, resolve_base
-from shortv_export.calibration import Calibration, Sample
-from shortv_export.contribution import FORWARD, REVERSE, LayerContributions, layer_contributions, score, write_scores
+from shortv_export.contribution import FORWARD, REVERSE, LayerContributions, layer_contributions
 from shortv_export.errors import ShortVError
 from shortv_export.oracle import frozen_by_definition
-from shortv_export.recipe import Scores
 from shortv_export.tiny import build_tiny_llava
 
 LAYERS = 4
@@ -272,163 +266,6 @@ def test_out_of_memory_names_the_lever(folders: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     model.model.language_model.layers[1].register_forward_pre_hook(fail)
-    with pytest.raises(ShortVError, match="lower max_batch_tokens") as caught:
+    with pytest.raises(ShortVError, match="lower --max-batch-tokens") as caught:
         layer_contributions(model, [encoded(folders(), QUESTIONS[0])])
     assert "\n" not in str(caught.value)
-
-
-def calibration(count: int = 5) -> Calibration:
-    samples = tuple(
-        Sample(
-            images=(photo(seed),),
-            question=f"how many {'cups ' * seed}?",
-            answer=None,
-            digest=f"digest-{seed}",
-        )
-        for seed in range(count)
-    )
-    return Calibration(samples=samples, record={"data": "random pixels", "num_samples": count})
-
-
-def interrupt_after_three(base: BaseModel, output: Path) -> None:
-    def interrupt(done: int, total: int) -> None:
-        if done == 3:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        score(base, calibration(), output=output, progress=interrupt)
-
-
-@pytest.mark.parametrize("model_type", ["llava", "llava_next"])
-def test_streaming_from_disk_gives_the_same(folders: Any, model_type: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    base = resolve_base(folders(model_type, "qwen2", 2))
-    whole = score(base, calibration())
-    assert score(base, calibration(), stream=True) == whole
-    # Groups of one sample instead of one group for all.
-    monkeypatch.setattr("shortv_export.contribution.STREAM_STATE_BYTES", 0)
-    assert score(base, calibration(), stream=True) == whole
-
-
-def test_streaming_a_damaged_checkpoint(tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
-    folder = build_tiny_llava(tmp_path / "base", num_layers=2)
-    tensors = load_file(folder / "model.safetensors")
-    del tensors["language_model.model.layers.1.mlp.up_proj.weight"]
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ShortVError, match=r"decoder layer 1 .*up_proj") as caught:
-        score(resolve_base(folder), calibration(1), stream=True, output=tmp_path / "scores.json")
-    assert "\n" not in str(caught.value)
-    assert [path.name for path in tmp_path.iterdir()] == ["base"]
-
-
-def test_streaming_excludes_a_device_map(folders: Any) -> None:
-    with pytest.raises(ShortVError, match="exclude each other"):
-        score(resolve_base(folders()), calibration(1), stream=True, device_map="auto")
-
-
-def test_scores(folders: Any, tmp_path: Path) -> None:
-    base = resolve_base(folders())
-    progress: list[tuple[int, int]] = []
-    scores = score(
-        base,
-        calibration(),
-        output=tmp_path / "scores.json",
-        progress=lambda done, total: progress.append((done, total)),
-    )
-    assert Scores.load(tmp_path / "scores.json") == scores
-    assert [path.name for path in tmp_path.iterdir()] == ["scores.json"]
-    assert progress == [(done, 5) for done in range(6)]
-    assert scores.num_samples == 5
-    assert scores.visual[-1] == scores.visual_standard_error[-1] == 0.0
-    assert scores.calibration == calibration().record
-    assert scores.base == {"repo_id": None, "revision": None}
-
-    single = [score(base, Calibration(samples=(sample,), record={})) for sample in calibration().samples]
-    assert single[0].visual_standard_error == (0.0,) * LAYERS
-    visual = np.array([one.visual for one in single])
-    np.testing.assert_array_equal(scores.visual_samples, visual)
-    cosines = np.mean([one.visual_cosine_distance for one in single], axis=0)
-    np.testing.assert_allclose(scores.visual_cosine_distance, cosines, rtol=1e-12)
-    np.testing.assert_allclose(scores.visual, visual.mean(0), rtol=1e-12)
-    np.testing.assert_allclose(scores.visual_standard_error, visual.std(0, ddof=1) / 5**0.5, rtol=1e-9)
-
-
-@pytest.mark.parametrize("left_by", ["scores.json.partial.jsonl", "scores.json.partial-7.jsonl"])
-def test_interrupted_run_goes_on(folders: Any, tmp_path: Path, left_by: str) -> None:
-    base = resolve_base(folders())
-    expected = score(base, calibration())
-    output = tmp_path / "out" / "scores.json"
-    partial = tmp_path / "out" / "scores.json.partial.jsonl"
-    interrupt_after_three(base, output)
-    assert [path.name for path in output.parent.iterdir()] == [partial.name]
-    with partial.open("a") as file:
-        file.write('\n{"settings": "')  # killed while writing
-    partial.rename(output.parent / left_by)  # the run may have had more processes
-
-    done: list[int] = []
-    assert score(base, calibration(), output=output, progress=lambda number, _: done.append(number)) == expected
-    assert done == [3, 4, 5]
-    assert [path.name for path in output.parent.iterdir()] == ["scores.json"]
-
-
-def test_samples_are_added_to_a_measurement(folders: Any, tmp_path: Path) -> None:
-    base = resolve_base(folders())
-    output = tmp_path / "scores.json"
-    assert score(base, calibration(3), output=output, write=False) == score(base, calibration(3))
-    assert [path.name for path in tmp_path.iterdir()] == ["scores.json.partial.jsonl"]
-    done: list[int] = []
-    more = score(base, calibration(5), output=output, write=False, progress=lambda number, _: done.append(number))
-    assert done == [3, 4, 5]
-    assert more == score(base, calibration(5))
-    write_scores(more, output)
-    assert [path.name for path in tmp_path.iterdir()] == ["scores.json"]
-    assert Scores.load(output) == more
-
-
-def test_finished_samples_of_other_settings_are_not_used(folders: Any, tmp_path: Path) -> None:
-    base = resolve_base(folders())
-    output = tmp_path / "scores.json"
-    interrupt_after_three(base, output)
-    done: list[int] = []
-    reverse = score(
-        base, calibration(), divergence=REVERSE, output=output, progress=lambda number, _: done.append(number)
-    )
-    assert done == [0, 1, 2, 3, 4, 5]
-    assert reverse == score(base, calibration(), divergence=REVERSE)
-    assert reverse.divergence == REVERSE
-
-
-def test_output_that_cannot_be_written(folders: Any, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
-    with pytest.raises(ShortVError, match="cannot write") as caught:
-        score(resolve_base(folders()), calibration(1), output=tmp_path / "file" / "scores.json")
-    assert "\n" not in str(caught.value)
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
-
-
-def test_two_processes_equal_one(folders: Any, tmp_path: Path) -> None:
-    base = resolve_base(folders())
-    script = tmp_path / "run.py"
-    script.write_text(
-        "import sys; from pathlib import Path\n"
-        "sys.path.insert(0, sys.argv[1])\n"
-        "from test_contribution import calibration, resolve_base, score\n"
-        "score(resolve_base(sys.argv[2]), calibration(), output=Path(sys.argv[3]))\n"
-    )
-    output = tmp_path / "out" / "scores.json"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    result = subprocess.run(
-        [*command, str(script), str(Path(__file__).parent), str(base.path), str(output)],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert result.returncode == 0, result.stderr
-    assert [path.name for path in output.parent.iterdir()] == ["scores.json"]
-    one, two = score(base, calibration()), Scores.load(output)
-    np.testing.assert_allclose(two.visual, one.visual, rtol=1e-6)
-    np.testing.assert_allclose(two.text, one.text, rtol=1e-6)
-    np.testing.assert_allclose(two.visual_standard_error, one.visual_standard_error, rtol=1e-6)
-    assert two.num_samples == 5

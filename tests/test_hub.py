@@ -339,6 +339,66 @@ def test_tokens_that_may_not(loopback: LoopbackHub, package: Path, monkeypatch: 
     assert "hf_invented" not in message
 
 
+READ, WRITE = ["repo.content.read"], ["repo.content.read", "repo.write"]
+
+
+@pytest.mark.parametrize(
+    ("permissions", "repo_id", "needed"),
+    [
+        ({"loopback": READ}, REPO, "create loopback/model: it lacks the permission repo.write on loopback;"),
+        ({}, REPO, "lacks the permission repo.write on loopback;"),
+        # Elsewhere, or on what is there only.
+        ({"acme": WRITE, "loopback": READ}, REPO, "lacks the permission repo.write on loopback;"),
+        ({"loopback": WRITE}, "acme/model", "lacks the permission repo.write on acme;"),
+        ({"loopback": ["repo.content.write"]}, REPO, "lacks the permission repo.write on loopback;"),
+        ({"loopback/model": WRITE}, REPO, "lacks the permission repo.write on loopback;"),
+        ({"": ["discussion.write"], "loopback/other": WRITE}, REPO, "lacks the permission repo.write on loopback;"),
+        ({"loopback": WRITE, "acme": READ}, "acme/there", "write to acme/there: it lacks the permission repo.write"),
+        ({"acme/other": WRITE}, "acme/there", "it lacks the permission repo.write on acme or acme/there;"),
+        ({"": ["discussion.write"]}, "acme/there", "it lacks the permission repo.write on acme or acme/there;"),
+    ],
+)
+def test_fine_grained_tokens_that_may_not(
+    loopback: LoopbackHub, package: Path, permissions: dict[str, list[str]], repo_id: str, needed: str
+) -> None:
+    loopback.create_repo("acme/there")
+    loopback.add_token("hf_fine", "loopback", "fineGrained", ("acme",), permissions=permissions)
+    with pytest.raises(ShortVError, match="fine-grained token may not") as caught:
+        preflight(repo_id, token="hf_fine")
+    assert needed in str(caught.value)
+    assert {request.method for request in loopback.requests} == {"GET"}
+    assert needed in refusal(loopback, package, repo_id, token="hf_fine")
+
+
+@pytest.mark.parametrize(
+    ("permissions", "repo_id"),
+    [
+        ({"loopback": WRITE}, REPO),
+        ({"acme": WRITE}, "acme/model"),
+        ({"acme": ["repo.content.write"]}, "acme/there"),
+        ({"acme/there": WRITE}, "acme/there"),
+    ],
+)
+def test_fine_grained_tokens(
+    loopback: LoopbackHub, package: Path, permissions: dict[str, list[str]], repo_id: str
+) -> None:
+    """The Hub itself holds the token to its permissions."""
+    loopback.create_repo("acme/there")
+    loopback.add_token("hf_fine", "loopback", "fineGrained", ("acme",), permissions=permissions)
+    push_package(package, repo_id, token="hf_fine")
+    assert published(loopback, repo_id=repo_id) == contents(package, repo_id)
+
+
+def test_fine_grained_token_for_a_pull_request(loopback: LoopbackHub, package: Path) -> None:
+    loopback.create_repo("acme/there")
+    loopback.add_token("hf_reads", "someone", "fineGrained", permissions={"someone": READ})
+    message = refusal(loopback, package, "acme/there", token="hf_reads", create_pr=True)
+    assert "open a pull request in acme/there: it lacks the permission discussion.write" in message
+    loopback.add_token("hf_proposes", "someone", "fineGrained", permissions={"": ["discussion.write"]})
+    push_package(package, "acme/there", token="hf_proposes", create_pr=True)
+    assert published(loopback, "refs/pr/1", "acme/there") == contents(package, "acme/there")
+
+
 def test_foreign_repository(loopback: LoopbackHub, package: Path) -> None:
     foreign = {"model.safetensors": b"x" * 100, "adapter_config.json": b"{}", "notes.md": b"mine"}
     loopback.create_repo(REPO, files=foreign)
@@ -517,6 +577,31 @@ def test_somebody_else_commits_meanwhile(loopback: LoopbackHub, packages: dict[s
         push_package(packages["two"], REPO)
     assert loopback.commits(REPO)[0].message == "somebody else's"
     assert json.loads(loopback.files(REPO)["config.json"]) == {}
+
+
+def test_without_xet_storage(
+    loopback: LoopbackHub, package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """hf_xet is installed and asks for it first; a Hub that has none, or that cannot be reached, is no obstacle."""
+    from huggingface_hub import constants
+
+    pytest.importorskip("hf_xet")
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
+    push_package(package, REPO)
+    assert published(loopback) == contents(package)
+    assert len(loopback.commits(REPO)) == 2
+    assert constants.HF_HUB_DISABLE_XET is False
+    (error,) = loopback.errors
+    assert "xet-write-token" in error
+    # Back from there, too.
+    loopback.errors.clear()
+    loopback.create_repo("acme/base", files={path.name: path for path in package.iterdir()})
+    from shortv_export.verify import find_package
+
+    folder, _ = find_package("acme/base", None, None)
+    assert all((folder / name).read_bytes() == (package / name).read_bytes() for name in SHARDS)
+    assert any("xet-read-token" in error for error in loopback.errors)
+    loopback.errors.clear()
 
 
 def test_rate_limit_is_respected(loopback: LoopbackHub, package: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -443,6 +443,52 @@ def test_a_hang(hub: LoopbackHub, when: str) -> None:
     assert hub.requests[-1].status == 0
 
 
+def test_a_body_that_breaks_off(hub: LoopbackHub) -> None:
+    """The Hub has read half of it, and has not acted."""
+    import socket
+
+    size = 20_000_000
+    port = int(hub.url.rsplit(":", 1)[1])
+    head = f"POST /api/repos/create HTTP/1.1\r\nHost: hub\r\nContent-Length: {size}\r\n\r\n".encode()
+    struck = hub.fail(action="drop", when="during")
+    with socket.create_connection(("127.0.0.1", port)) as client:
+        client.settimeout(20)
+        client.sendall(head)
+        assert not struck.wait(0.1)
+        with pytest.raises(OSError, match=r"reset|Broken pipe"):  # noqa: PT012
+            while True:
+                client.sendall(b" " * 1_000_000)
+    request = hub.requests[-1]
+    assert (struck.is_set(), request.received, request.status) == (True, size // 2, 0)
+
+    # A client that is left hanging cannot get rid of the rest.
+    struck = hub.fail(action="hang", when="during")
+    with socket.create_connection(("127.0.0.1", port)) as client:
+        client.settimeout(1)
+        client.sendall(head)
+        sent = 0
+        with pytest.raises(TimeoutError):  # noqa: PT012
+            while sent < size:
+                sent += client.send(b" " * 100_000)
+    assert struck.is_set()
+    assert size // 2 <= sent < size
+
+
+def test_fine_grained_tokens(hub: LoopbackHub) -> None:
+    hub.create_repo("acme/here")
+    permissions = {"acme": ["repo.content.write"], "": ["discussion.write"], "me": ["repo.content.read"]}
+    hub.add_token("hf_fine", "me", "fineGrained", ("acme",), permissions=permissions)
+    api = HfApi(endpoint=hub.url, token="hf_fine")
+    access = api.whoami()["auth"]["accessToken"]
+    assert (access["role"], access["fineGrained"]["global"]) == ("fineGrained", ["discussion.write"])
+    scoped = access["fineGrained"]["scoped"]
+    assert [(each["entity"]["type"], each["entity"]["name"]) for each in scoped] == [("org", "acme"), ("user", "me")]
+    assert scoped[0]["permissions"] == ["repo.content.write"]
+    api.create_commit("acme/here", operations=[add("a.txt", b"a")], commit_message="Add")
+    assert refused_status(lambda: api.create_repo("acme/new")) == 403
+    assert refused_status(lambda: api.create_repo("me/new")) == 403
+
+
 def test_retry_after(hub: LoopbackHub) -> None:
     hub.fail(status=429, retry_after=7)
     with pytest.raises(urllib.error.HTTPError) as caught:

@@ -29,7 +29,8 @@ def faults() -> Any:
 
 @pytest.fixture(scope="module")
 def bench(faults: Any, tiny_base: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    with faults.Bench(tmp_path_factory.mktemp("faults"), tiny_base(num_shards=2)) as bench:
+    bases = tiny_base(num_shards=2), tiny_base(num_shards=2, hidden_size=448)
+    with faults.Bench(tmp_path_factory.mktemp("faults"), *bases) as bench:
         yield bench
 
 
@@ -43,6 +44,9 @@ def forget_faults(bench: Any) -> Iterator[None]:
     ("scenario", "fault"),
     [
         ("new", "kill-after"),
+        ("new", "kill-during"),
+        ("large", "drop-during"),
+        ("large", "kill-during"),
         ("copy", "kill-before"),
         ("copy", "drop-after"),
         ("update", "kill-before"),
@@ -53,11 +57,40 @@ def forget_faults(bench: Any) -> Iterator[None]:
 def test_every_request_in_turn(faults: Any, bench: Any, scenario: str, fault: str) -> None:
     requests = bench.requests(scenario)
     assert len(requests) > 5
-    for nth, request in enumerate(requests, start=1):
+    cases = faults.cases(scenario, requests, [fault])
+    assert cases
+    for case in cases:
         try:
-            bench.run(faults.Case(scenario, fault, nth))
+            bench.run(case)
         except AssertionError as error:
-            pytest.fail(f"request {nth}, {request.method} {request.path}: {error}")
+            request = requests[case.nth - 1]
+            pytest.fail(f"request {case.nth}, {request.method} {request.path}: {error}")
+
+
+def test_a_process_is_killed_in_the_middle_of_a_file(faults: Any, bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the process had read of the file when it was killed is more than the half that arrived, and not all."""
+    sizes = {path.name: path.stat().st_size for path in bench._package("large").glob("*.safetensors")}
+    requests = bench.requests("large")
+    (first, *_) = faults.cases("large", requests, ["kill-during"])
+    seen: list[dict[str, int]] = []
+
+    def kill(pid: int, signal: int, kill: Any = faults.os.kill) -> None:
+        if signal:
+            seen.append(positions(pid))
+        kill(pid, signal)
+
+    monkeypatch.setattr(faults.os, "kill", kill)
+    bench.run(first)
+    assert any(sizes.get(name, 0) / 2 < position < sizes.get(name, 0) for name, position in seen[0].items())
+
+
+def positions(pid: int) -> dict[str, int]:
+    """How far a process is in each of its open files, by name."""
+    descriptors = Path(f"/proc/{pid}/fd").iterdir()
+    return {
+        Path(descriptor.readlink()).name: int(Path(f"/proc/{pid}/fdinfo/{descriptor.name}").read_text().split()[1])
+        for descriptor in descriptors
+    }
 
 
 def test_the_cases_can_fail(faults: Any, bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -85,6 +87,22 @@ def test_on_another_machine(hub: LoopbackHub, base: Path, tmp_path: Path, weight
         there, hub, "package", base, there / "again", "--recipe", recipe, PYTHONHASHSEED="3", HF_HUB_OFFLINE="1", **odd
     )
     assert hashes(there / "again") == expected
+
+
+def test_by_the_cards_command(hub: LoopbackHub, base: Path, tmp_path: Path) -> None:
+    """The card of a base without a licence says with which one its package was made."""
+    files = {path.name: path for path in base.iterdir() if path.name != "README.md"}
+    hub.create_repo("acme/unlicensed", files=files)
+    options = ["--frozen-layers", "1,3", "--license", "apache-2.0"]
+    tool(tmp_path / "here", hub, "package", "acme/unlicensed", tmp_path / "out", *options)
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r"^shortv-export package (acme.*?)\n```", card, flags=re.MULTILINE | re.DOTALL)
+    words = shlex.split(command.replace("\\\n", " "))
+    assert words[words.index("--license") + 1] == "apache-2.0"
+    tool(tmp_path / "there", hub, "package", *(str(tmp_path / "again") if word == "OUT" else word for word in words))
+    assert hashes(tmp_path / "again") == hashes(tmp_path / "out")
+    tool(tmp_path / "there", hub, "package", "--recipe", tmp_path / "out" / "shortv.json", tmp_path / "third")
+    assert hashes(tmp_path / "third") == hashes(tmp_path / "out")
 
 
 @pytest.fixture

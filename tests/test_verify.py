@@ -2,35 +2,39 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from shortv_export import package as packaging
+from shortv_export import families
 from shortv_export import verify as verification
 from shortv_export.base_model import resolve_base
 from shortv_export.errors import ShortVError
 from shortv_export.families import modeling_dir
 from shortv_export.hub import push_package
 from shortv_export.loopback import LoopbackHub
-from shortv_export.package import build_package
+from shortv_export.oracle import text_decoder
+from shortv_export.package import Check, build_package
 from shortv_export.recipe import Selection
 from shortv_export.verify import Verification, verify
 
 STATIC = ["recipe", "files", "hashes", "remote code", "config"]
-DYNAMIC = ["memory", "self-contained", "loads", "frozen", "generates", "definition"]
+DYNAMIC = ["base", "memory", "self-contained", "loads", "frozen", "generates", "definition"]
 
 
 def last(result: Verification) -> tuple[str, str]:
     """Name and detail of the check that failed: one line, and the only failure."""
     assert not result.passed
     *before, failed = result.checks
-    assert all(check.passed for check in before)
-    assert not failed.passed
+    assert all(check.passed is not False for check in before)
+    assert failed.passed is False
     assert "\n" not in failed.detail
     with pytest.raises(ShortVError, match="failed verification: "):
         result.raise_if_failed()
@@ -50,6 +54,8 @@ def test_good_packages(
     result = verify(package)
     result.raise_if_failed()
     assert [check.name for check in result.checks] == STATIC + DYNAMIC
+    assert [check.name for check in result.checks if not check.passed] == ["base"]
+    assert result.summary == "11 checks passed, not made: base"
     assert sorted(path.name for path in package.iterdir()) == before
 
 
@@ -86,6 +92,78 @@ def test_repository(tiny_base: Callable[..., Path], tmp_path: Path, monkeypatch:
         assert hub.errors == []
 
 
+@pytest.fixture
+def on_hub(tiny_base: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
+    """A Hub with acme/base on it, and a package of that base in ``tmp_path / "out"``."""
+    from huggingface_hub import constants
+
+    with LoopbackHub() as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        hub.create_repo("acme/base", files={path.name: path for path in tiny_base(num_shards=2).iterdir()})
+        build_package(resolve_base("acme/base"), tmp_path / "out", Selection((1, 3), 4, "given"))
+        yield hub
+
+
+def of_base(package: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[bool | None, str]:
+    """What the check of the base says. No models are loaded for it."""
+    monkeypatch.setattr(verification, "_plan_memory", lambda *_: (Check("memory", False, "no models here."), None))
+    (check,) = [check for check in verify(package).checks if check.name == "base"]
+    assert "\n" not in check.detail
+    return check.passed, check.detail
+
+
+def test_files_are_the_base_s_on_the_hub(on_hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "out"
+    on_hub.commit("acme/base", {"tokenizer.json": b"{}"})  # later than the package's commit
+    passed, detail = of_base(package, monkeypatch)
+    commit = on_hub.commits("acme/base")[1].sha
+    assert (passed, detail) == (True, f"8 files, identical to acme/base's at {commit[:12]}")
+    (info,) = [request for request in on_hub.requests if "paths-info" in request.path]
+    assert commit in info.path
+    assert on_hub.errors == []
+
+
+@pytest.mark.parametrize("name", ["model-00001-of-00002.safetensors", "tokenizer.json"])
+def test_files_that_the_base_never_had(
+    on_hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """A recipe that was written for other files than the commit's: one in LFS, one in git, each changed or gone."""
+    repo = on_hub._repos["acme/base"]
+    (commit,) = [each for each in repo.commits.values() if name in each.files]
+    files = dict(commit.files)
+    other = hashlib.sha256(b"other").hexdigest()
+    changed = replace(files[name], sha256=other) if files[name].lfs else replace(files[name], oid=other[:40])
+    monkeypatch.setitem(repo.commits, commit.sha, replace(commit, files={**files, name: changed}))
+    assert of_base(tmp_path / "out", monkeypatch) == (False, f"{name} differs from acme/base at {commit.sha}.")
+    del files[name]
+    monkeypatch.setitem(repo.commits, commit.sha, replace(commit, files=files))
+    assert of_base(tmp_path / "out", monkeypatch) == (False, f"{name} is not in acme/base at {commit.sha}.")
+
+
+def test_a_base_that_cannot_be_asked(on_hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not knowing is not a mismatch."""
+    from huggingface_hub import constants
+
+    package = tmp_path / "out"
+    for fault, reason in (({"status": 500}, "try again later"), ({"action": "drop"}, "check the network")):
+        on_hub.fail(lambda request: "paths-info" in request.path, times=100, **fault)
+        passed, detail = of_base(package, monkeypatch)
+        assert (passed, reason in detail) == (None, True), detail
+        on_hub._faults.clear()
+    with monkeypatch.context() as offline:
+        offline.setattr(constants, "HF_HUB_OFFLINE", True)
+        passed, detail = of_base(package, monkeypatch)
+        assert (passed, "HF_HUB_OFFLINE" in detail) == (None, True), detail
+    del on_hub._repos["acme/base"]
+    passed, detail = of_base(package, monkeypatch)
+    assert (passed, "is not on the Hub, or is private" in detail) == (None, True), detail
+
+
 def forbidden(*_: object, **__: object) -> None:
     raise AssertionError("a process was started")
 
@@ -104,7 +182,7 @@ def tampered(base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         text = (code / file).read_text()
         assert old in text
         (code / file).write_text(text.replace(old, new))
-        monkeypatch.setattr(packaging, "modeling_dir", lambda: code)
+        monkeypatch.setattr(families, "modeling_dir", lambda: code)
         return build_package(resolve_base(base_folder), tmp_path / "out", Selection((1, 3), 4, "given"))
 
     return make
@@ -145,6 +223,31 @@ def test_wrong_results(tampered: Callable[..., Path]) -> None:
     )
     name, detail = last(verify(package))
     assert (name, "differ from the definition by" in detail) == ("definition", True)
+
+
+def test_memory_of_a_config_that_describes_no_model(base_folder: Path, tmp_path: Path) -> None:
+    package = build_package(resolve_base(base_folder), tmp_path / "out", Selection((1, 3), 4, "given"))
+    config = json.loads((package / "config.json").read_text())
+    config["text_config"]["num_attention_heads"] = "four"
+    (package / "config.json").write_text(json.dumps(config))
+    name, detail = last(verify(package))
+    assert (name, "the config describes no model" in detail) == ("memory", True)
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "smolvlm", "gemma3"])
+def test_decoder_layers_are_found_in_every_family(family: str, tmp_path: Path) -> None:
+    """As the checkpoint has them: the text model's alone, whatever its tensors are called."""
+    from tiny_families import tiny_model
+
+    stock = tiny_model(family)
+    stock.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config |= {"model_type": f"shortv_{family}", "frozen_layers": [1]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    layers, rest = verification._sizes(tmp_path, SimpleNamespace(family=family))  # type: ignore[arg-type]
+    expected = [sum(tensor.nbytes for tensor in layer.state_dict().values()) for layer in text_decoder(stock).layers]
+    assert layers == expected
+    assert sum(layers) + rest == sum(parameter.nbytes for parameter in stock.parameters())
 
 
 @pytest.mark.parametrize("model_type", ["llava", "llava_next"])

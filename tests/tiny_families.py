@@ -161,12 +161,14 @@ QWEN_FIELDS = {
 SIGLIP = {name: value for name, value in CLIP.items() if name != "projection_dim"}
 
 TINY: dict[str, Tiny] = {
-    "llava": Tiny({"model_type": "llama", **TEXT}, CLIP, plain(), {"image_token_index": IMAGE}),
+    "llava": Tiny(
+        {"model_type": "llama", **TEXT}, CLIP, plain(), {"image_token_index": IMAGE, "image_seq_length": PATCHES}
+    ),
     "llava_next": Tiny(
         {"model_type": "llama", **TEXT},
         CLIP,
         tiled_images(),
-        {"image_token_index": IMAGE, "image_grid_pinpoints": [[28, 56], [56, 28]]},
+        {"image_token_index": IMAGE, "image_seq_length": PATCHES, "image_grid_pinpoints": [[28, 56], [56, 28]]},
     ),
     "qwen2_5_vl": Tiny(
         {**TEXT, "rope_parameters": MROPE, "layer_types": ["full_attention"] * 4},
@@ -317,21 +319,26 @@ TINY: dict[str, Tiny] = {
         {"model_type": "llama", **TEXT},
         CLIP,
         tiled_images(),
-        {"image_token_index": IMAGE, "video_token_index": VIDEO, "image_grid_pinpoints": [[28, 56], [56, 28]]},
+        {
+            "image_token_index": IMAGE,
+            "image_seq_length": PATCHES,
+            "video_token_index": VIDEO,
+            "image_grid_pinpoints": [[28, 56], [56, 28]],
+        },
         Features(lambda count: {"pixel_values_videos": noise(count, 2, 3, 28, 28)}, 2 * 4, VIDEO, kind=2),
     ),
     "video_llava": Tiny(
         {"model_type": "llama", **TEXT},
         CLIP,
         Features(lambda count: {"pixel_values_images": squares(count)}, PATCHES),
-        {"image_token_index": IMAGE, "video_token_index": VIDEO},
+        {"image_token_index": IMAGE, "image_seq_length": PATCHES, "video_token_index": VIDEO},
         Features(lambda count: {"pixel_values_videos": noise(count, 8, 3, 28, 28)}, 8 * (PATCHES + 1), VIDEO, kind=2),
     ),
     "vipllava": Tiny(
         {"model_type": "llama", **TEXT},
         CLIP,
         plain(),
-        {"image_token_index": IMAGE, "vision_feature_layers": [-1, -2]},
+        {"image_token_index": IMAGE, "image_seq_length": PATCHES, "vision_feature_layers": [-1, -2]},
     ),
     "idefics2": Tiny(
         {"model_type": "mistral", **TEXT, "sliding_window": None},
@@ -358,9 +365,9 @@ TINY: dict[str, Tiny] = {
             "moe_num_shared_experts": 1,
             "intermediate_size": 32,
         },
-        {"model_type": "idefics3_vision", **SIGLIP},
-        plain(4),
-        {"image_token_index": IMAGE, "projector_patch_to_query_dict": {PATCHES: 4}},
+        {"model_type": "idefics3_vision", **SIGLIP, "image_size": 980, "patch_size": 140},  # its processor's size
+        plain(4, size=980),
+        {"image_token_index": IMAGE, "projector_patch_to_query_dict": {49: 4}},
     ),
 }
 

@@ -31,6 +31,7 @@ class ShortVExportCommand(BaseOptimumCLICommand):
         "seed": "Of every draw: held-out samples, --method random.",
         "dtype": "Precision of the measurement: auto, float32, bfloat16 or float16.",
         "device-map": "Placement by accelerate, such as 'auto' or 'cuda'.",
+        "max-memory": "What --device-map (then 'auto') may use, such as 0=10GiB,cpu=20GiB.",
         "license": "Licence of the result, if the base's card names none.",
         "weights": "'copy', or 'reference': no weights; the base's are loaded from its Hub repository.",
     }

@@ -1,0 +1,61 @@
+"""Is there room for what is about to be written? Asked before, so that nothing fails hours later."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .errors import ShortVError
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import ModelInfo
+
+
+def check_space(folder: Path, size: int, what: str, advice: str) -> None:
+    """Refuses what does not fit.
+
+    Args:
+        folder: where it goes; need not exist yet.
+        size: bytes.
+        what: needs them, for the message: ``"downloading acme/base"``.
+        advice: what to do if there is less.
+
+    Raises:
+        ShortVError: less is free on that disk.
+    """
+    place = _existing(folder)
+    free = shutil.disk_usage(place).free
+    if size > free:
+        raise ShortVError(f"{what} needs {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free in {place}; {advice}.")
+
+
+def same_device(one: Path, other: Path) -> bool:
+    """Whether files of one folder can be hard-linked into the other, as far as the disks decide that."""
+    return os.stat(_existing(one)).st_dev == os.stat(_existing(other)).st_dev
+
+
+def bytes_to_download(info: ModelInfo, snapshot: Path, names: Collection[str]) -> int:
+    """The size of those files of a repository that its folder in the Hub's cache does not hold yet.
+
+    Args:
+        info: of the repository at one commit, with the files' metadata.
+        snapshot: the commit's folder in the cache.
+        names: the files.
+    """
+    blobs, missing = snapshot.parents[1] / "blobs", 0
+    for file in info.siblings or ():
+        # Another commit may have brought the same content.
+        content = file.lfs.sha256 if file.lfs else file.blob_id
+        here = (snapshot / file.rfilename).exists() or (content and (blobs / content).exists())
+        if file.rfilename in names and not here:
+            missing += file.size or 0
+    return missing
+
+
+def _existing(path: Path) -> Path:
+    """The path, or the nearest folder above it that exists."""
+    path = Path(os.path.abspath(path))
+    return next(place for place in (path, *path.parents) if place.exists())

@@ -1,0 +1,154 @@
+"""How much memory a measurement takes, estimated before it starts; and how much there is."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import ShortVError
+from .flops import LayerShape
+
+if TYPE_CHECKING:
+    import torch
+
+MaxMemory = Mapping[int | str, int | str]
+"""As in ``from_pretrained``: GPU number or ``"cpu"`` -> bytes, or a text such as ``"20GiB"``."""
+
+
+@dataclass(frozen=True)
+class MemoryNeed:
+    """What a measurement keeps on the device that computes, in bytes.
+
+    Attributes:
+        weights: that are there all the time: all of them, or while streaming all but the decoder's and one layer's.
+        states: of one sample, from layer to layer (see `contribution.layer_contributions`).
+        layer_call: of one call of a decoder layer, beside the states.
+        tokens: of that sample.
+    """
+
+    weights: int
+    states: int
+    layer_call: int
+    tokens: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.states + self.layer_call
+
+    def describe(self, free: int) -> str:
+        """The numbers in one line for people."""
+        return (
+            f"{_gigabytes(self.total)} for a sample of {self.tokens} tokens (weights {_gigabytes(self.weights)}, "
+            f"states {_gigabytes(self.states)}, a layer call {_gigabytes(self.layer_call)}); "
+            f"{_gigabytes(free)} are free"
+        )
+
+    def check(self, free: int, *, stream: bool) -> None:
+        """Refuses what cannot fit.
+
+        Raises:
+            ShortVError: there is too little memory for one sample.
+        """
+        if self.total > free:
+            levers = ["--max-batch-tokens", "--dtype bfloat16"]
+            levers = levers if stream else ["--stream", "--device-map auto", *levers]
+            raise ShortVError(
+                f"too little memory: it takes {self.describe(free)}. What takes less: {', '.join(levers)}."
+            )
+
+
+def estimate(
+    weights: int, shape: LayerShape, num_layers: int, tokens: int, value_bytes: int, max_batch_tokens: int
+) -> MemoryNeed:
+    """What one sample takes.
+
+    Args:
+        weights: bytes of the resident weights (see `weight_bytes`).
+        shape, num_layers: of the decoder.
+        tokens: of the sample.
+        value_bytes: per number, in weights and states.
+        max_batch_tokens: see `contribution.layer_contributions`.
+    """
+    states = 2 * num_layers - 1
+    rows = tokens * min(states, max(1, max_batch_tokens // tokens))
+    # At the widest place, the FFN: its two projections and their product, beside the residual stream, the normalised
+    # input and what the call returns; the norm computes in float32.
+    row = value_bytes * (3 * shape.intermediate_size + 3 * shape.hidden_size) + 4 * shape.hidden_size
+    return MemoryNeed(weights, states * tokens * shape.hidden_size * value_bytes, rows * row, tokens)
+
+
+def weight_bytes(files: Sequence[Path], value_bytes: int, *, stream: bool) -> int:
+    """The bytes of a checkpoint's weights that stay in memory, by the shapes in its safetensors headers.
+
+    Args:
+        files: its safetensors files.
+        value_bytes: per number once loaded.
+        stream: whether its decoder layers come one at a time.
+    """
+    from safetensors import safe_open
+
+    from .streaming import DECODER_TENSOR
+
+    layers: dict[str, int] = {}
+    others = 0
+    for file in files:
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (not a mapping)
+                size = math.prod(tensors.get_slice(name).get_shape()) * value_bytes
+                if match := DECODER_TENSOR.search(name):
+                    layers[match["layer"]] = layers.get(match["layer"], 0) + size
+                else:
+                    others += size
+    return others + (max(layers.values(), default=0) if stream else sum(layers.values()))
+
+
+def free_bytes(device: torch.device, max_memory: MaxMemory | None = None) -> int:
+    """The memory that this process may take on a device: of what is free, its share and at most its limit."""
+    import torch
+
+    if device.type == "cuda":
+        free: int = torch.cuda.mem_get_info(device)[0]
+        place: int | str = device.index or 0
+    else:
+        import psutil
+
+        free = psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        place = "cpu"
+    if max_memory is None or place not in max_memory:
+        return free
+    return min(free, _bytes(max_memory[place]))
+
+
+def parse_max_memory(text: str | None) -> dict[int | str, int] | None:
+    """Limits from ``"0=10GiB,cpu=20GiB"``, as ``from_pretrained`` takes them.
+
+    Raises:
+        ShortVError: it does not have this form, or names a place twice.
+    """
+    if text is None:
+        return None
+    limits: dict[int | str, int] = {}
+    for item in text.split(","):
+        place, _, size = map(str.strip, item.partition("="))
+        key: int | str = int(place) if place.isascii() and place.isdigit() else place
+        if not (isinstance(key, int) or key == "cpu") or key in limits:
+            raise ShortVError(f"{item!r:.60} is no limit of memory; give a GPU's number or cpu once, as in cpu=20GiB.")
+        limits[key] = _bytes(size)
+    return limits
+
+
+def _bytes(size: Any) -> int:
+    from accelerate.utils import convert_file_size_to_int
+
+    try:
+        return int(convert_file_size_to_int(size))
+    except ValueError:
+        raise ShortVError(f"{size!r:.60} is no amount of memory; give one such as 20GiB or 500MB.") from None
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.3g} GB" if size >= 1e7 else f"{size / 1e9:.1g} GB"

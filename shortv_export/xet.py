@@ -1,0 +1,49 @@
+"""Xet storage, through which the client sends and fetches large files where `hf_xet` is installed.
+
+It has servers of its own, which a proxy or a Hub of one's own may not offer; then files go the plain way.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+_T = TypeVar("_T")
+
+
+@contextmanager
+def xet_storage(offered: bool) -> Iterator[None]:
+    """Whether the client may use Xet storage meanwhile: `offered`, unless HF_HUB_DISABLE_XET forbids it."""
+    from huggingface_hub import constants
+
+    disabled = constants.HF_HUB_DISABLE_XET
+    constants.HF_HUB_DISABLE_XET = disabled or not offered
+    try:
+        yield
+    finally:
+        constants.HF_HUB_DISABLE_XET = disabled
+
+
+def is_of_xet(error: BaseException) -> bool:
+    """Whether it was Xet storage that failed: unlike the rest of the client, hf_xet raises Python's own errors."""
+    from huggingface_hub import constants, errors
+
+    if constants.HF_HUB_DISABLE_XET or importlib.util.find_spec("hf_xet") is None:
+        return False
+    if isinstance(error, errors.HfHubHTTPError):
+        return "/xet-" in str(error.response.url)
+    others = (errors.HTTPError, errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError)
+    return isinstance(error, OSError | RuntimeError) and not isinstance(error, others)
+
+
+def plain_if_xet_fails(action: Callable[[], _T]) -> _T:
+    """Runs a download; where Xet storage fails, which has tried again and again itself, once more without it."""
+    try:
+        return action()
+    except Exception as error:
+        if not is_of_xet(error):
+            raise
+    with xet_storage(offered=False):
+        return action()

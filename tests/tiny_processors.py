@@ -1,0 +1,375 @@
+"""A tiny base of every family as a folder: its stock model, and its own processor around a tokenizer of a few words.
+
+The image processors make pictures of the sizes that the tiny vision towers take; special tokens have the ids that the
+tiny configs name. Chat templates put each picture's placeholder where those of the family's repositories put it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tiny_families import IMAGE, PATCHES, TINY, VIDEO, VISION_END, VISION_START, VOCABULARY, tiny_model
+
+from shortv_export.tiny import VOCABULARY_TEXT
+
+SIZE = 28  # pixels of the tiny CLIP and SigLIP towers
+SQUARE = {"height": SIZE, "width": SIZE}
+PINPOINTS = [[28, 56], [56, 28]]
+FIRST_EXTRA = 90  # of the special tokens that no config names
+
+
+@dataclass(frozen=True)
+class TinyProcessor:
+    """How to make a family's processor.
+
+    Attributes:
+        make: the processor, given its tokenizer and chat template.
+        image: what the chat template writes for a picture.
+        tokens: special tokens with an id of their own.
+        extra: special tokens with any id.
+        named: attributes of the tokenizer that name special tokens.
+        template: the chat template with ``IMAGE`` in the place of `image`; None for a family without one.
+        needs: what has to be installed for it, besides transformers and Pillow.
+        images: how many pictures a prompt takes.
+    """
+
+    make: Callable[[Any, str | None], Any]
+    image: str = "<image>"
+    tokens: dict[str, int] = field(default_factory=lambda: {"<image>": IMAGE})
+    extra: tuple[str, ...] = ()
+    named: dict[str, str] = field(default_factory=dict)
+    template: str | None = (
+        "{% for message in messages %}{{ message['role'].upper() + ': ' }}"
+        "{% for content in message['content'] %}"
+        "{% if content['type'] == 'image' %}{{ 'IMAGE' }}{% else %}{{ content['text'] + ' ' }}{% endif %}"
+        "{% endfor %}{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+    )
+    needs: tuple[str, ...] = ()
+    images: int = 2
+
+
+def _clip() -> Any:
+    from transformers import CLIPImageProcessor
+
+    return CLIPImageProcessor(size={"shortest_edge": SIZE}, crop_size=SQUARE)
+
+
+def _video(name: str, **options: Any) -> Any:
+    import transformers
+
+    return getattr(transformers, name)(**options)
+
+
+def _llava(tokenizer: Any, template: str | None) -> Any:
+    from transformers import LlavaProcessor
+
+    return LlavaProcessor(
+        image_processor=_clip(), tokenizer=tokenizer, patch_size=7, chat_template=template, **_CLASS_TOKEN
+    )
+
+
+_CLASS_TOKEN = {"vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
+
+
+def _llava_next(tokenizer: Any, template: str | None) -> Any:
+    from transformers import LlavaNextImageProcessor, LlavaNextProcessor
+
+    images = LlavaNextImageProcessor(size={"shortest_edge": SIZE}, crop_size=SQUARE, image_grid_pinpoints=PINPOINTS)
+    return LlavaNextProcessor(images, tokenizer, patch_size=7, chat_template=template, **_CLASS_TOKEN)
+
+
+def _llava_next_video(tokenizer: Any, template: str | None) -> Any:
+    from transformers import LlavaNextImageProcessor, LlavaNextVideoProcessor
+
+    return LlavaNextVideoProcessor(
+        video_processor=_video("LlavaNextVideoVideoProcessor", size={"shortest_edge": SIZE}, crop_size=SQUARE),
+        image_processor=LlavaNextImageProcessor(
+            size={"shortest_edge": SIZE}, crop_size=SQUARE, image_grid_pinpoints=PINPOINTS
+        ),
+        tokenizer=tokenizer,
+        patch_size=7,
+        chat_template=template,
+        **_CLASS_TOKEN,
+    )
+
+
+def _video_llava(tokenizer: Any, template: str | None) -> Any:
+    from transformers import VideoLlavaImageProcessor, VideoLlavaProcessor
+
+    size = {"size": {"shortest_edge": SIZE}, "crop_size": SQUARE}
+    return VideoLlavaProcessor(
+        image_processor=VideoLlavaImageProcessor(**size),
+        video_processor=_video("VideoLlavaVideoProcessor", **size),
+        tokenizer=tokenizer,
+        patch_size=7,
+        chat_template=template,
+        **_CLASS_TOKEN,
+    )
+
+
+def _llava_onevision(tokenizer: Any, template: str | None) -> Any:
+    from transformers import LlavaOnevisionImageProcessor, LlavaOnevisionProcessor
+
+    return LlavaOnevisionProcessor(
+        LlavaOnevisionImageProcessor(size=SQUARE, image_grid_pinpoints=PINPOINTS),
+        tokenizer,
+        _video("LlavaOnevisionVideoProcessor", size=SQUARE),
+        num_image_tokens=PATCHES,
+        vision_feature_select_strategy="full",
+        chat_template=template,
+    )
+
+
+def _grid(name: str, images: str, videos: str) -> Callable[[Any, str | None], Any]:
+    """Processors whose pictures keep their proportions: of at most 8 tokens, of 2 x 2 patches of 4 x 4 pixels each."""
+
+    def make(tokenizer: Any, template: str | None) -> Any:
+        import transformers
+
+        options = {"patch_size": 4, "size": {"shortest_edge": 16 * 16, "longest_edge": 16 * 32}}
+        return getattr(transformers, name)(
+            getattr(transformers, images)(**options), tokenizer, _video(videos, **options), chat_template=template
+        )
+
+    return make
+
+
+def _internvl(tokenizer: Any, template: str | None) -> Any:
+    from transformers import GotOcr2ImageProcessor, InternVLProcessor
+
+    images = GotOcr2ImageProcessor(size=SQUARE, max_patches=2)
+    videos = _video("InternVLVideoProcessor", size=SQUARE)
+    return InternVLProcessor(images, tokenizer, videos, image_seq_length=PATCHES // 4, chat_template=template)
+
+
+def _idefics3(name: str, *video: str) -> Callable[[Any, str | None], Any]:
+    def make(tokenizer: Any, template: str | None) -> Any:
+        import transformers
+
+        size = {"size": {"longest_edge": 2 * SIZE}, "max_image_size": {"longest_edge": SIZE}}
+        images = getattr(transformers, f"{name}ImageProcessor")(**size)
+        videos = [_video(each, **size) for each in video]
+        return getattr(transformers, f"{name}Processor")(
+            images, tokenizer, *videos, image_seq_len=4, chat_template=template
+        )
+
+    return make
+
+
+def _idefics2(tokenizer: Any, template: str | None) -> Any:
+    from transformers import Idefics2ImageProcessor, Idefics2Processor
+
+    images = Idefics2ImageProcessor(size={"shortest_edge": 14, "longest_edge": SIZE})
+    return Idefics2Processor(images, tokenizer, image_seq_len=4, chat_template=template)
+
+
+def _gemma3(tokenizer: Any, template: str | None) -> Any:
+    from transformers import Gemma3ImageProcessor, Gemma3Processor
+
+    return Gemma3Processor(Gemma3ImageProcessor(size=SQUARE), tokenizer, template, image_seq_length=4)
+
+
+def _mistral3(tokenizer: Any, template: str | None) -> Any:
+    from transformers import PixtralImageProcessor, PixtralProcessor
+
+    images = PixtralImageProcessor(size={"longest_edge": SIZE}, patch_size=7)
+    return PixtralProcessor(images, tokenizer, patch_size=7, spatial_merge_size=2, chat_template=template)
+
+
+def _paligemma(tokenizer: Any, template: str | None) -> Any:
+    from transformers import PaliGemmaProcessor, SiglipImageProcessor
+
+    images = SiglipImageProcessor(size=SQUARE)
+    images.image_seq_length = PATCHES
+    return PaliGemmaProcessor(images, tokenizer, template)
+
+
+def _aya_vision(tokenizer: Any, template: str | None) -> Any:
+    from transformers import AyaVisionProcessor, GotOcr2ImageProcessor
+
+    images = GotOcr2ImageProcessor(size=SQUARE, max_patches=2)
+    return AyaVisionProcessor(
+        images, tokenizer, patch_size=7, img_size=SIZE, downsample_factor=2, chat_template=template
+    )
+
+
+def _cohere2_vision(tokenizer: Any, template: str | None) -> Any:
+    from transformers import Cohere2VisionImageProcessor, Cohere2VisionProcessor
+
+    images = Cohere2VisionImageProcessor(size=SQUARE, max_patches=2, patch_size=2)
+    return Cohere2VisionProcessor(images, tokenizer, template)
+
+
+def _aria(tokenizer: Any, template: str | None) -> Any:
+    from transformers import AriaImageProcessor, AriaProcessor
+
+    images = AriaImageProcessor(min_image_size=SIZE)
+    return AriaProcessor(images, tokenizer, template, size_conversion={980: 4})
+
+
+_QWEN = {
+    "image": "<|vision_start|><|image_pad|><|vision_end|>",
+    "tokens": {
+        **{"<|image_pad|>": IMAGE, "<|video_pad|>": VIDEO},
+        **{"<|vision_start|>": VISION_START, "<|vision_end|>": VISION_END},
+    },
+    "needs": ("torchvision",),
+}
+_BOTH = {"tokens": {"<image>": IMAGE, "<video>": VIDEO}, "needs": ("torchvision",)}
+_IDEFICS = {
+    "extra": (
+        *("<fake_token_around_image>", "<end_of_utterance>", "<global-img>"),
+        *(f"<row_{row}_col_{column}>" for row in (1, 2) for column in (1, 2)),
+    ),
+}
+_QWEN3 = TinyProcessor(_grid("Qwen3VLProcessor", "Qwen2VLImageProcessor", "Qwen3VLVideoProcessor"), **_QWEN)
+
+PROCESSORS: dict[str, TinyProcessor] = {
+    "llava": TinyProcessor(_llava, "<image>\n"),
+    "llava_next": TinyProcessor(_llava_next, "<image>\n"),
+    "qwen2_5_vl": TinyProcessor(
+        _grid("Qwen2_5_VLProcessor", "Qwen2VLImageProcessor", "Qwen2VLVideoProcessor"), **_QWEN
+    ),
+    "qwen3_vl": _QWEN3,
+    "qwen3_vl_moe": _QWEN3,
+    "qwen2_vl": TinyProcessor(_grid("Qwen2VLProcessor", "Qwen2VLImageProcessor", "Qwen2VLVideoProcessor"), **_QWEN),
+    "llava_onevision": TinyProcessor(_llava_onevision, "<image>\n", **_BOTH),
+    "internvl": TinyProcessor(
+        _internvl,
+        "<IMG_CONTEXT>\n",
+        {"<IMG_CONTEXT>": IMAGE},
+        extra=("<img>", "</img>", "<video>"),
+        named={
+            **{"start_image_token": "<img>", "end_image_token": "</img>"},
+            **{"context_image_token": "<IMG_CONTEXT>", "video_token": "<video>"},
+        },
+        needs=("torchvision",),
+    ),
+    "smolvlm": TinyProcessor(
+        _idefics3("SmolVLM", "SmolVLMVideoProcessor"), **_IDEFICS, needs=("torchvision", "num2words")
+    ),
+    "idefics3": TinyProcessor(_idefics3("Idefics3"), **_IDEFICS),
+    "gemma3": TinyProcessor(
+        _gemma3,
+        "<start_of_image>",
+        {"<image_soft_token>": IMAGE, "<start_of_image>": VISION_START, "<end_of_image>": VISION_END},
+        named={
+            **{"image_token": "<image_soft_token>", "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"}
+        },
+        template=(
+            "{{ bos_token }}{% for message in messages %}{{ message['role'] + '\n' }}"
+            "{% for content in message['content'] %}"
+            "{% if content['type'] == 'image' %}{{ 'IMAGE' }}{% else %}{{ content['text'] | trim }}{% endif %}"
+            "{% endfor %}{{ '\n' }}{% endfor %}{% if add_generation_prompt %}{{ 'model\n' }}{% endif %}"
+        ),
+    ),
+    "mistral3": TinyProcessor(
+        _mistral3,
+        "[IMG]",
+        {"[IMG]": IMAGE},
+        extra=("[IMG_BREAK]", "[IMG_END]", "[INST]", "[/INST]"),
+        template=(
+            "{{ bos_token }}{% for message in messages %}{{ '[INST]' }}{% for content in message['content'] %}"
+            "{% if content['type'] == 'image' %}{{ 'IMAGE' }}{% else %}{{ content['text'] }}{% endif %}"
+            "{% endfor %}{{ '[/INST]' }}{% endfor %}"
+        ),
+    ),
+    "paligemma": TinyProcessor(_paligemma, template=None),
+    "glm4v": TinyProcessor(
+        _grid("Glm4vProcessor", "Glm4vImageProcessor", "Glm4vVideoProcessor"),
+        "<|begin_of_image|><|image|><|end_of_image|>",
+        {
+            **{"<|image|>": IMAGE, "<|video|>": VIDEO},
+            **{"<|begin_of_image|>": VISION_START, "<|end_of_image|>": VISION_END},
+            **{"<|begin_of_video|>": 124, "<|end_of_video|>": 125},
+        },
+        needs=("torchvision",),
+    ),
+    "aya_vision": TinyProcessor(
+        _aya_vision,
+        tokens={"<|IMG_PATCH|>": IMAGE},
+        extra=("<image>", "<|START_OF_IMG|>", "<|END_OF_IMG|>", "TILE_GLOBAL", "TILE_1", "TILE_2", "TILE"),
+    ),
+    "cohere2_vision": TinyProcessor(
+        _cohere2_vision,
+        "<|IMG_PATCH|>",
+        {"<|IMG_PATCH|>": IMAGE},
+        extra=("<|START_OF_IMG|>", "<|END_OF_IMG|>", "<|IMG_LINE_BREAK|>"),
+        named={
+            **{"image_token": "<|IMG_PATCH|>", "img_line_break_token": "<|IMG_LINE_BREAK|>"},
+            **{"boi_token": "<|START_OF_IMG|>", "eoi_token": "<|END_OF_IMG|>"},
+        },
+        needs=("torchvision",),
+    ),
+    "llava_next_video": TinyProcessor(_llava_next_video, "<image>\n", **_BOTH),
+    "video_llava": TinyProcessor(_video_llava, "<image>\n", **_BOTH),
+    "vipllava": TinyProcessor(_llava, "<image>\n"),
+    "idefics2": TinyProcessor(_idefics2, extra=("<fake_token_around_image>", "<end_of_utterance>")),
+    "aria": TinyProcessor(_aria, "<|img|>", {"<|img|>": IMAGE}, named={"image_token": "<|img|>"}),
+}
+
+
+def missing(model_type: str) -> list[str]:
+    """What its processor needs that is not installed."""
+    return [name for name in PROCESSORS[model_type].needs if importlib.util.find_spec(name) is None]
+
+
+def tiny_tokenizer(tiny: TinyProcessor) -> Any:
+    """Words, and the family's special tokens at the ids of its config."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    ids = {"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3}
+    ids |= {word: 4 + index for index, word in enumerate(sorted({*VOCABULARY_TEXT.split(), ":"}))}
+    assert max(ids.values()) < FIRST_EXTRA
+    special = {**tiny.tokens, **{token: FIRST_EXTRA + index for index, token in enumerate(tiny.extra)}}
+    ids |= special
+    used = set(ids.values())
+    ids |= {f"unused{index}": index for index in range(VOCABULARY) if index not in used}
+    backend = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation(behavior="isolated")]
+    )
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        **{"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"},
+        additional_special_tokens=[*special],
+        padding_side="left",
+        model_max_length=512,
+        **tiny.named,
+    )
+    assert all(tokenizer.convert_tokens_to_ids(token) == number for token, number in special.items())
+    return tokenizer
+
+
+def tiny_processor(model_type: str) -> Any:
+    """The family's processor."""
+    tiny = PROCESSORS[model_type]
+    template = tiny.template and tiny.template.replace("IMAGE", tiny.image.replace("\n", "\\n"))
+    return tiny.make(tiny_tokenizer(tiny), template)
+
+
+def build_tiny_base(folder: Path, model_type: str) -> Path:
+    """Writes a base as it would lie in its repository: config, weights, processor, tokenizer, card.
+
+    Args:
+        folder: where to; made if missing.
+        model_type: of the family.
+
+    Returns:
+        `folder`.
+    """
+    model = tiny_model(model_type)
+    model.save_pretrained(folder)
+    model.generation_config.save_pretrained(folder)
+    tiny_processor(model_type).save_pretrained(folder)
+    (folder / "README.md").write_text("---\nlicense: apache-2.0\nlanguage:\n- en\n---\n", encoding="utf-8")
+    return folder
+
+
+assert set(PROCESSORS) == set(TINY)
