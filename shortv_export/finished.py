@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 from pathlib import Path
 from typing import Any
@@ -12,18 +13,24 @@ from .errors import ShortVError
 class FinishedSamples:
     """What was measured on each sample so far: in memory, and in ``<output>.partial.jsonl``.
 
+    A process appends to its own file and reads all of them, so a run may go on with more or fewer processes.
+
     Args:
         output: the file that the result will go to; None keeps nothing on disk.
         settings: a digest of all that a value depends on besides its key; lines of other settings are not used.
+        process: number of this process.
     """
 
-    def __init__(self, output: Path | None, settings: str) -> None:
+    def __init__(self, output: Path | None, settings: str, process: int = 0) -> None:
         self.settings = settings
+        self.output = output
         self.values: dict[tuple[str, str], dict[str, Any]] = {}
-        self.path = output.with_name(f"{output.name}.partial.jsonl") if output is not None else None
-        if self.path is not None and self.path.is_file():
-            for line in self.path.read_text(encoding="utf-8").splitlines():
-                self._read(line)
+        self.path: Path | None = None
+        if output is not None:
+            self.path = output.with_name(f"{output.name}.partial{f'-{process}' if process else ''}.jsonl")
+            for path in self._files():
+                for line in path.read_text(encoding="utf-8").splitlines():
+                    self._read(line)
 
     def _read(self, line: str) -> None:
         try:
@@ -56,6 +63,11 @@ class FinishedSamples:
             raise ShortVError(f"cannot write {self.path}: {error.strerror}.") from None
 
     def remove(self) -> None:
-        """Once the result is written."""
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
+        """Once the result is written. Those of an earlier run with more processes, too."""
+        for path in self._files():
+            path.unlink(missing_ok=True)
+
+    def _files(self) -> list[Path]:
+        if self.output is None:
+            return []
+        return sorted(self.output.parent.glob(f"{glob.escape(self.output.name)}.partial*.jsonl"))

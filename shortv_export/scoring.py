@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from .base_model import BaseModel, load_base, load_processor
 from .contribution import FORWARD, MAX_BATCH_TOKENS, layer_contributions
 from .errors import ShortVError
+from .finished import FinishedSamples
 from .memory import MaxMemory, estimate, free_bytes, weight_bytes
 from .recipe import Scores, library_versions
 from .streaming import load_streamed
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 STREAM_STATE_BYTES = 4 * 1024**3
 """Hidden states held at a time while streaming, where memory allows: more samples per reading of the weights."""
+
+_MEASUREMENT = "layer contribution"
+_VALUES = ("visual", "text", "visual_cosine_distance")
 
 
 class Scorer:
@@ -79,7 +82,7 @@ class Scorer:
         self.progress = progress or (lambda done, total: None)
         self.report = report
         self.process = PartialState()
-        self.finished = _FinishedSamples(output, _settings(base, dtype, divergence), self.process.process_index)
+        self.finished = FinishedSamples(output, _settings(base, dtype, divergence), self.process.process_index)
         self.model: Any = None
         self.layers: Iterable[nn.Module] | None = None
         self.processor: Any = None
@@ -98,7 +101,7 @@ class Scorer:
             raise ShortVError("there are no samples to measure on.")
         numbers = range(process.process_index, len(calibration.samples), process.num_processes)
         samples = [calibration.samples[number] for number in numbers]
-        missing = [sample for sample in samples if sample.digest not in self.finished]
+        missing = [sample for sample in samples if self.finished.get(sample.digest, _MEASUREMENT) is None]
         if missing and self.model is None:
             self._load(missing)
         self.progress(len(samples) - len(missing), len(samples))
@@ -108,15 +111,14 @@ class Scorer:
         # Every process fills in its own samples; adding zeros is exact, so the sum is what one process has.
         values = torch.zeros(len(calibration.samples), 3, self.base.num_layers, dtype=torch.float64)
         for number, sample in zip(numbers, samples, strict=True):
-            values[number] = self.finished[sample.digest]
+            found = self.finished.get(sample.digest, _MEASUREMENT) or {}
+            values[number] = torch.tensor([found[name] for name in _VALUES], dtype=torch.float64)
         if process.num_processes > 1:
             values = reduce(values.to(process.device), "sum").cpu()
         return _summary(values, self.base, calibration, self.divergence)
 
     def save(self, scores: Scores) -> None:
         """Writes the scores, which all processes have, and removes the finished samples beside them.
-
-        Those of an earlier run with more processes, too.
 
         Raises:
             ShortVError: they cannot be written.
@@ -126,8 +128,7 @@ class Scorer:
         if self.process.is_main_process:
             scores.save(self.output)
         self.process.wait_for_everyone()
-        for path in _finished_files(self.output):
-            path.unlink(missing_ok=True)
+        self.finished.remove()
 
     def _measure(self, samples: Sequence[Sample], total: int) -> None:
         from .calibration import encode
@@ -137,7 +138,8 @@ class Scorer:
 
         def on_sample(values: Tensor) -> None:
             nonlocal done
-            self.finished.add(next(queue).digest, values)
+            found = dict(zip(_VALUES, values.tolist(), strict=True))
+            self.finished.add(next(queue).digest, _MEASUREMENT, found)
             done += 1
             self.progress(done, total)
 
@@ -189,10 +191,6 @@ def _dtype(base: BaseModel, dtype: str | torch.dtype) -> torch.dtype:
     return found if isinstance(found, torch.dtype) else torch.float32
 
 
-def _finished_files(output: Path) -> list[Path]:
-    return sorted(output.parent.glob(f"{glob.escape(output.name)}.partial*.jsonl"))
-
-
 def _summary(values: Tensor, base: BaseModel, calibration: Calibration, divergence: str) -> Scores:
     """The scores of samples whose ``(samples, 3, layers)`` are visual LC, text LC and visual cosine distance."""
     visual, text, cosine_distance = values.unbind(1)
@@ -219,61 +217,3 @@ def _settings(base: BaseModel, dtype: str | torch.dtype, divergence: str) -> str
         stats = {name: [(stat := (base.path / name).stat()).st_size, stat.st_mtime_ns] for name in base.files}
     what = [base.repo_id, base.revision, stats, base.config, str(dtype), divergence, library_versions()]
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
-
-
-class _FinishedSamples:
-    """The samples that are done: in memory, and one JSON line each beside the output.
-
-    A process appends to its own file and reads all of them, so a run may go on with more or fewer processes.
-
-    Args:
-        output: the file that the scores will go to; None keeps nothing on disk.
-        settings: digest of the settings; lines of other settings are not used.
-        process: number of this process.
-    """
-
-    NAMES = ("visual", "text", "visual_cosine_distance")
-
-    def __init__(self, output: Path | None, settings: str, process: int) -> None:
-        self.settings = settings
-        self.values: dict[str, Tensor] = {}
-        self.path: Path | None = None
-        if output is None:
-            return
-        self.path = output.with_name(f"{output.name}.partial{f'-{process}' if process else ''}.jsonl")
-        for path in _finished_files(output):
-            for line in path.read_text(encoding="utf-8").splitlines():
-                self._read(line)
-
-    def _read(self, line: str) -> None:
-        try:
-            record = json.loads(line)
-        except ValueError:  # the line that an interrupted run was writing
-            return
-        if record.get("settings") == self.settings:
-            self.values[record["sample"]] = torch.tensor([record[name] for name in self.NAMES], dtype=torch.float64)
-
-    def __contains__(self, digest: str) -> bool:
-        return digest in self.values
-
-    def __getitem__(self, digest: str) -> Tensor:
-        """Visual LC, text LC and visual cosine distance of a sample, ``(3, layers)`` float64."""
-        return self.values[digest]
-
-    def add(self, digest: str, values: Tensor) -> None:
-        """Keeps a sample.
-
-        Raises:
-            ShortVError: it cannot be written.
-        """
-        self.values[digest] = values
-        if self.path is None:
-            return
-        record = {"settings": self.settings, "sample": digest, **dict(zip(self.NAMES, values.tolist(), strict=True))}
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as file:
-                # First an end of line: an interrupted run may have left half a line.
-                file.write(f"\n{json.dumps(record)}\n")
-        except OSError as error:
-            raise ShortVError(f"cannot write {self.path}: {error.strerror}.") from None
