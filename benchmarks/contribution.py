@@ -185,9 +185,9 @@ def write_checkpoint(folder: Path, shape: dict[str, int], num_layers: int) -> in
         The bytes of its weights. No more than one layer of them is in memory at a time.
     """
     from safetensors.torch import save_file
-    from transformers import AutoConfig, AutoModelForImageTextToText
+    from transformers import AutoConfig
 
-    from shortv_export.streaming import DECODER_TENSOR
+    from shortv_export.streaming import CheckpointLayers
     from shortv_export.tiny import build_tiny_llava, hub_tensor_name
 
     build_tiny_llava(folder, num_layers=1, image_size=4 * PATCH)
@@ -197,12 +197,10 @@ def write_checkpoint(folder: Path, shape: dict[str, int], num_layers: int) -> in
     config["text_config"] |= shape | {"num_hidden_layers": num_layers, "vocab_size": 32064, "dtype": "bfloat16"}
     config["text_config"] |= {"num_key_value_heads": shape["num_attention_heads"], "head_dim": 128}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    with torch.device("meta"):
-        empty: Any = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(folder))
-    files: dict[str, dict[str, torch.Size]] = {}
-    for name, tensor in empty.state_dict().items():
-        match = DECODER_TENSOR.search(hub_tensor_name(name))
-        files.setdefault(match["layer"] if match else "rest", {})[hub_tensor_name(name)] = tensor.shape
+    empty = CheckpointLayers(AutoConfig.from_pretrained(folder))
+    files: dict[int | None, dict[str, torch.Size]] = {}
+    for name, tensor in empty.model.state_dict().items():
+        files.setdefault(empty.layer_of(hub_tensor_name(name)), {})[hub_tensor_name(name)] = tensor.shape
     size = 2 * sum(math.prod(shape) for shapes in files.values() for shape in shapes.values())
     if shutil.disk_usage(folder).free < 1.05 * size:
         raise SystemExit(f"the weights take {size / 1e9:.1f} GB, more than is free in {folder.parent}; set TMPDIR.")

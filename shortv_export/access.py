@@ -59,6 +59,7 @@ def check_permissions(account: Mapping[str, Any], repo_id: str, *, exists: bool,
             or kind == "resource-group"
         ):
             granted.update(scope["permissions"])
+    needed: tuple[str, ...]
     if create_pr:
         act, needed = "open a pull request in", ("discussion.write", "repo.write", "repo.content.write")
     elif exists:

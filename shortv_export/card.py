@@ -7,7 +7,6 @@ licence and its languages are taken over, each in the form that the Hub's metada
 from __future__ import annotations
 
 import hashlib
-import io
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,11 +34,6 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 _COMMAND_WIDTH = 78  # what the Hub's page shows without scrolling, and room for a backslash
 _TEMPLATE = "model_card.md.jinja"
 _PAPER = "paper.json"
-
-# The figure has no background: these are dark enough for a white page and light enough for a dark one.
-_INK = "#7a828e"
-_VISUAL = "#d9691e"
-_TEXT = "#4285d6"
 
 
 @dataclass(frozen=True)
@@ -168,50 +162,6 @@ def render_card(base: BaseModel, recipe: Recipe, inherited: Inherited, *, tag: s
         measured=preset or paper["models"]["llava-hf/llava-v1.6-vicuna-7b-hf"],
         arxiv=_ARXIV,
     )
-
-
-def draw_scores(scores: Scores, frozen_layers: tuple[int, ...]) -> bytes:
-    """The Layer Contribution figure, a PNG: visual and text curves on a log scale, the frozen layers marked.
-
-    The same scores give the same bytes. It has no background, and reads on light and dark pages.
-    """
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    layers = range(len(scores.visual))
-    floor = _floor(scores)
-    with matplotlib.rc_context(matplotlib.rcParamsDefault):  # not what the user's matplotlibrc says
-        figure = Figure(figsize=(8, 3.6), dpi=160, layout="constrained")
-        figure.patch.set_alpha(0)
-        axes = figure.add_subplot()
-        axes.set_facecolor("none")
-        for index, layer in enumerate(frozen_layers):
-            label = "frozen" if index == 0 else None
-            axes.axvspan(layer - 0.5, layer + 0.5, color=_VISUAL, alpha=0.16, linewidth=0, label=label)
-        for values, name, color, marker in (
-            (scores.text, "text tokens", _TEXT, "s"),
-            (scores.visual, "visual tokens", _VISUAL, "o"),
-        ):
-            shown = [max(value, floor) for value in values]
-            axes.plot(layers, shown, color=color, marker=marker, markersize=4.5, linewidth=1.6, label=name)
-            zero = [layer for layer in layers if values[layer] < floor]
-            # A log scale has no zero: such a layer sits on the floor with an open marker.
-            axes.plot(zero, [floor] * len(zero), marker, color=color, markerfacecolor="white", markersize=6)
-        axes.set_yscale("log")
-        axes.set_xlim(-0.5, len(scores.visual) - 0.5)
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=16, integer=True))
-        axes.set_xlabel("decoder layer", color=_INK)
-        axes.set_ylabel("Layer Contribution (nats)", color=_INK)
-        axes.tick_params(which="both", colors=_INK)
-        axes.grid(axis="y", color=_INK, alpha=0.25, linewidth=0.6)
-        for spine in axes.spines.values():
-            spine.set_visible(False)
-        figure.legend(loc="outside upper right", ncols=3, frameon=False, labelcolor=_INK)
-        buffer = io.BytesIO()
-        FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
-    return buffer.getvalue()
 
 
 def plain_line(text: Any) -> str:
@@ -359,11 +309,6 @@ def _cost_table(shape: LayerShape, recipe: Recipe) -> tuple[str, list[dict[str, 
         for prompt, (dense, frozen) in zip(prompts, flops, strict=True)
     ]
     return unit, rows
-
-
-def _floor(scores: Scores) -> float:
-    """The lowest value a log scale shows: half the smallest contribution that is more than rounding."""
-    return min((value for value in (*scores.visual, *scores.text) if value > 1e-9), default=1e-9) / 2
 
 
 def _figure_text(recipe: Recipe) -> str:

@@ -85,22 +85,24 @@ def weight_bytes(files: Sequence[Path], value_bytes: int, *, stream: bool) -> in
     """The bytes of a checkpoint's weights that stay in memory, by the shapes in its safetensors headers.
 
     Args:
-        files: its safetensors files.
+        files: its safetensors files, beside its config.
         value_bytes: per number once loaded.
         stream: whether its decoder layers come one at a time.
     """
     from safetensors import safe_open
+    from transformers import AutoConfig
 
-    from .streaming import DECODER_TENSOR
+    from .streaming import CheckpointLayers
 
-    layers: dict[str, int] = {}
+    checkpoint = CheckpointLayers(AutoConfig.from_pretrained(files[0].parent))
+    layers: dict[int, int] = {}
     others = 0
     for file in files:
         with safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 (not a mapping)
                 size = math.prod(tensors.get_slice(name).get_shape()) * value_bytes
-                if match := DECODER_TENSOR.search(name):
-                    layers[match["layer"]] = layers.get(match["layer"], 0) + size
+                if (layer := checkpoint.layer_of(name)) is not None:
+                    layers[layer] = layers.get(layer, 0) + size
                 else:
                     others += size
     return others + (max(layers.values(), default=0) if stream else sum(layers.values()))

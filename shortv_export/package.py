@@ -23,6 +23,7 @@ from .base_model import BaseModel, resolve_base
 from .disk import check_space, same_device
 from .errors import ShortVError
 from .families import FAMILIES, Family
+from .figures import draw_scores
 from .flops import flops_ratio
 from .hashing import file_sha256
 from .recipe import (
@@ -211,7 +212,7 @@ def _fill(
     versions: dict[str, str],
 ) -> Recipe:
     """Writes every file of a package; returns the recipe, which everything else follows from."""
-    figure = card.draw_scores(scores, selection.frozen_layers) if scores else None
+    figure = draw_scores(scores, selection.frozen_layers) if scores else None
     recipe = Recipe(
         base=record,
         family=base.family.model_type,

@@ -2,19 +2,60 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .errors import ShortVError
 from .oracle import text_decoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
+
+
+class CheckpointLayers:
+    """Which tensors of a checkpoint make which decoder layer, whatever they are called there.
+
+    The names and conversions are those by which transformers itself loads the checkpoint.
+
+    Args:
+        config: of the stock model.
+        dtype: of its layers; None takes that of the config.
+
+    Attributes:
+        model: the stock model, without any weights.
+        layers: its decoder layers.
+        mapping: how transformers reads the checkpoint.
+    """
+
+    def __init__(self, config: PreTrainedConfig, dtype: torch.dtype | None = None) -> None:
+        from transformers import AutoModelForImageTextToText
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightConverter, WeightRenaming
+
+        with torch.device("meta"):
+            self.model: Any = AutoModelForImageTextToText.from_config(config, dtype=dtype).eval()
+        self.layers: nn.ModuleList = text_decoder(self.model).layers
+        self.mapping: list[Any] = get_model_conversion_mapping(self.model)
+        self._renamings = [entry for entry in self.mapping if isinstance(entry, WeightRenaming)]
+        self._converters = [entry for entry in self.mapping if isinstance(entry, WeightConverter)]
+        self._parameters = self.model.state_dict()
+        self._prefix = next(f"{name}." for name, module in self.model.named_modules() if module is self.layers)
+
+    def layer_of(self, name: str) -> int | None:
+        """The number of the decoder layer that a tensor of the checkpoint belongs to; None for all others."""
+        from transformers.core_model_loading import rename_source_key
+
+        prefix = self.model.base_model_prefix
+        name, _ = rename_source_key(name, self._renamings, self._converters, prefix, self._parameters)
+        if not name.startswith(self._prefix):
+            return None
+        number = int(name.removeprefix(self._prefix).partition(".")[0])
+        return number if number < len(self.layers) else None
 
 
 class StreamedLayers:
@@ -24,7 +65,7 @@ class StreamedLayers:
 
     Args:
         files: the checkpoint's safetensors files.
-        config: of the text model, as the model that will call the layers has it.
+        config: of the stock model.
         dtype, device: of the layers.
 
     Raises:
@@ -35,20 +76,18 @@ class StreamedLayers:
         self, files: Sequence[Path], config: PreTrainedConfig, dtype: torch.dtype, device: torch.device
     ) -> None:
         from safetensors import safe_open
-        from transformers import AutoModel
 
         self.dtype = dtype
         self.device = device
-        with torch.device("meta"):
-            text_model: Any = AutoModel.from_config(config, dtype=dtype)
-        self.layers: nn.ModuleList = text_model.layers.eval()
-        # For each layer, {file: {tensor name in the file: parameter name in the layer}}.
-        self.places: list[dict[Path, dict[str, str]]] = [{} for _ in self.layers]
+        self.checkpoint = CheckpointLayers(config, dtype)
+        self.layers = self.checkpoint.layers
+        # For each layer, {file: names of its tensors in the file}.
+        self.places: list[dict[Path, list[str]]] = [{} for _ in self.layers]
         for file in files:
             with safe_open(file, framework="pt") as tensors:
                 for name in tensors.keys():  # noqa: SIM118 (not a mapping)
-                    if (match := DECODER_TENSOR.search(name)) and int(match["layer"]) < len(self.places):
-                        self.places[int(match["layer"])].setdefault(file, {})[name] = match["parameter"]
+                    if (number := self.checkpoint.layer_of(name)) is not None:
+                        self.places[number].setdefault(file, []).append(name)
 
     def __len__(self) -> int:
         return len(self.layers)
@@ -56,24 +95,30 @@ class StreamedLayers:
     def __iter__(self) -> Iterator[nn.Module]:
         from safetensors import safe_open
 
-        for index, (layer, places) in enumerate(zip(self.layers, self.places, strict=True)):
-            weights: dict[str, Tensor] = {}
+        for number, (layer, places) in enumerate(zip(self.layers, self.places, strict=True)):
+            weights: dict[str, torch.Tensor] = {}
             for file, names in places.items():
                 with safe_open(file, framework="pt", device=str(self.device)) as tensors:
-                    for name, parameter in names.items():
-                        weights[parameter] = tensors.get_tensor(name).to(self.dtype)
-            try:
-                layer.load_state_dict(weights, assign=True)
-            except RuntimeError as error:
-                reason = " ".join(str(error).split())
-                raise ShortVError(f"decoder layer {index} cannot be read: {reason}") from None
+                    weights.update((name, tensors.get_tensor(name)) for name in names)
+            self._load(number, layer, weights)
             weights.clear()
             yield layer
             layer.to("meta")
 
+    def _load(self, number: int, layer: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
+        """Gives a layer its weights, the way transformers does."""
+        from transformers.core_model_loading import convert_and_load_state_dict_in_model
+        from transformers.modeling_utils import LoadStateDictConfig
 
-# `language_model.model.layers.0...` in llava-hf repositories, `model.language_model.layers.0...` in newer.
-DECODER_TENSOR = re.compile(r"(^|\.)language_model\.(model\.)?layers\.(?P<layer>\d+)\.(?P<parameter>.+)$")
+        how = LoadStateDictConfig(
+            weight_mapping=self.checkpoint.mapping, device_map={"": self.device}, dtype=self.dtype
+        )
+        with _quiet():
+            loaded, _ = convert_and_load_state_dict_in_model(self.checkpoint.model, dict(weights), how)
+        wrong = [f"{name} has other shapes" for name, *_ in sorted(loaded.mismatched_keys)]
+        wrong += [f"{name} is missing" for name, value in layer.state_dict().items() if value.is_meta]
+        if wrong:
+            raise ShortVError(f"decoder layer {number} cannot be read: {wrong[0]}; download it again.")
 
 
 def load_streamed(
@@ -90,24 +135,34 @@ def load_streamed(
         ShortVError: the checkpoint lacks tensors.
     """
     from transformers import AutoConfig, AutoModelForImageTextToText
-    from transformers.utils import logging
 
     config = AutoConfig.from_pretrained(folder)
-    num_layers = config.text_config.num_hidden_layers
-    config.text_config.num_hidden_layers = 0
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # every decoder tensor is unexpected, on purpose
-    try:
+    num_layers = config.get_text_config().num_hidden_layers
+    config.get_text_config().num_hidden_layers = 0
+    with _quiet():  # every decoder tensor is unexpected, on purpose
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
             folder, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True
         )
-    finally:
-        logging.set_verbosity(verbosity)
     model, info = loaded
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:3])
         raise ShortVError(f"the checkpoint lacks the tensors {missing}; download it again.")
-    text_config = text_decoder(model).config
-    text_config.num_hidden_layers = num_layers
-    layers = StreamedLayers(files, text_config, model.dtype, torch.device(device))
+    model.config.get_text_config().num_hidden_layers = num_layers
+    layers = StreamedLayers(files, model.config, model.dtype, torch.device(device))
     return model.to(device).eval(), layers
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' warnings about what is missing on purpose, and without a bar for every layer."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

