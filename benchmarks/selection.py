@@ -1,12 +1,13 @@
 """Which order of layers moves the model least: by Layer Contribution, by cosine distance, at random, or greedily.
 
     python benchmarks/selection.py                    # the bundled demonstration model, 3 draws of 40 samples
-    python benchmarks/selection.py --held-out 400
+    python benchmarks/selection.py --held-out 400 --scenes 80
 
 Of each order the first N layers are frozen together, by definition, and KL(base || frozen) is measured on scenes that
 no order has seen (in float32, at the last prompt position). `greedy` starts with no layer and adds the one with which
 the frozen layers together have the lowest KL on the calibration samples, again and again; it is tried here and is no
 method of `shortv-export`, as it takes a whole measurement for each candidate and is not clearly better than `lc`.
+With `--scenes`, all questions about that many other scenes are answered, too: greedily, right if right to the letter.
 """
 
 from __future__ import annotations
@@ -15,22 +16,26 @@ import argparse
 import json
 import random
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from shortv_export import scenes
-from shortv_export.calibration import encode, load_calibration
+from shortv_export.calibration import Sample, encode, load_calibration
 from shortv_export.contribution import layer_contributions
 from shortv_export.joint import JointDivergence
+from shortv_export.oracle import frozen_by_definition, text_decoder, visual_tokens
 from shortv_export.recipe import library_versions
 from shortv_export.statistics import ranking
 
 DEMO_MODEL = Path(scenes.__file__).with_name("demo_model")
 COUNTS = (3, 5, 7, 9)
 """Layers frozen together."""
-RANDOM_ORDERS = 3
+RANDOM_ORDERS = 8
+ACCURACY_SCENES = scenes.EVALUATION_SEEDS[500_000:]
 
 
 def main() -> None:
@@ -38,6 +43,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=3, help="of the calibration samples")
     parser.add_argument("--samples", type=int, default=40, help="to calibrate on, in each draw")
     parser.add_argument("--held-out", type=int, default=40, help="to measure on; the same for all draws")
+    parser.add_argument("--scenes", type=int, default=0, help="to ask about; 0 measures no accuracy")
     parser.add_argument("--json", type=Path, help="where to save the result")
     arguments = parser.parse_args()
 
@@ -46,25 +52,61 @@ def main() -> None:
     model = AutoModelForImageTextToText.from_pretrained(DEMO_MODEL, dtype=torch.float32).eval()
     processor = AutoProcessor.from_pretrained(DEMO_MODEL)
     held_out = JointDivergence(model, draw(processor, scenes.EVALUATION_SEEDS, arguments.held_out, 0))
-    rows: list[dict[str, Any]] = []
+    exam = Exam(model, processor, ACCURACY_SCENES[: arguments.scenes])
+    rows: list[dict[str, Any]] = [{"draw": 0, "method": "base", "order": [], "num_frozen": 0, **exam([])}]
     for seed in range(arguments.draws):
         samples = draw(processor, scenes.CALIBRATION_SEEDS, arguments.samples, seed)
-        for method, order in orders(model, samples).items():
+        for method, order in orders(model, samples, randomly=seed == 0).items():
             for count in COUNTS:
                 kl, error = held_out(sorted(order[:count]))
-                rows.append(
-                    {"draw": seed, "method": method, "order": order, "num_frozen": count, "kl": kl, "error": error}
-                )
-    print(f"| KL, {arguments.held_out} held-out samples | " + " | ".join(f"N = {count}" for count in COUNTS) + " |")
-    print("|---" * (1 + len(COUNTS)) + "|")
-    for seed in range(arguments.draws):
-        for method in dict.fromkeys(row["method"] for row in rows):
-            cells = [row for row in rows if (row["draw"], row["method"]) == (seed, method)]
-            values = " | ".join(f"{row['kl']:.4f} ± {row['error']:.4f}" for row in cells)
-            print(f"| draw {seed}, {method} | {values} |")
+                row = {"draw": seed, "method": method, "order": order, "num_frozen": count}
+                rows.append({**row, "kl": kl, "error": error, **exam(sorted(order[:count]))})
+    table(f"KL, {arguments.held_out} held-out samples", rows, lambda row: f"{row['kl']:.4f} ± {row['error']:.4f}")
+    if arguments.scenes:
+        base = rows[0]
+        print(f"\nWithout frozen layers {base['right']:.1%} of {base['questions']} questions: {base['tasks']}\n")
+        table("right", rows, lambda row: f"{row['right']:.1%}")
+        for row in rows:
+            if row["method"] == "lc" and row["draw"] == 0:
+                print(f"\nlc, {row['num_frozen']} frozen {sorted(row['order'][: row['num_frozen']])}: {row['tasks']}")
     if arguments.json:
         result = {"settings": vars(arguments) | {"json": None}, "versions": library_versions(), "rows": rows}
         arguments.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def table(title: str, rows: list[dict[str, Any]], cell: Callable[[dict[str, Any]], str]) -> None:
+    print(f"| {title} | " + " | ".join(f"N = {count}" for count in COUNTS) + " |")
+    print("|---" * (1 + len(COUNTS)) + "|")
+    for seed, method in dict.fromkeys((row["draw"], row["method"]) for row in rows[1:]):
+        cells = [cell(row) for row in rows[1:] if (row["draw"], row["method"]) == (seed, method)]
+        print(f"| draw {seed}, {method} | {' | '.join(cells)} |")
+
+
+class Exam:
+    """Frozen layers -> the share of questions about scenes that are answered right to the letter, by task."""
+
+    def __init__(self, model: Any, processor: Any, seeds: range) -> None:
+        self.model, self.processor = model, processor
+        self.batches: list[tuple[Any, list[scenes.Question]]] = []
+        for scene in map(scenes.make_scene, seeds):
+            questions, image = scenes.ask(scene), Image.fromarray(scenes.draw(scene))
+            samples = [Sample((image,), question.text, question.answer, "") for question in questions]
+            self.batches.append((encode(processor, samples), questions))
+
+    def __call__(self, frozen_layers: list[int]) -> dict[str, Any]:
+        right: dict[str, list[bool]] = {task: [] for task in scenes.TASKS}
+        for inputs, questions in self.batches:
+            visual = visual_tokens(self.model.config, inputs["input_ids"])
+            with torch.inference_mode(), frozen_by_definition(text_decoder(self.model).layers, frozen_layers, visual):
+                tokens = self.model.generate(**inputs, max_new_tokens=40, do_sample=False)
+            said = self.processor.batch_decode(tokens[:, visual.shape[1] :], skip_special_tokens=True)
+            for question, answer in zip(questions, said, strict=True):
+                right[question.task].append(answer == question.answer)
+        answers = [good for task in right.values() for good in task]
+        if not answers:
+            return {}
+        shares = {task: round(sum(found) / len(found), 3) for task, found in right.items()}
+        return {"questions": len(answers), "right": sum(answers) / len(answers), "tasks": shares}
 
 
 def draw(processor: Any, seeds: range, count: int, seed: int) -> list[Any]:
@@ -75,15 +117,15 @@ def draw(processor: Any, seeds: range, count: int, seed: int) -> list[Any]:
     return [encode(processor, [sample]) for sample in samples]
 
 
-def orders(model: Any, samples: list[Any]) -> dict[str, list[int]]:
-    """Layer numbers, those to freeze first in front, by each method."""
+def orders(model: Any, samples: list[Any], *, randomly: bool) -> dict[str, list[int]]:
+    """Layer numbers, those to freeze first in front, by each method; random ones do not depend on the samples."""
     measured = layer_contributions(model, samples)
     layers = measured.visual.shape[1]
     found = {
         "lc": ranking(tuple(measured.visual.mean(0).tolist())),
         "cosine": ranking(tuple(measured.visual_cosine_distance.mean(0).tolist())),
     }
-    for seed in range(RANDOM_ORDERS):
+    for seed in range(RANDOM_ORDERS if randomly else 0):
         found[f"random {seed}"] = random.Random(seed).sample(range(layers), layers)
     return found | {"greedy": greedy_order(JointDivergence(model, samples), layers, max(COUNTS))}
 
