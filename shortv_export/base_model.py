@@ -13,6 +13,7 @@ from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,8 @@ _CARRIED = re.compile(
     r"|(?i:(?:LICENSE|LICENCE|NOTICE|COPYING|USE_POLICY)[\w-]*(?:\.(?:txt|md))?)",
     re.ASCII,
 )
+# Packages that some processors need, beside what this one depends on.
+_OF_PROCESSORS = ("torchvision", "num2words", "sentencepiece", "tiktoken")
 _PROCESSORS = ("processor_config.json", "preprocessor_config.json")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
@@ -152,6 +155,8 @@ class BaseModel:
         image_size, patch_size = (vision.get(name) for name in ("image_size", "patch_size"))
         if strategy is None or image_size is None or patch_size is None or isinstance(image_size, list | tuple):
             return None
+        if self.complete_config.get("downsample_factor"):  # several patches become a token
+            return None
         patches = (image_size // patch_size) ** 2
         # CLIP puts a class token before the patches; "full" keeps it. Other vision models have none.
         return patches + (strategy == "full" and vision["model_type"] == "clip_vision_model")
@@ -253,8 +258,18 @@ def load_processor(base: BaseModel) -> ProcessorMixin:
             base.path, trust_remote_code=False, local_files_only=True
         )
     except Exception as error:  # as above: tokenizers raises bare Exception
+        if package := _missing_package(error):
+            raise ShortVError(
+                f"{base.name}: its processor needs {package}, which is not installed: pip install {package}."
+            ) from error
         raise ShortVError(f"{base.name}: its processor cannot be loaded: {one_line(error)}") from error
     return processor
+
+
+def _missing_package(error: Exception) -> str | None:
+    """The package that a processor was not made for want of, if that is what an error of transformers says."""
+    text = str(error).lower()
+    return next((name for name in _OF_PROCESSORS if name in text and find_spec(name) is None), None)
 
 
 def hub_error(error: Exception, what: str) -> ShortVError:

@@ -40,6 +40,7 @@ from typing import TYPE_CHECKING, Any
 
 from .base_model import hub_error
 from .errors import ShortVError, one_line
+from .families import plain_prompt
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
@@ -219,13 +220,13 @@ def encode(processor: ProcessorMixin, samples: Sequence[Sample]) -> BatchFeature
 
     Returns:
         Tensors: ``input_ids`` and ``attention_mask``, both (samples, tokens) and padded on the left, and what
-        the family's vision tower takes.
+        the family's model takes besides.
     """
     image_token = getattr(processor, "image_token", "<image>")
     prompts = []
     for sample in samples:
         # Some data sets carry the placeholder in the question; the template sets one for every image.
-        question = sample.question.replace(image_token, "").strip()
+        question = sample.question.replace(image_token, "").replace("<image>", "").strip()
         if processor.chat_template:
             content: list[Any] = [
                 *({"type": "image"} for _ in sample.images),
@@ -234,10 +235,10 @@ def encode(processor: ProcessorMixin, samples: Sequence[Sample]) -> BatchFeature
             conversation: Any = [{"role": "user", "content": content}]
             prompts.append(processor.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False))
         else:
-            placeholders = f"{image_token}\n" * len(sample.images)
-            prompts.append(f"USER: {placeholders}{question} ASSISTANT:")
+            prompt = re.sub(r"<image>\n?", r"\g<0>" * len(sample.images), plain_prompt(processor))
+            prompts.append(prompt.replace("<image>", image_token).format(question=question))
     bos = processor.tokenizer.bos_token
-    return processor(
+    inputs = processor(
         images=[list(sample.images) for sample in samples],
         text=prompts,
         padding=len(samples) > 1,
@@ -246,6 +247,8 @@ def encode(processor: ProcessorMixin, samples: Sequence[Sample]) -> BatchFeature
         add_special_tokens=not (bos and prompts[0].startswith(bos)),
         return_tensors="pt",
     )
+    inputs.pop("labels", None)  # there is no answer to learn, though some processors make labels of every prompt
+    return inputs
 
 
 def _draw(

@@ -15,9 +15,11 @@ from urllib.parse import quote
 
 from .base_model import BaseModel
 from .errors import ShortVError
+from .eval_results import SWEEP_NAME
 from .families import model_cards_dir
 from .flops import LayerShape, model_flops
-from .recipe import Recipe, Scores, read_json
+from .recipe import Recipe, read_json
+from .results import Evaluation, Row
 
 CARD_NAME = "README.md"
 FIGURE_NAME = "layer_contribution.png"
@@ -33,6 +35,7 @@ _LINK = re.compile(r"https?://\S+|[\w-][\w.-]*", re.ASCII)  # on the web, or a f
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 _COMMAND_WIDTH = 78  # what the Hub's page shows without scrolling, and room for a backslash
 _TEMPLATE = "model_card.md.jinja"
+_MEASURED_TEMPLATE = "measured.md.jinja"
 _PAPER = "paper.json"
 
 
@@ -108,14 +111,23 @@ def recorded_metadata(record: dict[str, Any]) -> Inherited:
 
 
 def template_sha256() -> str:
-    """The hash of what a card is rendered from, beside the recipe: the template and the paper's numbers."""
+    """The hash of what a card is rendered from, beside the recipe and the evaluation: the templates, the paper's
+    numbers."""
     digest = hashlib.sha256()
-    for name in (_TEMPLATE, _PAPER):
+    for name in (_TEMPLATE, _MEASURED_TEMPLATE, _PAPER):
         digest.update((model_cards_dir() / name).read_bytes())
     return digest.hexdigest()
 
 
-def render_card(base: BaseModel, recipe: Recipe, inherited: Inherited, *, tag: str, repo_id: str | None = None) -> str:
+def render_card(
+    base: BaseModel,
+    recipe: Recipe,
+    inherited: Inherited,
+    *,
+    tag: str,
+    repo_id: str | None = None,
+    evaluation: Evaluation | None = None,
+) -> str:
     """The text of ``README.md``.
 
     Args:
@@ -124,10 +136,11 @@ def render_card(base: BaseModel, recipe: Recipe, inherited: Inherited, *, tag: s
         inherited: what is taken over from the base's card.
         tag: the Hub tag that pins the package.
         repo_id: where it will be published; `UNNAMED` stands for it otherwise.
+        evaluation: of the package; without one, the card has nothing measured on it.
     """
     import jinja2
 
-    # Markdown, not HTML: nothing is escaped here. Text that is not ours goes through the `code` filter.
+    # Markdown, not HTML: nothing is escaped here. Text that is not ours goes through `code` or `prose`.
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(model_cards_dir()),
         autoescape=False,
@@ -136,7 +149,7 @@ def render_card(base: BaseModel, recipe: Recipe, inherited: Inherited, *, tag: s
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["code"] = code_span
+    environment.filters.update(code=code_span, prose=prose)
     unit, cost = _cost_table(base.layer_shape, recipe)
     paper = read_json(model_cards_dir() / _PAPER)
     preset = paper["models"].get(base.repo_id) if recipe.selection["method"] == "preset" else None
@@ -159,7 +172,9 @@ def render_card(base: BaseModel, recipe: Recipe, inherited: Inherited, *, tag: s
         columns=paper["columns"],
         preset=preset,
         # For a base of which nothing is known: the model on which the losses are largest.
-        measured=preset or paper["models"]["llava-hf/llava-v1.6-vicuna-7b-hf"],
+        elsewhere=preset or paper["models"]["llava-hf/llava-v1.6-vicuna-7b-hf"],
+        evaluation=evaluation,
+        measured=_measured(evaluation, repo_id or UNNAMED) if evaluation else None,
         arxiv=_ARXIV,
     )
 
@@ -173,6 +188,11 @@ def plain_line(text: Any) -> str:
 def code_span(text: Any) -> str:
     """Text from elsewhere as a Markdown code span, in which nothing is interpreted; also inside a table."""
     return "`" + plain_line(text).replace("`", "'").replace("|", "/") + "`"
+
+
+def prose(text: Any) -> str:
+    """Text from elsewhere as plain words within Markdown; also inside a table."""
+    return re.sub(r"([\\`*_{}\[\]<>#|!&~])", r"\\\1", plain_line(text))
 
 
 def _front_matter(path: Path) -> dict[str, Any]:
@@ -217,14 +237,18 @@ def _metadata(base: BaseModel, recipe: Recipe, inherited: Inherited) -> str:
 def _calibration(recipe: Recipe) -> dict[str, Any]:
     """What the card tells of the calibration samples (see `calibration.load_calibration`)."""
     record = recipe.scores["calibration"] if recipe.scores else {}
+    return {**_samples(record), "num_samples": recipe.scores["num_samples"] if recipe.scores else None}
+
+
+def _samples(record: dict[str, Any]) -> dict[str, Any]:
+    """What the card tells of the samples of a record, which may come from anywhere."""
     sources = record.get("sources")
     sources = sources if isinstance(sources, list) else []
     names = [source.get("repo_id") for source in sources if isinstance(source, dict)]
     return {
-        # Only what looks like a Hub id: a scores file may come from anywhere.
+        # Only what looks like a Hub id.
         "datasets": [name for name in names if isinstance(name, str) and _HUB_ID.fullmatch(name)],
         "data": record.get("data") if names and all(names) else "DATA",
-        "num_samples": recipe.scores["num_samples"] if recipe.scores else None,
         "seed": record.get("seed"),
     }
 
@@ -273,6 +297,60 @@ def _commands(base: BaseModel, recipe: Recipe, inherited: Inherited) -> list[str
     if method == "random":
         return [_command([*package, *chosen])]
     return [_command(score), _command([*package, "--scores", "scores.json", *chosen])]
+
+
+def _measured(evaluation: Evaluation, repo_id: str) -> dict[str, Any]:
+    """What the card tells of an evaluation beside its numbers."""
+    groups = sorted(evaluation.chosen.groups.items(), key=lambda item: item[1].difference.mean)
+    sweep = evaluation.sweep
+    return {
+        "row": evaluation.chosen,
+        "calibration": _samples(evaluation.data),
+        "groups": groups,
+        "worse": [(name, found) for name, found in groups if (found.difference.high or 0) < 0],
+        "command": _evaluate_command(evaluation, repo_id),
+        "sweep": sweep,
+        "sweep_figure": SWEEP_NAME,
+        "sweep_text": _sweep_text(sweep) if sweep else None,
+        "baselines": [row for row in evaluation.rows if row.baseline],
+    }
+
+
+def _sweep_text(sweep: tuple[Row, ...]) -> str:
+    """The figure in words, for who cannot see it."""
+    chosen = next(row for row in sweep if row.chosen)
+    last = sweep[-1]
+    text = (
+        "Agreement with the base against the number of frozen layers: "
+        f"{chosen.fidelity.exact_match.mean:.0%} of answers are the same at the chosen "
+        f"{len(chosen.frozen_layers or ())}, and {last.fidelity.exact_match.mean:.0%} at "
+        f"{len(last.frozen_layers or ())}."
+    )
+    if chosen.speed:
+        text += f" The prompt pass is {chosen.speed[0].speed_up:.2f} times as fast at the chosen number."
+    return text
+
+
+def _evaluate_command(evaluation: Evaluation, repo_id: str) -> str:
+    """The command line that measures this again."""
+    data, chosen = evaluation.data, evaluation.chosen
+    calibration = _samples(data)
+    words = ["shortv-export", "evaluate", repo_id, "--data", plain_line(calibration["data"] or "DATA")]
+    words += ["--num-samples", str(chosen.fidelity.num_samples)]
+    if type(data.get("seed")) is int:
+        words += ["--seed", str(data["seed"] - 1)]  # the draw's own seed is one more, see `pipeline.evaluate`
+    for option, value in (("--group-by", data.get("group_by")), ("--task", data.get("task_id"))):
+        words += [option, plain_line(value)] if value is not None else []
+    words += ["--max-new-tokens", str(evaluation.max_new_tokens), "--dtype", plain_line(evaluation.dtype)]
+    if counts := [str(len(row.frozen_layers or ())) for row in evaluation.sweep if not row.chosen]:
+        words += ["--sweep", ",".join(counts)]
+    if given := [f"{speed.text_tokens}+{speed.visual_tokens}" for speed in chosen.speed if speed.at == "given"]:
+        words += ["--at", ",".join(given)]
+    # Without a value, these come last: the others are kept together with theirs.
+    words += ["--force-overlap"] if data.get("overlap", 0) != 0 else []
+    words += ["--baselines"] if any(row.baseline for row in evaluation.rows) else []
+    words += ["--no-speed"] if not chosen.speed else []
+    return _command(words)
 
 
 def _command(words: list[str]) -> str:

@@ -243,10 +243,19 @@ def evaluate(
         str | None, typer.Option(help="A column of the data, such as 'task': accuracy for each of its values too.")
     ] = None,
     accuracy: Annotated[bool, typer.Option("--accuracy", help="Refuse data without answers.")] = False,
+    task: Annotated[
+        str | None, typer.Option(help="The data is a benchmark on the Hub: its task, for .eval_results/.")
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 32,
     sweep: Annotated[
         str | None, typer.Option(help="Also measure these numbers of frozen layers, such as 0,4,8, on one load.")
     ] = None,
+    baselines: Annotated[
+        bool,
+        typer.Option(
+            "--baselines", help="Also measure FastV, VTW, ShortV with FastV, and random and cosine selection."
+        ),
+    ] = False,
     at: Annotated[
         str | None, typer.Option(help="Also time these text + visual tokens, such as 64+576,64+2880.")
     ] = None,
@@ -256,6 +265,9 @@ def evaluate(
     ] = False,
     dtype: Dtype = "auto",
     device_map: DeviceMap = None,
+    update_card: Annotated[
+        bool, typer.Option("--update-card", help="Put the result into the package, a folder, and on its card.")
+    ] = False,
     output: Annotated[Path, typer.Option(help="Where the result goes.")] = Path("evaluation.json"),
     as_json: AsJson = False,
 ) -> None:
@@ -278,13 +290,16 @@ def evaluate(
             seed=seed,
             group_by=group_by,
             accuracy=accuracy,
+            task=task,
             max_new_tokens=max_new_tokens,
             sweep=counts,
+            baselines=baselines,
             speed=not no_speed,
             at=[(text, visual) for text, visual in lengths],
             force_overlap=force_overlap,
             dtype=dtype,
             device_map=device_map,
+            update_card=update_card,
             progress=progress,
             report=_silent if as_json else _print,
         )
@@ -296,6 +311,8 @@ def evaluate(
     for note in result.notes:
         _print(note)
     _print(f"intervals are 95 %, KL in nats; written to {output}")
+    if update_card:
+        _print(f"{package}/README.md shows it; next: shortv-export push {package} REPO_ID")
 
 
 @app.command()
@@ -315,6 +332,12 @@ def push(
     commit_message: Annotated[str | None, typer.Option(help="Message of the commit.")] = None,
     tag: Annotated[str | None, typer.Option(help="A second tag, such as v1, beside the recipe's own.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and change nothing.")] = False,
+    evaluate_on: Annotated[
+        int | None,
+        typer.Option(
+            "--evaluate", min=1, metavar="N", help="From a BASE: evaluate on N held-out samples, for the card."
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="From a BASE: folder of the package. Default: ./NAME.")] = None,
     revision: Revision = None,
     data: HeldOutData = None,
@@ -353,6 +376,7 @@ def push(
             commit_message=commit_message,
             tag=tag,
             dry_run=dry_run,
+            evaluate_on=evaluate_on,
             out=out,
             base_revision=revision,
             choice=pipeline.Choice(scores, preset, frozen_layers, num_frozen, flops_ratio, max_kl, method, seed),
@@ -375,11 +399,14 @@ def push(
 @app.command()
 def demo(
     output: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("shortv-demo"),
+    show: Annotated[bool, typer.Option("--open/--no-open", help="At a terminal, open the card in the end.")] = True,
 ) -> None:
-    """The whole way on a tiny model and real photographs, with a Hub on this machine; no account, no download."""
+    """The whole way on a small trained model, with a Hub on this machine; no account, no download."""
     from .demo import run_demo
 
-    run_demo(output, report=_print, table=_print_table)
+    card = run_demo(output, report=_print, table=_print_table)
+    if show and sys.stdout.isatty():
+        typer.launch(str(card))
 
 
 def main() -> None:

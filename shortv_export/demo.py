@@ -1,4 +1,8 @@
-"""`shortv-export demo`: the whole way on one machine, without an account and without a download."""
+"""`shortv-export demo`: the whole way on one machine, without an account and without a download.
+
+The base is the bundled demonstration model, a small LLaVA that has learnt to answer questions about one kind of drawn
+scenes (`demo_model/README.md`). What freezing does to it is measured, not played.
+"""
 
 from __future__ import annotations
 
@@ -11,39 +15,34 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from . import scenes
 from .errors import ShortVError
 from .loopback import LoopbackHub
 
-BASE_ID = "loopback/tiny-llava"
-REPO_ID = "loopback/tiny-llava-shortv"
-QUESTION = "what is in this picture ?"
-
-# Photographs that come with scikit-image, and their licences (see `help(skimage.data.rocket)` and so on).
-PHOTOS = {
-    "astronaut": "public domain (NASA)",
-    "rocket": "public domain (SpaceX)",
-    "chelsea": "CC0",
-    "coffee": "CC0",
-}
-_QUESTIONS = (QUESTION, "describe the image in one sentence .")
+BASE_ID = "loopback/scenes-llava"
+REPO_ID = "loopback/scenes-llava-shortv"
+CALIBRATION_SAMPLES = 40
+HELD_OUT_SAMPLES = 48
+# Enough scenes for that many questions; both draws are seeded.
+_SCENES = 8
 _MARKER = ".shortv-demo"
 
+Table = Callable[[str, list[tuple[str, ...]]], None]
 
-def run_demo(
-    output: Path,
-    *,
-    report: Callable[[str], None],
-    table: Callable[[str, list[tuple[str, ...]]], None],
-) -> None:
-    """Builds a tiny LLaVA, scores, packages, verifies and publishes it, and loads it as a stranger would.
+
+def run_demo(output: Path, *, report: Callable[[str], None], table: Table) -> Path:
+    """Scores, packages, verifies, evaluates and publishes the demonstration model, and loads it as a stranger would.
 
     Args:
         output: folder for everything; an earlier demo's is replaced.
-        report: called with a line before each step.
-        table: called with a title and rows at the end.
+        report: called with a line after each step.
+        table: called with a title and rows, of what was measured and at the end.
+
+    Returns:
+        The published card.
 
     Raises:
-        ShortVError: the folder is not an earlier demo's, the photographs are not installed, or a step failed.
+        ShortVError: the folder is not an earlier demo's, or a step failed.
     """
     if "huggingface_hub" in sys.modules:
         raise ShortVError(
@@ -57,9 +56,10 @@ def run_demo(
         quiet = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
         os.environ.update(hub.env(), **quiet, HF_HOME=str((output / "hf-home").resolve()))
 
+        import torch
+
         from . import pipeline
         from .hub import push_package
-        from .tiny import build_tiny_llava
         from .verify import verify
 
         def step(name: str, result: str) -> None:
@@ -68,45 +68,72 @@ def run_demo(
             report(f"{name}: {result}")
             started = time.perf_counter()
 
-        base = build_tiny_llava(output / "base", num_layers=8, image_size=224, num_shards=2)
-        hub.create_repo(BASE_ID, files={path.name: path for path in base.iterdir()})
-        photos = _write_photos(output / "photos")
-        step(
-            "base model",
-            f"{BASE_ID}: LLaVA architecture, 8 layers, random weights; {len(PHOTOS)} photographs",
-        )
+        torch.set_num_threads(1)  # on matrices this small, threads only wait for each other
 
-        calibration = pipeline.CalibrationChoice(str(photos), len(PHOTOS) * len(_QUESTIONS))
+        base = Path(__file__).with_name("demo_model")
+        hub.create_repo(BASE_ID, files={path.name: path for path in base.iterdir()})
+        chosen_by = scenes.write_folder(output / "calibration", scenes.CALIBRATION_SEEDS[:_SCENES])
+        held_out = scenes.write_folder(output / "held-out", scenes.EVALUATION_SEEDS[:_SCENES])
+        step("base model", f"{BASE_ID}: a small LLaVA that was trained on drawn scenes; {2 * _SCENES} new scenes")
+
+        calibration = pipeline.CalibrationChoice(str(chosen_by), CALIBRATION_SAMPLES)
         scores = pipeline.score(BASE_ID, output / "scores.json", calibration=calibration)
         lowest = min(range(len(scores.visual)), key=scores.visual.__getitem__)
-        step(
-            "score",
-            f"{scores.num_samples} samples; layer {lowest} contributes least ({scores.visual[lowest]:.2g} nats)",
-        )
+        step("score", f"{scores.num_samples} samples; layer {lowest} contributes least ({scores.visual[lowest]:.2g})")
 
         recipe = pipeline.package(BASE_ID, output / "package", pipeline.Choice(scores=output / "scores.json"))
-        frozen = ", ".join(map(str, recipe.frozen_layers))
-        step("package", f"layers {frozen} frozen; FLOPs ratio {recipe.cost['flops_ratio']:.3f}")
+        ratio = recipe.cost["flops_ratio"]
+        table(
+            "\nLayer Contribution, in nats",
+            [("layer", "to visual tokens", "to text tokens", "")]
+            + [
+                (str(layer), f"{visual:.2g}", f"{text:.2g}", "frozen" if layer in recipe.frozen_layers else "")
+                for layer, (visual, text) in enumerate(zip(scores.visual, scores.text, strict=True))
+            ],
+        )
+        step("package", f"{len(recipe.frozen_layers)} of {recipe.num_layers} layers frozen; FLOPs ratio {ratio:.3f}")
 
         verification = verify(output / "package")
         verification.raise_if_failed()
         step("verify", f"{verification.summary} in a fresh process")
 
+        evaluation = pipeline.evaluate(
+            str(output / "package"),
+            output / "evaluation.json",
+            data=str(held_out),
+            num_samples=HELD_OUT_SAMPLES,
+            group_by="task",
+            baselines=True,
+            update_card=True,
+        )
+        for title, lines in evaluation.tables():
+            table(f"\n{title}", lines)
+        for note in evaluation.notes:
+            report(note)
+        (shortv,) = (row for row in evaluation.rows if row.chosen)
+        speed = shortv.speed[0]
+        reached = f"prefill {speed.speed_up:.2f}x of the {speed.limit:.2f}x that its FLOPs allow"
+        if shortv.accuracy is not None:
+            accuracy = f"{shortv.accuracy.base.mean:.1%} -> {shortv.accuracy.changed.mean:.1%} right"
+            reached = f"{accuracy} on {shortv.accuracy.num_samples} held-out questions; {reached}"
+        step("evaluate", reached)
+
         push = push_package(output / "package", REPO_ID)
         step("publish", f"{push.url}: one commit, tagged {push.tag}")
 
-        answer = _load_as_a_stranger(hub, push.tag, photos / "astronaut.png", output)
+        sample = json.loads((held_out / "metadata.jsonl").read_text(encoding="utf-8").splitlines()[0])
+        image, question = held_out / sample["file_name"], sample["question"]
+        answer = _load_as_a_stranger(hub, push.tag, image, question, output)
         skipped = answer["report"]["skipped_updates"] / answer["report"]["total_updates"]
-        step(
-            "load",
-            f"{answer['model']} by AutoModel.from_pretrained; {skipped:.0%} of the token updates skipped",
-        )
-        step("answer", f"{QUESTION!r} -> {answer['answer']!r} (random weights: nonsense, but its own)")
+        step("load", f"{answer['model']} by AutoModel.from_pretrained; {skipped:.0%} of the token updates skipped")
+        step("answer", f"{question!r} -> {answer['answer']!r}; it is {sample['answer']!r}")
         if hub.errors:
             raise ShortVError(f"the Hub saw a protocol error: {hub.errors[0]}")
     table("\nshortv-export demo", rows)
-    report(f"\nLook at {output / 'package' / 'README.md'}, the card, and {output / 'scores.json'}, what was measured.")
+    card = output / "package" / "README.md"
+    report(f"\nLook at {card}, the card, and {card.with_name('layer_contribution.png')}.")
     report("Next: shortv-export push llava-hf/llava-1.5-7b-hf USER/NAME --preset paper")
+    return card
 
 
 def _prepare(output: Path) -> None:
@@ -118,32 +145,13 @@ def _prepare(output: Path) -> None:
     (output / _MARKER).touch()
 
 
-def _write_photos(folder: Path) -> Path:
-    """A calibration folder: photographs and their questions."""
-    try:
-        import skimage.data
-    except ImportError:
-        raise ShortVError(
-            "the demo's photographs come with scikit-image: pip install 'shortv-export[demo]'."
-        ) from None
-    from PIL import Image
-
-    folder.mkdir()
-    lines = []
-    for name in PHOTOS:
-        Image.fromarray(getattr(skimage.data, name)()).save(folder / f"{name}.png")
-        lines += [json.dumps({"file_name": f"{name}.png", "question": question}) for question in _QUESTIONS]
-    (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return folder
-
-
-def _load_as_a_stranger(hub: LoopbackHub, revision: str, photo: Path, output: Path) -> dict:
-    """Loads the published repository in a fresh process that cannot import this package, and asks about a photo."""
+def _load_as_a_stranger(hub: LoopbackHub, revision: str, image: Path, question: str, output: Path) -> dict:
+    """Loads the published repository in a fresh process that cannot import this package, and asks about an image."""
     environment = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
     environment |= {**hub.env(), "HF_HOME": str((output / "stranger-hf-home").resolve())}
     client = Path(__file__).with_name("demo_client.py")
     result = subprocess.run(
-        [sys.executable, "-I", str(client), REPO_ID, revision, str(photo), QUESTION],
+        [sys.executable, "-I", str(client), REPO_ID, revision, str(image), question],
         env=environment,
         capture_output=True,
         text=True,

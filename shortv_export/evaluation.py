@@ -18,16 +18,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from .baselines import comparisons
 from .calibration import encode
 from .errors import ShortVError, one_line
 from .families import FAMILIES
 from .fidelity import accuracy_by_group, accuracy_of, fidelity_of, measure_fidelity
 from .finished import FinishedSamples
-from .hashing import file_sha256
+from .flops import LayerShape
+from .oracle import text_decoder, visual_tokens
 from .package import inspect_package, referenced_weights
 from .recipe import RECIPE_NAME, Recipe, Scores, library_versions
 from .results import NO_CPU_MEMORY, NO_WIDTH, SINGLE_SAMPLE, Evaluation, Row, Speed
-from .speed import Change, accelerators, measure_speed
+from .speed import accelerators, frozen, measure_speed
 from .statistics import ranking
 from .verify import find_package
 
@@ -121,20 +123,6 @@ def load_package(
     return model.eval(), processor
 
 
-def frozen(layers: Sequence[int], num_layers: int) -> Change:
-    """Freezing these decoder layers of a model that freezes none, which a loaded package is."""
-
-    @contextmanager
-    def apply(model: Any, inputs: Mapping[str, Any]) -> Iterator[None]:
-        model.freeze_layers(list(layers))
-        try:
-            yield
-        finally:
-            model.freeze_layers([])
-
-    return Change(f"{len(layers)} of {num_layers}", apply, tuple(sorted(layers)))
-
-
 def frozen_lists(package: Checked, sweep: Sequence[int] | None) -> list[tuple[int, ...]]:
     """The package's own list, and for each number in a sweep that many layers with the lowest scores.
 
@@ -164,6 +152,7 @@ def evaluate(
     samples: Calibration,
     *,
     lists: Sequence[tuple[int, ...]],
+    baselines: bool = False,
     max_new_tokens: int = 32,
     speed: bool = True,
     lengths: Sequence[tuple[int, int]] = (),
@@ -180,6 +169,7 @@ def evaluate(
         package: from `check_package`.
         samples: held-out ones.
         lists: frozen layers, from `frozen_lists`; the package's own is one of them.
+        baselines: also measure what ShortV is compared with (see `baselines.comparisons`).
         max_new_tokens: most tokens of an answer.
         speed: also measure the speed, at the median sample's token counts and at `lengths`.
         lengths: numbers of text and of visual tokens.
@@ -194,11 +184,15 @@ def evaluate(
     """
     recipe = package.recipe
     changes = [frozen(layers, recipe.num_layers) for layers in lists]
-    recipe_sha256 = file_sha256(package.folder / RECIPE_NAME)
     with _memory_errors():
         model, processor = load_package(package, dtype=dtype, device_map=device_map, token=token)
+        median = _median_sample(processor, samples.samples)
+        visual = visual_tokens(model.config, median["input_ids"])
+        prompt = (_layer_shape(model), recipe.num_layers, int((~visual).sum()), int(visual.sum()))
+        if baselines:
+            changes += comparisons(recipe.frozen_layers, *prompt, package.scores)
         device = _device_name(model)
-        settings = [recipe_sha256, str(model.dtype), device, max_new_tokens, library_versions()]
+        settings = [recipe.sha256, str(model.dtype), device, max_new_tokens, library_versions()]
         finished = FinishedSamples(output, hashlib.sha256(json.dumps(settings).encode()).hexdigest())
         answers = measure_fidelity(
             model,
@@ -211,9 +205,8 @@ def evaluate(
         )
         speeds: list[tuple[Speed, ...]] = [() for _ in changes]
         if speed:
-            median = _median_sample(processor, samples.samples)
             for number, change in enumerate(changes):
-                report(f"timing {change.name} layers frozen")
+                report(f"timing {change.name}")
                 at_data = measure_speed(model, change, inputs=median)
                 at_lengths = (measure_speed(model, change, tokens=length) for length in lengths)
                 speeds[number] = (at_data, *at_lengths)
@@ -221,17 +214,19 @@ def evaluate(
         Row(
             name=change.name,
             frozen_layers=change.frozen_layers,
-            chosen=change.frozen_layers == recipe.frozen_layers,
+            chosen=number < len(lists) and change.frozen_layers == recipe.frozen_layers,
+            baseline=number >= len(lists),
+            flops_ratio=change.flops_ratio(*prompt),
             fidelity=fidelity_of(found),
             accuracy=accuracy_of(found, samples.samples),
             groups=accuracy_by_group(found, samples.samples),
             speed=measured,
         )
-        for change, found, measured in zip(changes, answers, speeds, strict=True)
+        for number, (change, found, measured) in enumerate(zip(changes, answers, speeds, strict=True))
     )
     evaluation = Evaluation(
         package={"repo_id": package.name if package.commit else None, "revision": package.commit},
-        recipe_sha256=recipe_sha256,
+        recipe_sha256=recipe.sha256,
         base={"repo_id": recipe.base.repo_id, "revision": recipe.base.revision},
         num_layers=recipe.num_layers,
         data=samples.record,
@@ -239,7 +234,7 @@ def evaluate(
         dtype=str(model.dtype).removeprefix("torch."),
         device=device,
         versions=library_versions(),
-        notes=_notes(samples, rows, on_cpu=not accelerators(model)),
+        notes=_notes(samples, rows, on_cpu=not accelerators(model)) + _baseline_notes(rows, *prompt[2:]),
         rows=rows,
     )
     if output is not None:
@@ -262,6 +257,10 @@ def _median_sample(processor: Any, samples: Sequence[Sample]) -> Mapping[str, Te
     return inputs
 
 
+def _layer_shape(model: Any) -> LayerShape:
+    return LayerShape.from_config(text_decoder(model).config.to_dict())
+
+
 def _notes(samples: Calibration, rows: Sequence[Row], *, on_cpu: bool) -> tuple[str, ...]:
     notes = []
     if len(samples.samples) == 1:
@@ -279,6 +278,17 @@ def _notes(samples: Calibration, rows: Sequence[Row], *, on_cpu: bool) -> tuple[
         notes.append(f"Accuracy is over the {answered} of {len(samples.samples)} samples that have an answer.")
     if rows[0].speed and on_cpu:
         notes.append(NO_CPU_MEMORY)
+    return tuple(notes)
+
+
+def _baseline_notes(rows: Sequence[Row], text_tokens: int, visual_tokens: int) -> tuple[str, ...]:
+    names = [row.name for row in rows if row.baseline]
+    if not names:
+        return ()
+    budget = f"no more FLOPs than this package at {text_tokens} + {visual_tokens} tokens"
+    notes = [f"FastV and VTW run in the ShortV paper's setting, and where another one takes {budget}, in that too."]
+    if not any(name.startswith("cosine") for name in names):
+        notes.append("Cosine selection is left out: the package holds no cosine distances.")
     return tuple(notes)
 
 

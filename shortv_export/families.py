@@ -39,6 +39,7 @@ class Family:
         title: what people call it.
         note: what frozen visual tokens mean in this family beside what they mean everywhere; for its code and card.
         tiles: into how many tiles a picture is cut in the paper's cost model (an overview and 2 x 2 details).
+        prompt: what a picture and a question become where the processor has no chat template.
     """
 
     model_type: str
@@ -46,6 +47,7 @@ class Family:
     title: str
     note: str = ""
     tiles: int = 1
+    prompt: str = "USER: <image>\n{question} ASSISTANT:"
 
     @property
     def base_class(self) -> str:
@@ -132,7 +134,7 @@ _ROWS = (
     Family("idefics3", "Idefics3", "Idefics3"),
     Family("gemma3", "Gemma3", "Gemma 3", _BIDIRECTIONAL),
     Family("mistral3", "Mistral3", "Mistral 3"),
-    Family("paligemma", "PaliGemma", "PaliGemma", _WHOLE_PROMPT),
+    Family("paligemma", "PaliGemma", "PaliGemma", _WHOLE_PROMPT, prompt="<image>{question}"),
     Family("glm4v", "Glm4v", "GLM-4V"),
     Family("aya_vision", "AyaVision", "Aya Vision"),
     Family("cohere2_vision", "Cohere2Vision", "Command A Vision"),
@@ -194,6 +196,12 @@ def family_of(config: Mapping[str, Any], name: str) -> Family:
         supported = ", ".join(TEXT_MODELS)
         raise ShortVError(f"{name} has a {text_type!r:.60} text model, not a supported one; supported: {supported}.")
     return FAMILIES[model_type]
+
+
+def plain_prompt(processor: object) -> str:
+    """`Family.prompt` for a processor without chat template: that of its own family, or else LLaVA's."""
+    name = type(processor).__name__
+    return next((family for family in _ROWS if name == f"{family.name}Processor"), _PATTERN).prompt
 
 
 def modeling_dir() -> Path:

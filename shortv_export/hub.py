@@ -19,6 +19,7 @@ from .access import check_permissions, check_role
 from .base_model import BaseModel
 from .card import CARD_NAME, FIGURE_NAME, UNNAMED
 from .errors import ShortVError, one_line
+from .eval_results import EVALUATION_NAME
 from .hashing import file_sha256
 from .package import CONFIG_NAME, WEIGHT_FILES, expected_files, inspect_package, recipe_tag
 from .recipe import RECIPE_NAME, Recipe, Selection
@@ -287,6 +288,7 @@ def forecast_push(
     *,
     selection: Selection | None = None,
     weights: str = "copy",
+    evaluated: bool = False,
     private: bool = False,
     create_pr: bool = False,
     revision: str | None = None,
@@ -300,6 +302,7 @@ def forecast_push(
         base: as `resolve_base` returns it, with or without weights.
         selection: which layers are frozen, if that is known yet.
         weights: ``"copy"``, or ``"reference"`` for a package without them.
+        evaluated: whether the package is evaluated before it is pushed.
         repo_id, private, create_pr, revision, overwrite, tag, token: as in `push_package`.
 
     Raises:
@@ -320,6 +323,8 @@ def forecast_push(
     made = {*base.family.code, CONFIG_NAME, RECIPE_NAME, CARD_NAME}
     if selection is None or selection.method in ("lc", "cosine"):
         made.add(FIGURE_NAME)
+    if evaluated:
+        made.add(EVALUATION_NAME)
     return Forecast(
         repo_id=target.repo_id,
         url=f"{target.api.endpoint}/{target.repo_id}",

@@ -22,6 +22,7 @@ from . import card
 from .base_model import BaseModel, resolve_base
 from .disk import check_space, same_device
 from .errors import ShortVError
+from .eval_results import EVALUATION_NAME, RESULTS_FOLDER, check_evaluation, evaluation_files
 from .families import FAMILIES, Family
 from .figures import draw_scores
 from .flops import flops_ratio
@@ -38,6 +39,7 @@ from .recipe import (
     read_json,
     write_text,
 )
+from .results import Evaluation
 
 CONFIG_NAME = "config.json"
 
@@ -45,7 +47,7 @@ _TEXT_TOKENS = 64  # what the paper counts with
 WEIGHT_FILES = (".safetensors", ".safetensors.index.json")
 
 # What git, the Hub and `hf download --local-dir` put beside a package's files.
-_NOT_OURS = {".gitattributes", ".cache", ".git"}
+NOT_OURS = {".gitattributes", ".cache", ".git"}
 
 
 @dataclass(frozen=True)
@@ -101,13 +103,14 @@ def build_package(
     return out
 
 
-def rebuild_package(base: BaseModel, out: Path, recipe: Recipe) -> Path:
+def rebuild_package(base: BaseModel, out: Path, recipe: Recipe, evaluation: Evaluation | None = None) -> Path:
     """Writes the package that a recipe describes, byte for byte; or nothing.
 
     Args:
         base: the recipe's base, from the Hub or as a folder with the same files.
         out: as in `build_package`.
         recipe: read from a package's ``shortv.json``.
+        evaluation: of the package, if the recipe has one.
 
     Returns:
         The absolute path of `out`.
@@ -129,14 +132,16 @@ def rebuild_package(base: BaseModel, out: Path, recipe: Recipe) -> Path:
     _check_fit(base, selection, scores)
     check_room(base, out, recipe.weights)
     with _becoming(out) as folder:
-        made = _fill(folder, base, recipe.base, selection, scores, inherited, recipe.weights, recipe.versions)
+        made = _fill(
+            folder, base, recipe.base, selection, scores, inherited, recipe.weights, recipe.versions, evaluation
+        )
         _check_same_recipe(made, recipe)
     return out
 
 
 def expected_files(recipe: Recipe) -> set[str]:
     """The names of all files of a package, no more and no less."""
-    names = {*carried_files(recipe), *recipe.code, CONFIG_NAME, RECIPE_NAME, card.CARD_NAME}
+    names = {*carried_files(recipe), *recipe.code, *recipe.measured, CONFIG_NAME, RECIPE_NAME, card.CARD_NAME}
     return names | {card.FIGURE_NAME} if recipe.figure else names
 
 
@@ -162,7 +167,7 @@ def inspect_package(package: Path, *, names: set[str] | None = None, weights: bo
     Returns:
         The checks in order, up to and including the first that failed: later ones need earlier ones.
     """
-    found = ({entry.name for entry in package.iterdir()} if names is None else names) - _NOT_OURS
+    found = (_listing(package) if names is None else names) - NOT_OURS
     try:
         recipe = Recipe.load(package / RECIPE_NAME)
     except ShortVError as error:
@@ -181,6 +186,15 @@ def inspect_package(package: Path, *, names: set[str] | None = None, weights: bo
         except ShortVError as error:
             return [*checks, Check(name, False, str(error))]
     return checks
+
+
+def _listing(package: Path) -> set[str]:
+    """The names of what a folder holds, and of what its folder of results holds."""
+    names = {entry.name for entry in package.iterdir()}
+    if RESULTS_FOLDER in names and (package / RESULTS_FOLDER).is_dir():
+        inside = {f"{RESULTS_FOLDER}/{entry.name}" for entry in (package / RESULTS_FOLDER).iterdir()}
+        names = (names - {RESULTS_FOLDER}) | inside
+    return names
 
 
 def referenced_weights(recipe: Recipe, token: str | None = None) -> tuple[Path, Check]:
@@ -210,6 +224,7 @@ def _fill(
     inherited: card.Inherited,
     weights: str,
     versions: dict[str, str],
+    evaluation: Evaluation | None = None,
 ) -> Recipe:
     """Writes every file of a package; returns the recipe, which everything else follows from."""
     figure = draw_scores(scores, selection.frozen_layers) if scores else None
@@ -227,6 +242,8 @@ def _fill(
         code={name: _source_sha256(base.family, name) for name in base.family.code},
         versions=versions,
     )
+    if evaluation is not None:
+        recipe = add_measured(folder, recipe, evaluation)
     for name, entry in carried_files(recipe).items():
         _carry(base.path / name, folder / name, entry["sha256"])
     for name in recipe.code:
@@ -235,8 +252,23 @@ def _fill(
     write_text(folder / RECIPE_NAME, json_text(recipe.to_dict()))
     if figure:
         (folder / card.FIGURE_NAME).write_bytes(figure)
-    write_text(folder / card.CARD_NAME, card.render_card(base, recipe, inherited, tag=recipe_tag(folder)))
+    text = card.render_card(base, recipe, inherited, tag=recipe_tag(folder), evaluation=evaluation)
+    write_text(folder / card.CARD_NAME, text)
     return recipe
+
+
+def add_measured(folder: Path, recipe: Recipe, evaluation: Evaluation) -> Recipe:
+    """Writes the files that an evaluation adds to a package; returns the recipe that names them.
+
+    Raises:
+        ShortVError: the evaluation is of another package.
+    """
+    check_evaluation(evaluation, recipe)
+    files = evaluation_files(evaluation)
+    for name, content in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(content)
+    return replace(recipe, measured={name: hashlib.sha256(files[name]).hexdigest() for name in files})
 
 
 def _source_sha256(family: Family, name: str) -> str:
@@ -258,7 +290,8 @@ def _check_same_base(base: BaseModel, recorded: BaseRecord) -> None:
 def _check_same_recipe(made: Recipe, recipe: Recipe) -> None:
     """Refuses a recipe that this release would not write for the same package."""
     before, after = (json.loads(json_text(each.to_dict())) for each in (recipe, made))
-    if before["figure"] != after["figure"]:
+    figures = [{**each["measured"], card.FIGURE_NAME: each["figure"]} for each in (before, after)]
+    if any(figures[0][name] != figures[1].get(name) for name in figures[0] if name.endswith(".png")):
         drawn = ", ".join(f"{name} {recipe.versions.get(name)}" for name in ("matplotlib", "pillow"))
         raise ShortVError(f"the figure comes out different here; install what drew it: {drawn}.")
     if changed := [name for name in before if before[name] != after[name]]:
@@ -421,6 +454,11 @@ def _look_at_hashes(package: Path, recipe: Recipe, weights: bool) -> str:
             raise ShortVError(f"{name} differs from the base's file: its sha256 is not the recipe's.")
     if recipe.figure and file_sha256(package / card.FIGURE_NAME) != recipe.figure:
         raise ShortVError(f"{card.FIGURE_NAME} was changed after the package was made.")
+    for name, sha256 in recipe.measured.items():
+        if file_sha256(package / name) != sha256:
+            raise ShortVError(f"{name} was changed after the package was evaluated.")
+    if recipe.measured:
+        check_evaluation(Evaluation.load(package / EVALUATION_NAME), recipe)
     return f"{len(files)} files of the base, {sum(entry['size'] for entry in files.values()):,} bytes"
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from .base_model import BaseModel, resolve_base
 from .errors import ShortVError
+from .hashing import file_sha256
 from .memory import MaxMemory
 from .recipe import RECIPE_NAME, Recipe, Scores
 from .selection import Measure, Selection, given_selection, preset_selection, select_layers
@@ -363,7 +364,7 @@ def rebuild(recipe: Path, out: Path, *, base: str | None = None) -> Recipe:
     """Makes the same folder again, byte for byte.
 
     Args:
-        recipe: a package's ``shortv.json``.
+        recipe: a package's ``shortv.json``; if the package was evaluated, beside its ``evaluation.json``.
         out: the folder; must not exist or be empty.
         base: a Hub id or a folder with the recipe's base; left out, it comes from the Hub at the recipe's commit.
 
@@ -371,14 +372,22 @@ def rebuild(recipe: Path, out: Path, *, base: str | None = None) -> Recipe:
         ShortVError: the recipe or the folder cannot be used, the base is not the recipe's, or this release would make
             another package of it; nothing is left behind.
     """
+    from .eval_results import EVALUATION_NAME
     from .package import rebuild_package
+    from .results import Evaluation
 
     loaded = Recipe.load(recipe)
     base = base or loaded.base.repo_id
     if base is None:
         raise ShortVError(f"{recipe} was made from a folder; name that folder: package BASE OUT --recipe {recipe}.")
     revision = None if Path(base).expanduser().is_dir() else loaded.base.revision
-    rebuild_package(resolve_base(base, revision=revision), out, loaded)
+    evaluation = None
+    if loaded.measured:
+        path = recipe.with_name(EVALUATION_NAME)
+        if not path.is_file() or file_sha256(path) != loaded.measured.get(EVALUATION_NAME):
+            raise ShortVError(f"the recipe's package was evaluated; put its {EVALUATION_NAME} beside {recipe}.")
+        evaluation = Evaluation.load(path)
+    rebuild_package(resolve_base(base, revision=revision), out, loaded, evaluation)
     return loaded
 
 
@@ -392,13 +401,16 @@ def evaluate(
     seed: int = 0,
     group_by: str | None = None,
     accuracy: bool = False,
+    task: str | None = None,
     max_new_tokens: int = 32,
     sweep: Sequence[int] | None = None,
+    baselines: bool = False,
     speed: bool = True,
     at: Sequence[tuple[int, int]] = (),
     force_overlap: bool = False,
     dtype: str = "auto",
     device_map: str | None = None,
+    update_card: bool = False,
     token: str | None = None,
     progress: Progress | None = None,
     report: Callable[[str], None] = lambda line: None,
@@ -413,32 +425,43 @@ def evaluate(
         num_samples, seed: of the draw.
         group_by: a column of the data; accuracy is also told for each of its values.
         accuracy: refuse data without answers; otherwise accuracy is measured where there are answers.
+        task: the data is a benchmark on the Hub, of which this is the task; implies `accuracy`.
         max_new_tokens: most tokens of an answer.
         sweep: also measure these numbers of frozen layers, the lowest by the package's scores.
+        baselines: also measure FastV, VTW, ShortV with FastV, and other selections of as many layers.
         speed: also measure time, memory and FLOPs, at the data's median token counts.
         at: and at these numbers of text and of visual tokens.
         force_overlap: draw from all samples, those that the layers were chosen by too.
         dtype, device_map: of the measurement, as in `score`.
+        update_card: put the result into the package, a folder: its card shows it.
         token: for a private repository.
         progress: called with the samples done and the samples in all.
         report: called with a line before each measurement of speed.
 
     Raises:
-        ShortVError: the package or the data cannot be used, or too few held-out samples are left.
+        ShortVError: the package or the data cannot be used, too few held-out samples are left, or the card cannot be
+            updated.
     """
     from . import evaluation
+    from .eval_results import check_task
+    from .evaluated import add_evaluation, check_evaluable
 
+    evaluable = check_evaluable(package, sweep=sweep is not None) if update_card else None
     checked = evaluation.check_package(package, revision=revision, token=token)
     lists = evaluation.frozen_lists(checked, sweep)
     samples = _evaluation_samples(checked, data, num_samples, seed, group_by, force_overlap)
-    if accuracy and all(sample.answer is None for sample in samples.samples):
+    if task is not None:
+        check_task(task, samples.record, token)
+        samples = replace(samples, record={**samples.record, "task_id": task})
+    if (accuracy or task is not None) and all(sample.answer is None for sample in samples.samples):
         raise ShortVError(
             "accuracy needs answers, but no sample has one; add a column answer, or name it as in DATA:answer=COLUMN."
         )
-    return evaluation.evaluate(
+    result = evaluation.evaluate(
         checked,
         samples,
         lists=lists,
+        baselines=baselines,
         max_new_tokens=max_new_tokens,
         speed=speed,
         lengths=at,
@@ -449,6 +472,9 @@ def evaluate(
         progress=progress,
         report=report,
     )
+    if evaluable is not None:
+        add_evaluation(evaluable, result)
+    return result
 
 
 def _evaluation_samples(
@@ -479,6 +505,7 @@ def _evaluation_samples(
     samples = load_calibration(
         data or "paper", num_samples=num_samples, seed=seed + 1, exclude=exclude, group_by=group_by
     )
+    samples = replace(samples, record={**samples.record, "group_by": group_by})
     return with_overlap(samples, None if selection["method"] == "preset" else used)
 
 
@@ -503,10 +530,11 @@ def push(
     commit_message: str | None = None,
     tag: str | None = None,
     dry_run: bool = False,
+    evaluate_on: int | None = None,
     progress: Progress | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> Push | Forecast:
-    """Publishes a package; given a base, scores, packages and verifies it first.
+    """Publishes a package; given a base, scores, packages and verifies it first, and may evaluate it.
 
     Args:
         source: the folder of a finished package, or a base model (Hub id or folder).
@@ -517,6 +545,8 @@ def push(
             stays, so that a failed upload is continued by pushing it.
         private, create_pr, revision, overwrite, commit_message, tag: as in `hub.push_package`.
         dry_run: only tell what would be done; for a base, as far as one can tell without its weights and its scores.
+        evaluate_on: for a base, evaluate the verified package on so many samples, as `evaluate` does by default; the
+            card shows the result.
         report: called with one line per finished step.
 
     Raises:
@@ -544,7 +574,9 @@ def push(
         calibration.check()
         selection = choice.foresee(outline)
         if dry_run:
-            forecast = forecast_push(outline, repo_id, selection=selection, weights=weights, **target)
+            forecast = forecast_push(
+                outline, repo_id, selection=selection, weights=weights, evaluated=evaluate_on is not None, **target
+            )
             report(forecast.summary)
             return forecast
         folder = out or Path(repo_id.split("/")[-1])
@@ -586,6 +618,23 @@ def push(
         verification = verify(folder, report=report)
         verification.raise_if_failed()
         report(f"verified: {verification.summary}")
+        if evaluate_on is not None:
+            evaluation_file = folder.with_name(f"{folder.name}.evaluation.json")
+            evaluate(
+                str(folder),
+                evaluation_file,
+                data=calibration.data,
+                num_samples=evaluate_on,
+                seed=calibration.seed,
+                dtype=dtype,
+                device_map=device_map,
+                update_card=True,
+                progress=progress,
+                report=report,
+            )
+            report(f"evaluated on {evaluate_on} samples: {evaluation_file}")
+    elif evaluate_on is not None:
+        raise ShortVError(f"{source} is a package; evaluate it first: shortv-export evaluate {source} --update-card.")
     result = push_package(folder, repo_id, commit_message=commit_message, dry_run=dry_run, **target)
     report(result.summary)
     return result

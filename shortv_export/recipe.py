@@ -5,13 +5,14 @@ Each step of the tool returns one of these frozen dataclasses; each can be saved
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 import re
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB_ID = re.compile(r"\w[\w.-]*(?:/\w[\w.-]*)?", re.ASCII)
 _FILE_NAME = re.compile(r"[\w-][\w.-]*", re.ASCII)  # flat, and not hidden
+_MEASURED_FILE = re.compile(r"evaluation\.json|[\w-]+\.png|\.eval_results/[\w-][\w.-]*\.yaml", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -165,6 +167,8 @@ class Recipe:
         figure: sha256 of the card's figure, if there are scores.
         code: sha256 of each remote-code file.
         versions: of the libraries that made the package.
+        measured: sha256 of each file that an evaluation of the package added to it (see `eval_results`); empty if it
+            was not evaluated.
     """
 
     base: BaseRecord
@@ -179,7 +183,13 @@ class Recipe:
     figure: str | None
     code: dict[str, str]
     versions: dict[str, str]
+    measured: dict[str, str] = field(default_factory=dict)
     format: int = FORMAT
+
+    @property
+    def sha256(self) -> str:
+        """What an evaluation calls the package that it measured: the hash of its recipe, evaluated or not."""
+        return hashlib.sha256(json_text(replace(self, measured={}).to_dict()).encode()).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON object of ``shortv.json``."""
@@ -286,6 +296,10 @@ _RECIPE_FIELDS: dict[str, Callable[[Any], bool]] = {
         and all(_SHA256.fullmatch(sha256) for sha256 in value.values())
     ),
     "versions": lambda value: _is_texts(value) and {"shortv-export", "transformers"} <= value.keys(),
+    "measured": lambda value: (
+        all(_MEASURED_FILE.fullmatch(name) for name in value)
+        and all(_SHA256.fullmatch(sha256) for sha256 in value.values())
+    ),
 }
 
 

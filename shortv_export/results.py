@@ -134,6 +134,9 @@ class Row:
         name: of the change.
         frozen_layers: what it freezes; None for a change that freezes nothing of the kind.
         chosen: whether it is what the package does.
+        baseline: whether it is another method, measured for comparison (see `baselines.comparisons`).
+        flops_ratio: FLOPs of the prompt pass over the base's, by the cost model for the sample with the median
+            length; None for a change that it does not know.
         fidelity: to the base.
         accuracy: None for data without answers.
         groups: accuracy by the value of the data's column.
@@ -143,6 +146,8 @@ class Row:
     name: str
     frozen_layers: tuple[int, ...] | None
     chosen: bool
+    baseline: bool
+    flops_ratio: float | None
     fidelity: Fidelity
     accuracy: Accuracy | None
     groups: dict[str, Accuracy]
@@ -155,11 +160,12 @@ class Evaluation:
 
     Attributes:
         package: ``{"repo_id", "revision"}`` of a repository, both None for a folder.
-        recipe_sha256: of the package's recipe, which pins all of the package.
+        recipe_sha256: of the package's recipe without evaluation (see `recipe.Recipe.sha256`).
         base: ``{"repo_id", "revision"}``.
         num_layers: of the language model.
-        data: the samples (see `calibration.Calibration.record`), and as ``"overlap"`` how many of them the layers
-            were chosen by, None if that cannot be told.
+        data: the samples (see `calibration.Calibration.record`); as ``"overlap"`` how many of them the layers were
+            chosen by, None if that cannot be told; as ``"group_by"`` the column of the groups; and of a benchmark
+            its ``"task_id"``.
         max_new_tokens: most tokens of an answer.
         dtype: of the weights.
         device: its name.
@@ -185,6 +191,12 @@ class Evaluation:
     def chosen(self) -> Row:
         """The row of the package itself."""
         return next(row for row in self.rows if row.chosen)
+
+    @property
+    def sweep(self) -> tuple[Row, ...]:
+        """The rows of ShortV and of no frozen layers, if there are several: by number of frozen layers."""
+        rows = [row for row in self.rows if row.frozen_layers is not None and not row.baseline]
+        return tuple(sorted(rows, key=lambda row: len(row.frozen_layers or ()))) if len(rows) > 1 else ()
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON object of ``evaluation.json``."""
@@ -223,8 +235,8 @@ class Evaluation:
     def tables(self) -> list[tuple[str, list[tuple[str, ...]]]]:
         """For people: a title, and lines of which the first is a heading; what the package does is marked."""
         names = [f"{row.name} *" if row.chosen and len(self.rows) > 1 else row.name for row in self.rows]
-        fidelity: list[tuple[str, ...]] = [("frozen", "KL first token", "same", "KL answer", "same answer")]
-        accuracy: list[tuple[str, ...]] = [("frozen", "group", "samples", "base", "ShortV", "difference")]
+        fidelity: list[tuple[str, ...]] = [("frozen", "FLOPs", "KL first token", "same", "KL answer", "same answer")]
+        accuracy: list[tuple[str, ...]] = [("frozen", "group", "samples", "base", "changed", "difference")]
         speed: list[tuple[str, ...]] = [
             ("frozen", "tokens", "first token, ms", "prefill, ms", "speed-up", "limit", "reached")
         ]
@@ -232,7 +244,8 @@ class Evaluation:
             found = row.fidelity
             kl = (_shown(found.first_token_kl, 4), _shown(found.answer_kl, 4))
             same = (_shown(found.top1_agreement), _shown(found.exact_match))
-            fidelity.append((name, kl[0], same[0], kl[1], same[1]))
+            flops = "-" if row.flops_ratio is None else f"{row.flops_ratio:.1%}"
+            fidelity.append((name, flops, kl[0], same[0], kl[1], same[1]))
             answered = {"all": row.accuracy} if row.accuracy else {}
             for group, value in (answered | (row.groups if row.chosen else {})).items():
                 means = (_shown(value.base), _shown(value.changed), _shown(value.difference))

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,12 +35,39 @@ class Change:
         name: for tables.
         apply: called with the model and with the inputs that it will be given; while the context that it returns
             lasts, the model is the changed one.
-        frozen_layers: the layers that it freezes, if that is what it does: what the cost model needs to know.
+        frozen_layers: the layers that it freezes, if that is all it does.
+        flops: what the cost model says of the changed decoder layers, from their shape and the numbers of layers,
+            of text and of visual tokens.
     """
 
     name: str
     apply: Callable[[Any, Inputs], AbstractContextManager[Any]]
     frozen_layers: tuple[int, ...] | None = None
+    flops: Callable[[LayerShape, int, int, int], float] | None = None
+
+    def flops_ratio(self, shape: LayerShape, num_layers: int, text_tokens: int, visual_tokens: int) -> float | None:
+        """Its FLOPs over the base's; None where the cost model does not know it."""
+        if self.flops is None:
+            return None
+        base = model_flops(shape, num_layers, 0, text_tokens, visual_tokens)
+        return self.flops(shape, num_layers, text_tokens, visual_tokens) / base
+
+
+def frozen(layers: Sequence[int], num_layers: int) -> Change:
+    """Freezing these decoder layers of a model that freezes none, which a loaded package is."""
+
+    @contextmanager
+    def apply(model: Any, inputs: Inputs) -> Iterator[None]:
+        model.freeze_layers(list(layers))
+        try:
+            yield
+        finally:
+            model.freeze_layers([])
+
+    def flops(shape: LayerShape, num_layers: int, text_tokens: int, visual_tokens: int) -> float:
+        return model_flops(shape, num_layers, len(layers), text_tokens, visual_tokens)
+
+    return Change(f"{len(layers)} of {num_layers}", apply, tuple(sorted(layers)), flops)
 
 
 UNCHANGED = Change("base", lambda model, inputs: nullcontext(), ())
@@ -217,13 +244,12 @@ def _fused_kernels() -> dict[Any, Callable[..., int]]:
 
 def _expected_flops(model: Any, change: Change, text_tokens: int, num_visual: int) -> Pair | None:
     """What the cost model says of the same tokens."""
-    if change.frozen_layers is None:
+    if change.flops is None:
         return None
     config = text_decoder(model).config
-    shape = LayerShape.from_config(config.to_dict())
-    layers, frozen = config.num_hidden_layers, len(change.frozen_layers)
-    base, changed = (float(model_flops(shape, layers, count, text_tokens, num_visual)) for count in (0, frozen))
-    return Pair(base, changed)
+    prompt = (LayerShape.from_config(config.to_dict()), config.num_hidden_layers)
+    base = model_flops(*prompt, 0, text_tokens, num_visual)
+    return Pair(float(base), float(change.flops(*prompt, text_tokens, num_visual)))
 
 
 def _difference(counted: Pair, expected: Pair) -> float:

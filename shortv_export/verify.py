@@ -268,6 +268,7 @@ def _run_child(
             "stock": str(stock),
             "model_class": family.model_class,
             "base_class": family.base_class,
+            "prompt": family.prompt,
             "oracle": str(Path(__file__).with_name("oracle.py")),
             "frozen_layers": list(recipe.frozen_layers),
             "resident_layers": resident_layers,

@@ -60,8 +60,9 @@ class _Run:
 
     Attributes:
         task: ``package`` and ``stock`` (folders), ``model_class`` and ``base_class`` (names of classes),
-            ``oracle`` (file), ``frozen_layers``, ``resident_layers`` (how many decoder layers memory holds; None for
-            all) and ``offload_folder`` (where loading may write).
+            ``prompt`` (for a processor without chat template), ``oracle`` (file), ``frozen_layers``,
+            ``resident_layers`` (how many decoder layers memory holds; None for all) and ``offload_folder`` (where
+            loading may write).
     """
 
     def __init__(self, task: dict[str, Any]) -> None:
@@ -70,6 +71,7 @@ class _Run:
         self.model: Any = None
         self.inputs: Any = None
         self.logits = torch.empty(0)
+        self.keys_and_values: list[torch.Tensor] = []
         self.visual = torch.empty(0)
         # With layers on disk, each token reads them all.
         self.new_tokens = _NEW_TOKENS if task["resident_layers"] is None else 1
@@ -80,8 +82,11 @@ class _Run:
         name = type(self.model).__name__
         if name != self.task["model_class"]:
             raise _Failed(f"AutoModel gave a {name}, not a {self.task['model_class']}.")
-        processor = transformers.AutoProcessor.from_pretrained(self.task["package"], trust_remote_code=True)
-        self.inputs = _inputs(processor)
+        try:
+            processor = transformers.AutoProcessor.from_pretrained(self.task["package"], trust_remote_code=True)
+        except Exception as error:  # as above; an ImportError says what to install
+            raise _Failed(f"its processor does not load: {' '.join(str(error).split())[:300]}") from None
+        self.inputs = _inputs(processor, self.task["prompt"])
         self.visual = self.oracle.visual_tokens(self.model.config, self.inputs["input_ids"])
         if not self.visual.any():
             raise _Failed("the processor puts no visual token into a prompt with an image.")
@@ -90,7 +95,8 @@ class _Run:
     def frozen(self) -> str:
         """One forward pass: what the model says it skipped must be what its list says."""
         with torch.inference_mode():
-            self.logits = self.model(**self.inputs).logits
+            output = self.model(**self.inputs, use_cache=True)
+        self.logits, self.keys_and_values = output.logits, _keys_and_values(output)
         report = self.model.shortv_report()
         layers, visual = self.task["frozen_layers"], int(self.visual.sum())
         # Without frozen layers there is nothing to find visual tokens for.
@@ -121,12 +127,19 @@ class _Run:
         stock = self._from_pretrained(getattr(transformers, self.task["base_class"]), "stock")
         layers, frozen_layers = self.oracle.text_decoder(stock).layers, self.task["frozen_layers"]
         with torch.inference_mode(), self.oracle.frozen_by_definition(layers, frozen_layers, self.visual):
-            expected = stock(**self.inputs).logits
-        scale = expected.abs().max().item()
-        difference = (self.logits - expected).abs().max().item() / scale
-        if not difference <= TOLERANCE:  # a NaN fails too
-            raise _Failed(f"the logits differ from the definition by {difference:.2g} of their scale.")
-        return f"logits within {difference:.2g} of the base's with visual rows put back"
+            expected = stock(**self.inputs, use_cache=True)
+        logits = _difference(self.logits, expected.logits)
+        if not logits <= TOLERANCE:  # a NaN fails too
+            raise _Failed(f"the logits differ from the definition by {logits:.2g} of their scale.")
+        pairs = zip(self.keys_and_values, _keys_and_values(expected), strict=True)
+        keys_and_values = [_difference(found, wanted) for found, wanted in pairs]
+        for layer, difference in enumerate(keys_and_values):
+            if not difference <= TOLERANCE:
+                raise _Failed(f"keys and values of layer {layer} differ from the definition by {difference:.2g}.")
+        return (
+            f"logits within {logits:.2g}, keys and values of all layers within {max(keys_and_values):.2g} "
+            "of the base's with visual rows put back"
+        )
 
     def _from_pretrained(self, auto: Any, folder: str, **options: Any) -> Any:
         options |= {"dtype": torch.float32, "use_safetensors": True}
@@ -160,8 +173,28 @@ class _Run:
         return {"device_map": device_map, "offload_folder": self.task["offload_folder"]}
 
 
-def _inputs(processor: Any) -> Any:
-    """One image of seeded noise, and one question: as its chat template has it, or LLaVA's plain prompt."""
+def _keys_and_values(output: Any) -> list[torch.Tensor]:
+    """What a forward pass left in each layer's cache: ``(2, batch, key heads, tokens)``.
+
+    Of each key and value, its component in one direction: all of them for a long prompt would take gigabytes.
+    """
+    kept = []
+    for layer in output.past_key_values.layers:
+        generator = torch.Generator().manual_seed(_SEED)
+        keys, values = (
+            states.cpu() @ torch.randn(states.shape[-1], generator=generator) for states in (layer.keys, layer.values)
+        )
+        kept.append(torch.stack([keys, values]))
+    return kept
+
+
+def _difference(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """The largest absolute difference, of the expected tensor's largest absolute value."""
+    return (found - expected).abs().max().item() / expected.abs().max().item()
+
+
+def _inputs(processor: Any, plain_prompt: str) -> Any:
+    """One image of seeded noise, and one question: as its chat template has it, or the family's plain prompt."""
     from PIL import Image
 
     generator = torch.Generator().manual_seed(_SEED)
@@ -171,8 +204,10 @@ def _inputs(processor: Any) -> Any:
         content = [{"type": "image"}, {"type": "text", "text": question}]
         prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     else:
-        prompt = f"USER: <image>\n{question} ASSISTANT:"
-    return processor(images=[Image.fromarray(noise.numpy())], text=[prompt], return_tensors="pt")
+        prompt = plain_prompt.format(question=question)
+    inputs = processor(images=[Image.fromarray(noise.numpy())], text=[prompt], return_tensors="pt")
+    inputs.pop("labels", None)  # some processors make them of every prompt, to learn it
+    return inputs
 
 
 def _module(path: str) -> Any:

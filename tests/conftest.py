@@ -38,6 +38,50 @@ RAGGED = (
 )
 
 
+# What the tests of the families record of each, in this order; the last is of its way through the tool.
+MATRIX = ("oracle error", "generate equal", "LC error", "stream equal", "verify", "push and load")
+
+
+@pytest.fixture
+def matrix(record_property: Callable[[str, Any], None]) -> Callable[[str, str, Any], None]:
+    """``matrix(family, column, value)``: a cell of the table that is printed at the end; of several, the worst."""
+
+    def record(family: str, column: str, value: Any) -> None:
+        assert column in MATRIX
+        record_property("matrix", (family, column, value))
+
+    return record
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Prints what the tests of the families recorded, if both of their modules ran."""
+    cells: dict[str, dict[str, Any]] = {}
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            for key, value in getattr(report, "user_properties", ()):
+                if key == "matrix":
+                    family, column, new = value
+                    old = cells.setdefault(family, {}).get(column, new)
+                    # Numbers are errors, and False is worse than True.
+                    cells[family][column] = old and new if isinstance(new, bool) else max(old, new)
+    found = {column for row in cells.values() for column in row}
+    if not {MATRIX[0], MATRIX[-2]} <= found:
+        return
+    terminalreporter.section("families")
+    terminalreporter.write_line("".join(f"{title:<18}" for title in ("family", *MATRIX)))
+    for family, row in sorted(cells.items()):
+        shown = (_cell(row.get(column)) for column in MATRIX)
+        terminalreporter.write_line("".join(f"{text:<18}" for text in (family, *shown)))
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "NO"
+    return f"{value:.1e}"
+
+
 @pytest.fixture(scope="session")
 def photos() -> dict[str, Any]:
     """Four photographs of different shapes that come with scikit-image, as PIL images."""

@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 import yaml
 
-from shortv_export import card
+from shortv_export import card, figures
 from shortv_export.base_model import BaseModel, resolve_base
-from shortv_export.card import Inherited, draw_scores, inherited_metadata, render_card
+from shortv_export.card import Inherited, inherited_metadata, render_card
 from shortv_export.errors import ShortVError
 from shortv_export.families import FAMILIES, model_cards_dir
+from shortv_export.figures import draw_scores
 from shortv_export.flops import flops_ratio
 from shortv_export.loopback import _front_matter
 from shortv_export.recipe import BaseRecord, Recipe, Scores, Selection
@@ -311,7 +312,7 @@ def luminance(color: str) -> float:
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-@pytest.mark.parametrize("color", [card._INK, card._VISUAL, card._TEXT])
+@pytest.mark.parametrize("color", [figures.INK, figures.VISUAL, figures.TEXT])
 @pytest.mark.parametrize("page", ["#ffffff", "#0b0f19"])  # the Hub's
 def test_colours_on_light_and_dark_pages(color: str, page: str) -> None:
     low, high = sorted((luminance(color), luminance(page)))

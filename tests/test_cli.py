@@ -16,6 +16,7 @@ import pytest
 from shortv_export import cli
 from shortv_export.loopback import LoopbackHub
 from shortv_export.recipe import Scores
+from shortv_export.results import Evaluation
 
 
 @pytest.fixture
@@ -509,9 +510,13 @@ def test_the_demo_goes_the_whole_way(tmp_path: Path) -> None:
         text=True,
     )
     assert result.returncode == 0, result.stderr
-    for word in ("score", "package", "verify", "publish", "ShortVLlavaForConditionalGeneration", "answer"):
+    for word in ("score", "package", "verify", "evaluate", "publish", "ShortVLlavaForConditionalGeneration", "answer"):
         assert word in result.stdout
     assert not (tmp_path / "untouched").exists()
     config = json.loads((tmp_path / "demo" / "package" / "config.json").read_text())
     scores = Scores.load(tmp_path / "demo" / "scores.json")
-    assert config["frozen_layers"] == sorted(sorted(range(8), key=scores.visual.__getitem__)[:5])
+    assert config["frozen_layers"] == sorted(sorted(range(12), key=scores.visual.__getitem__)[:7])
+    evaluation = Evaluation.load(tmp_path / "demo" / "evaluation.json")
+    (shortv,) = (row for row in evaluation.rows if row.chosen)
+    assert shortv.frozen_layers == tuple(config["frozen_layers"])
+    assert sum(row.baseline for row in evaluation.rows) >= 4

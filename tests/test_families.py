@@ -114,7 +114,7 @@ def test_unknown_family():
 
 
 @pytest.mark.parametrize(("name", "kind"), KINDS)
-def test_forward_and_cache(pairs, name, kind):
+def test_forward_and_cache(pairs, name, kind, matrix):
     """Logits of every real token, and keys and values of every layer, are those of the definition."""
     pair = pairs(name)
     inputs = pair.inputs(kind)
@@ -127,7 +127,9 @@ def test_forward_and_cache(pairs, name, kind):
         with pair.defined(visual | ~real):
             expected = pair.stock(**inputs, use_cache=True)
         output = pair.shortv(**inputs, use_cache=True)
-    assert relative_error(output.logits, expected.logits, real) <= TOLERANCE
+    error = relative_error(output.logits, expected.logits, real)
+    matrix(name, "oracle error", error)
+    assert error <= TOLERANCE
     assert relative_error(dense, expected.logits, real) > 1000 * TOLERANCE
     for layer, wanted in zip(output.past_key_values.layers, expected.past_key_values.layers, strict=True):
         for states in ("keys", "values"):
@@ -141,14 +143,16 @@ def test_forward_and_cache(pairs, name, kind):
 
 @pytest.mark.parametrize("cache", [None, "static"])
 @pytest.mark.parametrize(("name", "kind"), KINDS)
-def test_generate(pairs, name, kind, cache):
+def test_generate(pairs, name, kind, cache, matrix):
     pair = pairs(name)
     inputs = pair.inputs(kind)
     frozen = visual_tokens(pair.stock.config, inputs["input_ids"]) | (inputs["attention_mask"] == 0)
     options = {"max_new_tokens": 6, "do_sample": False, **({"cache_implementation": cache} if cache else {})}
     with pair.defined(frozen):
         expected = pair.stock.generate(**inputs, **options)
-    assert torch.equal(pair.shortv.generate(**inputs, **options), expected)
+    equal = torch.equal(pair.shortv.generate(**inputs, **options), expected)
+    matrix(name, "generate equal", equal)
+    assert equal
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -203,7 +207,7 @@ def test_tensor_names(pairs, name):
 
 
 @pytest.mark.parametrize(("name", "kind"), KINDS)
-def test_layer_contributions(pairs, name, kind):
+def test_layer_contributions(pairs, name, kind, matrix):
     """Against whole forward passes of the stock model with one layer frozen."""
     from shortv_export.contribution import layer_contributions
 
@@ -221,7 +225,9 @@ def test_layer_contributions(pairs, name, kind):
                 with pair.defined(rows, [index]):
                     ablated = pair.stock(**inputs).logits[:, -1].double().log_softmax(-1)
                 expected.append((original.exp() * (original - ablated)).sum(-1))
-            assert relative_error(measured, torch.stack(expected, 1)) <= 1e-4
+            error = relative_error(measured, torch.stack(expected, 1))
+            matrix(name, "LC error", error)
+            assert error <= 1e-4
 
 
 @pytest.mark.parametrize("name", TINY)

@@ -225,6 +225,15 @@ def test_wrong_results(tampered: Callable[..., Path]) -> None:
     assert (name, "differ from the definition by" in detail) == ("definition", True)
 
 
+def test_wrong_keys_in_the_cache(tampered: Callable[..., Path]) -> None:
+    """They show in no logit of the prompt, only in the answer's later tokens."""
+    package = tampered(
+        "shortv_layers.py", "keys, values = past_key_values.update(keys,", "past_key_values.update(1.001 * keys,"
+    )
+    name, detail = last(verify(package))
+    assert (name, detail) == ("definition", "keys and values of layer 1 differ from the definition by 0.001.")
+
+
 def test_memory_of_a_config_that_describes_no_model(base_folder: Path, tmp_path: Path) -> None:
     package = build_package(resolve_base(base_folder), tmp_path / "out", Selection((1, 3), 4, "given"))
     config = json.loads((package / "config.json").read_text())

@@ -7,6 +7,7 @@ tiny configs name. Chat templates put each picture's placeholder where those of 
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -272,6 +273,7 @@ PROCESSORS: dict[str, TinyProcessor] = {
         "[IMG]",
         {"[IMG]": IMAGE},
         extra=("[IMG_BREAK]", "[IMG_END]", "[INST]", "[/INST]"),
+        needs=("torchvision",),
         template=(
             "{{ bos_token }}{% for message in messages %}{{ '[INST]' }}{% for content in message['content'] %}"
             "{% if content['type'] == 'image' %}{{ 'IMAGE' }}{% else %}{{ content['text'] }}{% endif %}"
@@ -370,6 +372,29 @@ def build_tiny_base(folder: Path, model_type: str) -> Path:
     tiny_processor(model_type).save_pretrained(folder)
     (folder / "README.md").write_text("---\nlicense: apache-2.0\nlanguage:\n- en\n---\n", encoding="utf-8")
     return folder
+
+
+def older_layout(folder: Path) -> None:
+    """Makes a base's files those of repositories from before transformers 5, some with flat configs."""
+    processor = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))
+    images = {**processor.pop("image_processor"), "processor_class": processor["processor_class"]}
+    processor.pop("video_processor", None)
+    template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if config["model_type"].startswith("qwen2"):
+        text = config.pop("text_config")
+        rope = text.pop("rope_parameters")
+        text |= {"rope_theta": rope["rope_theta"], "rope_scaling": {"type": "mrope", **rope, "rope_type": "mrope"}}
+        config = {name: value for name, value in text.items() if name != "model_type"} | config
+    files = {
+        "processor_config.json": processor,
+        "preprocessor_config.json": images,
+        "chat_template.json": {"chat_template": template},
+        "config.json": config,
+    }
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content), encoding="utf-8")
+    (folder / "chat_template.jinja").unlink()
 
 
 assert set(PROCESSORS) == set(TINY)
