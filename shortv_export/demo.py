@@ -12,12 +12,13 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from . import scenes
 from .errors import ShortVError
 from .loopback import LoopbackHub
+from .recipe import Scores
 
 BASE_ID = "loopback/scenes-llava"
 REPO_ID = "loopback/scenes-llava-shortv"
@@ -83,14 +84,7 @@ def run_demo(output: Path, *, report: Callable[[str], None], table: Table) -> Pa
 
         recipe = pipeline.package(BASE_ID, output / "package", pipeline.Choice(scores=output / "scores.json"))
         ratio = recipe.cost["flops_ratio"]
-        table(
-            "\nLayer Contribution, in nats",
-            [("layer", "to visual tokens", "to text tokens", "")]
-            + [
-                (str(layer), f"{visual:.2g}", f"{text:.2g}", "frozen" if layer in recipe.frozen_layers else "")
-                for layer, (visual, text) in enumerate(zip(scores.visual, scores.text, strict=True))
-            ],
-        )
+        table("\nLayer Contribution, in nats", _contributions(scores, recipe.frozen_layers))
         step("package", f"{len(recipe.frozen_layers)} of {recipe.num_layers} layers frozen; FLOPs ratio {ratio:.3f}")
 
         verification = verify(output / "package")
@@ -134,6 +128,13 @@ def run_demo(output: Path, *, report: Callable[[str], None], table: Table) -> Pa
     report(f"\nLook at {card}, the card, and {card.with_name('layer_contribution.png')}.")
     report("Next: shortv-export push llava-hf/llava-1.5-7b-hf USER/NAME --preset paper")
     return card
+
+
+def _contributions(scores: Scores, frozen_layers: Sequence[int]) -> list[tuple[str, ...]]:
+    lines: list[tuple[str, ...]] = [("layer", "of visual tokens", "of text tokens", "")]
+    for layer, (visual, text) in enumerate(zip(scores.visual, scores.text, strict=True)):
+        lines.append((str(layer), f"{visual:.2g}", f"{text:.2g}", "frozen" if layer in frozen_layers else ""))
+    return lines
 
 
 def _prepare(output: Path) -> None:

@@ -88,12 +88,12 @@ def _figure(panels: int) -> Iterator[tuple[io.BytesIO, list[Any]]]:
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     png = io.BytesIO()
     with matplotlib.rc_context(matplotlib.rcParamsDefault):  # not what the user's matplotlibrc says
-        figure = Figure(figsize=(8, 3.6), dpi=160, layout="constrained")
+        figure = Figure(figsize=(8, 3.6), dpi=160, layout=ConstrainedLayoutEngine(wspace=0.06))
         figure.patch.set_alpha(0)
-        figure.get_layout_engine().set(wspace=0.06)
         all_axes = list(figure.subplots(1, panels, squeeze=False)[0])
         yield png, all_axes
         for axes in all_axes:

@@ -252,16 +252,16 @@ def test_samples_are_added_until_the_selection_is_stable(
 def test_rounds_measure_no_sample_twice(
     run: Any, tiny_base: Any, question_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from shortv_export import scoring
+    from shortv_export.finished import FinishedSamples
 
     measured = []
-    add = scoring._FinishedSamples.add
+    add = FinishedSamples.add
 
-    def count(self: Any, digest: str, values: Any) -> None:
+    def count(self: Any, digest: str, *measurement: Any) -> None:
         measured.append(digest)
-        add(self, digest, values)
+        add(self, digest, *measurement)
 
-    monkeypatch.setattr(scoring._FinishedSamples, "add", count)
+    monkeypatch.setattr(FinishedSamples, "add", count)
     arguments = ["--data", question_folder, "--num-samples", 2, "--max-samples", 8, "--until-stable"]
     assert run("score", tiny_base(), *arguments, "--output", tmp_path / "scores.json")[0] == 0
     digests = Scores.load(tmp_path / "scores.json").calibration["sample_digests"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from conftest import TOLERANCE, relative_error
 from tiny_families import IMAGE, TINY, VIDEO, batch, tiny_model
 
 from shortv_export.errors import ShortVError
-from shortv_export.families import FAMILIES, REFUSED, family_of
+from shortv_export.families import FAMILIES, REFUSED, TEXT_MODELS, family_of, modeling_dir
 from shortv_export.oracle import frozen_by_definition, text_decoder, visual_tokens
 
 FROZEN = [0, 2]
@@ -99,6 +100,16 @@ def rows_with_features(model: Any, inputs: dict[str, Any]) -> Any:
 
 def test_every_family_is_tried():
     assert set(TINY) == set(FAMILIES)
+
+
+def test_text_models_are_those_of_the_remote_code():
+    source = (modeling_dir() / "shortv_layers.py").read_text(encoding="utf-8")
+    (names,) = [
+        node.value
+        for node in ast.parse(source).body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "TEXT_MODELS"
+    ]
+    assert eval(ast.unparse(names)) == TEXT_MODELS
 
 
 @pytest.mark.parametrize("name", sorted(REFUSED))
@@ -211,7 +222,7 @@ def test_layer_contributions(pairs, name, kind, matrix):
     """Against whole forward passes of the stock model with one layer frozen."""
     from shortv_export.contribution import layer_contributions
 
-    needs_transformers("5.16")  # as the tool does
+    needs_transformers("5.18")  # as the tool does
     pair = pairs(name)
     inputs = pair.inputs(kind)
     visual, real = visual_tokens(pair.stock.config, inputs["input_ids"]), inputs["attention_mask"].bool()

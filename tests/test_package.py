@@ -21,8 +21,11 @@ from shortv_export.recipe import Recipe, Scores, Selection
 
 FROZEN = Selection((1, 3), 4, "given", {"num_frozen": 2})
 SCORES = Scores((0.3, 0.02, 0.5, 0.0), (1.5, 2.0, 0.7, 0.1), (0.1, 0.01, 0.1, 0.0), 2)
-CODE = {"configuration_shortv_llava.py", "modeling_shortv_llava.py", "shortv_layers.py", "shortv_weights.py"}
-ADDED = {*CODE, "config.json", "shortv.json", "README.md"}
+
+
+def code_of(model_type: str) -> set[str]:
+    own = {f"configuration_shortv_{model_type}.py", f"modeling_shortv_{model_type}.py"}
+    return {*own, "shortv_layers.py", "shortv_weights.py"}
 
 
 @pytest.fixture
@@ -53,11 +56,13 @@ def test_contents(tiny_base: Callable[..., Path], model_type: str, tmp_path: Pat
     assert out == tmp_path / "deep" / "out"
 
     files = contents(out)
-    carried = set(files) - ADDED
+    code = code_of(model_type)
+    carried = set(files) - {*code, "config.json", "shortv.json", "README.md"}
     assert carried == {path.name for path in folder.iterdir()} - {"config.json", "README.md"}
     for name in carried:
         assert files[name] == (folder / name).read_bytes()
-    for name in CODE:
+    # What names no family is the file in modeling/; what does, too, for LLaVA.
+    for name in code if model_type == "llava" else ("shortv_layers.py", "shortv_weights.py"):
         assert files[name] == (modeling_dir() / name).read_bytes()
 
     stock, config = json.loads((folder / "config.json").read_text()), json.loads(files["config.json"])
@@ -67,7 +72,7 @@ def test_contents(tiny_base: Callable[..., Path], model_type: str, tmp_path: Pat
     }
     assert config["model_type"] == f"shortv_{model_type}"
     assert config["frozen_layers"] == [1, 3]
-    assert config["auto_map"]["AutoModel"] == f"modeling_shortv_llava.{config['architectures'][0]}"
+    assert config["auto_map"]["AutoModel"] == f"modeling_shortv_{model_type}.{config['architectures'][0]}"
 
     recipe = json.loads(files["shortv.json"])
     assert recipe["base"] == {
@@ -79,7 +84,7 @@ def test_contents(tiny_base: Callable[..., Path], model_type: str, tmp_path: Pat
             for name in sorted(carried)
         },
     }
-    assert recipe["code"] == {name: hashlib.sha256(files[name]).hexdigest() for name in sorted(CODE)}
+    assert recipe["code"] == {name: hashlib.sha256(files[name]).hexdigest() for name in sorted(code)}
     assert recipe["frozen_layers"] == [1, 3]
     # 56 pixels in patches of 14 are 16 visual tokens; LLaVA-NeXT has an overview and four tiles.
     visual = 16 if model_type == "llava" else 80
