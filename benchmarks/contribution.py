@@ -3,7 +3,7 @@
     python benchmarks/contribution.py                                  # 24 layers, 576 + 64 tokens, both ways
     python benchmarks/contribution.py --growth                         # time against layers and against tokens
     python benchmarks/contribution.py --memory --layers 6 12 24        # peak, whole model and streamed
-    python benchmarks/contribution.py --processes 2                    # `accelerate launch` against one process
+    python benchmarks/contribution.py --processes 2                    # under torchrun, against one process
     python benchmarks/contribution.py --shape 13b --layers 40          # streamed from disk; 26 GB there
 
 The plain loop runs the whole stock model once as it is, and once for each layer and token set with that layer
@@ -135,9 +135,8 @@ def compare_processes(num_layers: int, tokens: int, arguments: argparse.Namespac
             for samples in (few, many):
                 output = Path(name) / f"scores-{processes}-{samples}.json"
                 # The same launcher for one process, so that it starts alike.
-                launch = ["accelerate.commands.launch", "--cpu", "--num_machines", "1", "--mixed_precision", "no"]
-                launch += ["--dynamo_backend", "no", "--num_processes", str(processes)]
-                launch += ["--num_cpu_threads_per_process", "1", "-m", "shortv_export", "score", str(base)]
+                launch = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+                launch += ["-m", "shortv_export", "score", str(base)]
                 options = ["--data", str(data), "--num-samples", str(samples), "--output", str(output), "--json"]
                 start = time.perf_counter()
                 subprocess.run(

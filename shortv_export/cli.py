@@ -96,7 +96,7 @@ def score(
         str, typer.Option(help="'forward': KL(original || ablated), as the paper defines it; or 'reverse'.")
     ] = "forward",
     max_batch_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Tokens per call of a layer; less takes less memory. Default: 8192.")
+        int | None, typer.Option(min=1, help="Tokens per call of a layer; less takes less memory. Default: 2560.")
     ] = None,
     dtype: Dtype = "auto",
     device_map: DeviceMap = None,

@@ -33,8 +33,9 @@ FORWARD = "kl(original||ablated)"
 REVERSE = "kl(ablated||original)"
 """What the paper's reference code computes."""
 
-MAX_BATCH_TOKENS = 8192
-"""Tokens per call of a decoder layer; the FFN of a 7B model then holds about half a gigabyte in bf16."""
+MAX_BATCH_TOKENS = 2560
+"""Tokens per call of a decoder layer: enough to keep an accelerator busy, and a CPU is slower with more, as what one
+operation writes is no longer in its caches when the next one reads it."""
 
 
 @dataclass(frozen=True)

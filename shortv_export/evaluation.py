@@ -27,6 +27,7 @@ from .finished import FinishedSamples
 from .flops import LayerShape
 from .oracle import text_decoder, visual_tokens
 from .package import inspect_package, referenced_weights
+from .process import this_process
 from .recipe import RECIPE_NAME, Recipe, Scores, library_versions
 from .results import NO_CPU_MEMORY, NO_WIDTH, SINGLE_SAMPLE, Evaluation, Row, Speed
 from .speed import accelerators, frozen, measure_speed
@@ -95,10 +96,9 @@ def load_package(
     Raises:
         ShortVError: it cannot be loaded, or its weights are not the ones that its config describes.
     """
-    from accelerate import PartialState
     from transformers import AutoModel, AutoProcessor
 
-    device = PartialState().device
+    device = this_process().device
     if device_map is None and device.type != "cpu":
         device_map = {"": str(device)}
     options: dict[str, Any] = {"trust_remote_code": True, "token": token}

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from lmms_eval.models.chat.llava_hf import LlavaHf as LlavaHfChat
 from lmms_eval.models.simple import llava_hf
 from loguru import logger
@@ -22,6 +21,7 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from .errors import ShortVError, one_line
 from .evaluation import check_package
+from .process import this_process
 
 
 class ShortVSimple(llava_hf.LlavaHf):
@@ -47,7 +47,7 @@ class ShortVSimple(llava_hf.LlavaHf):
             llava_hf.model_map[config.model_type] = model_class
             options["trust_remote_code"] = True  # for the processor
             device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-            if PartialState().num_processes == 1:  # where there are more, it places them itself
+            if this_process().num_processes == 1:  # where there are more, it places them itself
                 options.setdefault("device_map", device)
             super().__init__(str(package.folder), device=device, **options)
             if tuple(self.model.shortv_report()["frozen_layers"]) != package.recipe.frozen_layers:

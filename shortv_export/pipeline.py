@@ -15,6 +15,7 @@ from .base_model import BaseModel, resolve_base
 from .errors import ShortVError
 from .hashing import file_sha256
 from .memory import MaxMemory
+from .process import this_process
 from .recipe import RECIPE_NAME, Recipe, Scores
 from .selection import Measure, Selection, given_selection, preset_selection, select_layers
 from .statistics import describe
@@ -346,13 +347,11 @@ def _joint_divergence(
     base: BaseModel, samples: Calibration, dtype: str, device_map: str | None, max_memory: MaxMemory | None
 ) -> Measure:
     """What measures the divergence of a base from itself with layers frozen."""
-    from accelerate import PartialState
-
     from .base_model import load_base
     from .calibration import encode
     from .joint import JointDivergence
 
-    device = PartialState().device
+    device = this_process().device
     placement: Any = device_map or ("auto" if max_memory else None)
     if placement is None and device.type != "cpu":
         placement = {"": str(device)}

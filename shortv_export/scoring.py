@@ -17,6 +17,7 @@ from .contribution import FORWARD, MAX_BATCH_TOKENS, layer_contributions
 from .errors import ShortVError
 from .finished import FinishedSamples
 from .memory import MaxMemory, estimate, free_bytes, weight_bytes
+from .process import this_process
 from .recipe import Scores, library_versions
 from .streaming import load_streamed
 
@@ -67,8 +68,6 @@ class Scorer:
         progress: Callable[[int, int], None] | None = None,
         report: Callable[[str], None] = lambda line: None,
     ) -> None:
-        from accelerate import PartialState
-
         if stream and device_map is not None:
             raise ShortVError("stream and device_map exclude each other; leave out one of them.")
         self.base = base
@@ -81,7 +80,7 @@ class Scorer:
         self.output = output
         self.progress = progress or (lambda done, total: None)
         self.report = report
-        self.process = PartialState()
+        self.process = this_process()
         self.finished = FinishedSamples(output, _settings(base, dtype, divergence), self.process.process_index)
         self.model: Any = None
         self.layers: Iterable[nn.Module] | None = None

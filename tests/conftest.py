@@ -9,6 +9,7 @@ import atexit
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -144,6 +145,47 @@ def shortv_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pat
         )
 
     return make
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
+    """A `LoopbackHub` that this process's client talks to, logged in, with an empty cache of its own.
+
+    It must have seen nothing but a correct client.
+    """
+    from huggingface_hub import constants
+
+    from shortv_export.loopback import LoopbackHub
+
+    with LoopbackHub() as hub:
+        # What the client reads from the environment once, at import.
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setenv("HF_TOKEN", hub.token)
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        yield hub
+        assert hub.errors == []
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """``run("score", ...)`` -> (exit status, stdout, stderr) of the command line, in this process."""
+    from shortv_export import cli
+
+    def run(*arguments: Any) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["shortv-export", *map(str, arguments)])
+        status = 0
+        try:
+            cli.main()
+        except SystemExit as exit:
+            status = int(exit.code or 0)
+        output = capsys.readouterr()
+        return status, output.out, output.err
+
+    return run
 
 
 @dataclass

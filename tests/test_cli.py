@@ -13,27 +13,9 @@ from typing import Any
 
 import pytest
 
-from shortv_export import cli
 from shortv_export.loopback import LoopbackHub
 from shortv_export.recipe import Scores
 from shortv_export.results import Evaluation
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """``run("score", ...)`` -> (exit status, stdout, stderr), in this process."""
-
-    def run(*arguments: Any) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["shortv-export", *map(str, arguments)])
-        status = 0
-        try:
-            cli.main()
-        except SystemExit as exit:
-            status = int(exit.code or 0)
-        output = capsys.readouterr()
-        return status, output.out, output.err
-
-    return run
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from conftest import oracle
 from torch.nn import functional
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from shortv_export import cli, evaluation, pipeline
+from shortv_export import evaluation, pipeline
 from shortv_export.answers import normalised
 from shortv_export.base_model import resolve_base
 from shortv_export.calibration import Calibration, encode, load_calibration
@@ -23,7 +22,6 @@ from shortv_export.errors import ShortVError
 from shortv_export.evaluation import check_package, evaluate, frozen, load_package
 from shortv_export.fidelity import Answers, accuracy_of, fidelity_of, measure_fidelity
 from shortv_export.hub import push_package
-from shortv_export.loopback import LoopbackHub
 from shortv_export.package import build_package
 from shortv_export.recipe import Scores, Selection
 from shortv_export.results import NO_WIDTH, SINGLE_SAMPLE, Evaluation
@@ -388,43 +386,15 @@ def test_result_files(make_package: Callable[..., str], questions: Path, tmp_pat
         assert "\n" not in str(refused.value)
 
 
-def test_repository(
-    make_package: Callable[..., str], questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from huggingface_hub import constants
-
-    with LoopbackHub() as hub:
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setenv("no_proxy", "127.0.0.1")
-        package = make_package()
-        push_package(Path(package), "loopback/model", token=hub.token)
-        result = run_evaluation("loopback/model", questions, token=hub.token)
-        commit = hub.commits("loopback/model")[0]
-        assert result.package == {"repo_id": "loopback/model", "revision": commit.sha}
-        assert result.rows == run_evaluation(package, questions).rows
-        with pytest.raises(ShortVError, match="is not on the Hub"):
-            run_evaluation("acme/none", questions, token=hub.token)
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """``run("evaluate", ...)`` -> (exit status, stdout, stderr)."""
-
-    def run(*arguments: Any) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["shortv-export", *map(str, arguments)])
-        status = 0
-        try:
-            cli.main()
-        except SystemExit as exit:
-            status = int(exit.code or 0)
-        output = capsys.readouterr()
-        return status, output.out, output.err
-
-    return run
+def test_repository(make_package: Callable[..., str], questions: Path, hub: Any) -> None:
+    package = make_package()
+    push_package(Path(package), "loopback/model")
+    result = run_evaluation("loopback/model", questions)
+    commit = hub.commits("loopback/model")[0]
+    assert result.package == {"repo_id": "loopback/model", "revision": commit.sha}
+    assert result.rows == run_evaluation(package, questions).rows
+    with pytest.raises(ShortVError, match="is not on the Hub"):
+        run_evaluation("acme/none", questions)
 
 
 def test_command(run: Any, make_package: Callable[..., str], questions: Path, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,22 +27,10 @@ SCORES = Scores((0.3, 0.02, 0.5, 0.0), (1.5, 2.0, 0.7, 0.1), (0.1, 0.01, 0.1, 0.
 
 
 @pytest.fixture
-def loopback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LoopbackHub]:
-    """A Hub that must have seen nothing but a correct client; retries do not wait."""
-    from huggingface_hub import constants
-
-    with LoopbackHub() as hub:
-        # What the client reads from the environment once, at import.
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setenv("HF_TOKEN", hub.token)
-        monkeypatch.setenv("no_proxy", "127.0.0.1")
-        monkeypatch.setattr("time.sleep", lambda _: None)
-        yield hub
-        assert hub.errors == []
+def loopback(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> LoopbackHub:
+    """The Hub, and retries that do not wait."""
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    return hub
 
 
 @pytest.fixture(scope="module")

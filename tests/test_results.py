@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,6 @@ from shortv_export.eval_results import check_task, evaluation_files
 from shortv_export.evaluated import add_evaluation, check_evaluable
 from shortv_export.figures import draw_sweep
 from shortv_export.hub import push_package
-from shortv_export.loopback import LoopbackHub
 from shortv_export.package import build_package, inspect_package, recipe_tag
 from shortv_export.recipe import Recipe, Scores, Selection
 from shortv_export.results import Accuracy, Estimate, Evaluation, Fidelity, Pair, Row, Speed
@@ -467,27 +466,12 @@ def test_figure(package: Path) -> None:
     assert "1.61 times as fast" in alt[1]
 
 
-@pytest.fixture
-def loopback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LoopbackHub]:
-    from huggingface_hub import constants
-
-    with LoopbackHub() as hub:
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setenv("HF_TOKEN", hub.token)
-        monkeypatch.setenv("no_proxy", "127.0.0.1")
-        yield hub
-
-
-def test_push(loopback: LoopbackHub, package: Path) -> None:
+def test_push(hub: Any, package: Path) -> None:
     """Everything in one commit; what was tagged before the evaluation stays what it was."""
     first = push_package(package, REPO)
     evaluate(package)
     second = push_package(package, REPO)
-    assert len(loopback.commits(REPO)) == 3  # with the repository's first
+    assert len(hub.commits(REPO)) == 3  # with the repository's first
     assert set(second.added) == {
         "README.md",
         "shortv.json",
@@ -495,13 +479,13 @@ def test_push(loopback: LoopbackHub, package: Path) -> None:
         "frozen_layers_sweep.png",
         ".eval_results/acme--bench.yaml",
     }
-    assert set(loopback.files(REPO, "main")) - {".gitattributes"} == set(content(package))
-    assert set(loopback.files(REPO, first.tag)) & set(second.added) == {"README.md", "shortv.json"}
+    assert set(hub.files(REPO, "main")) - {".gitattributes"} == set(content(package))
+    assert set(hub.files(REPO, first.tag)) & set(second.added) == {"README.md", "shortv.json"}
     assert not push_package(package, REPO).changed
     evaluate(package, data={"sources": []})
     third = push_package(package, REPO)
     assert third.deleted == (".eval_results/acme--bench.yaml",)
-    assert loopback.errors == []
+    assert hub.errors == []
 
 
 EVAL_YAML = (
@@ -523,10 +507,8 @@ EVAL_YAML = (
         ({"eval.yaml": EVAL_YAML}, "reading", {"repo_id": None}, "not of one data set there"),
     ],
 )
-def test_tasks(
-    loopback: LoopbackHub, files: dict[str, bytes], task: str, source: dict[str, Any], words: str | None
-) -> None:
-    commit = loopback.create_repo("datasets/acme/bench", files=files)
+def test_tasks(hub: Any, files: dict[str, bytes], task: str, source: dict[str, Any], words: str | None) -> None:
+    commit = hub.create_repo("datasets/acme/bench", files=files)
     known = {"repo_id": "acme/bench", "revision": commit, "config": None, "split": "test"} | source
     data = {"sources": [{key: value for key, value in known.items() if key != "repo_id" or value}]}
     if words is None:
@@ -548,7 +530,7 @@ def questions(tmp_path: Path, photos: dict[str, Any]) -> Path:
     return folder
 
 
-def test_push_from_a_base(loopback: LoopbackHub, base: Path, questions: Path, tmp_path: Path) -> None:
+def test_push_from_a_base(hub: Any, base: Path, questions: Path, tmp_path: Path) -> None:
     """Scored on two photographs, evaluated on the two others, published in one commit that a stranger can verify."""
     options: dict[str, Any] = {
         "choice": pipeline.Choice(num_frozen=2),
@@ -560,8 +542,8 @@ def test_push_from_a_base(loopback: LoopbackHub, base: Path, questions: Path, tm
     assert "evaluation.json" in forecast.summary
     pipeline.push(str(base), REPO, **options)
     made = content(tmp_path / "made")
-    assert set(loopback.files(REPO, "main")) - {".gitattributes"} == set(made)
-    assert len(loopback.commits(REPO)) == 2  # with the repository's first
+    assert set(hub.files(REPO, "main")) - {".gitattributes"} == set(made)
+    assert len(hub.commits(REPO)) == 2  # with the repository's first
     evaluation = Evaluation.load(tmp_path / "made" / "evaluation.json")
     assert evaluation.chosen.fidelity.num_samples == 2
     assert evaluation.data["overlap"] == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -278,7 +279,8 @@ def test_two_processes_equal_one(tiny_base: Callable[..., Path], tmp_path: Path)
         "import sys; from pathlib import Path\n"
         "sys.path.insert(0, sys.argv[1])\n"
         "from test_scoring import calibration, resolve_base, score\n"
-        "score(resolve_base(sys.argv[2]), calibration(), output=Path(sys.argv[3]))\n"
+        "share = lambda done, total: print('share', total)\n"
+        "score(resolve_base(sys.argv[2]), calibration(), output=Path(sys.argv[3]), progress=share)\n"
     )
     output = tmp_path / "out" / "scores.json"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -290,6 +292,7 @@ def test_two_processes_equal_one(tiny_base: Callable[..., Path], tmp_path: Path)
         timeout=120,
     )
     assert result.returncode == 0, result.stderr
+    assert set(re.findall(r"share \d", result.stdout)) == {"share 3", "share 2"}
     assert [path.name for path in output.parent.iterdir()] == ["scores.json"]
     one, two = score(base, calibration()), Scores.load(output)
     np.testing.assert_allclose(two.visual, one.visual, rtol=1e-6)

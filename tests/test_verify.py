@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -59,54 +59,37 @@ def test_good_packages(
     assert sorted(path.name for path in package.iterdir()) == before
 
 
-def test_repository(tiny_base: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from huggingface_hub import constants
-
+def test_repository(
+    tiny_base: Callable[..., Path], hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     base = resolve_base(tiny_base(num_shards=2))
     package = build_package(base, tmp_path / "out", Selection((1, 3), 4, "given"))
-    with LoopbackHub() as hub:
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setenv("no_proxy", "127.0.0.1")
-        push = push_package(package, "loopback/model", token=hub.token, private=True)
-        verify("loopback/model", revision=push.tag, token=hub.token).raise_if_failed()
+    push = push_package(package, "loopback/model", token=hub.token, private=True)
+    verify("loopback/model", revision=push.tag, token=hub.token).raise_if_failed()
 
-        monkeypatch.setattr(verification.subprocess, "run", forbidden)
-        hub.commit("loopback/model", {"custom_generate/generate.py": b"evil = True\n"})
-        name, detail = last(verify("loopback/model", token=hub.token))
-        assert (name, detail) == ("files", "not of the package: custom_generate/generate.py.")
-        assert not list((tmp_path / "cache").rglob("generate.py"))
+    monkeypatch.setattr(verification.subprocess, "run", forbidden)
+    hub.commit("loopback/model", {"custom_generate/generate.py": b"evil = True\n"})
+    name, detail = last(verify("loopback/model", token=hub.token))
+    assert (name, detail) == ("files", "not of the package: custom_generate/generate.py.")
+    assert not list((tmp_path / "cache").rglob("generate.py"))
 
-        hub.create_repo("acme/other", files={"config.json": b"{}"})
-        for repo_id, reason in (
-            ("acme/other", "was not published by shortv-export"),
-            ("acme/none", "is not on the Hub"),
-            ("no such thing", "neither a folder here nor a Hub id"),
-        ):
-            with pytest.raises(ShortVError, match=reason) as caught:
-                verify(repo_id, token=hub.token)
-            assert "\n" not in str(caught.value)
-        assert hub.errors == []
+    hub.create_repo("acme/other", files={"config.json": b"{}"})
+    for repo_id, reason in (
+        ("acme/other", "was not published by shortv-export"),
+        ("acme/none", "is not on the Hub"),
+        ("no such thing", "neither a folder here nor a Hub id"),
+    ):
+        with pytest.raises(ShortVError, match=reason) as caught:
+            verify(repo_id, token=hub.token)
+        assert "\n" not in str(caught.value)
 
 
 @pytest.fixture
-def on_hub(tiny_base: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
+def on_hub(hub: LoopbackHub, tiny_base: Callable[..., Path], tmp_path: Path) -> LoopbackHub:
     """A Hub with acme/base on it, and a package of that base in ``tmp_path / "out"``."""
-    from huggingface_hub import constants
-
-    with LoopbackHub() as hub:
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setenv("no_proxy", "127.0.0.1")
-        hub.create_repo("acme/base", files={path.name: path for path in tiny_base(num_shards=2).iterdir()})
-        build_package(resolve_base("acme/base"), tmp_path / "out", Selection((1, 3), 4, "given"))
-        yield hub
+    hub.create_repo("acme/base", files={path.name: path for path in tiny_base(num_shards=2).iterdir()})
+    build_package(resolve_base("acme/base"), tmp_path / "out", Selection((1, 3), 4, "given"))
+    return hub
 
 
 def of_base(package: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[bool | None, str]:

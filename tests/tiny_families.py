@@ -160,6 +160,15 @@ QWEN_FIELDS = {
 }
 SIGLIP = {name: value for name, value in CLIP.items() if name != "projection_dim"}
 
+SIGLIP_TOWER = {"model_type": "siglip_vision_model", **SIGLIP, "vision_use_head": False}
+COHERE2 = {
+    "model_type": "cohere2",
+    **TEXT,
+    "sliding_window": 12,
+    "logit_scale": 1.0,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+}
+
 TINY: dict[str, Tiny] = {
     "llava": Tiny(
         {"model_type": "llama", **TEXT}, CLIP, plain(), {"image_token_index": IMAGE, "image_seq_length": PATCHES}
@@ -211,7 +220,7 @@ TINY: dict[str, Tiny] = {
     ),
     "llava_onevision": Tiny(
         {"model_type": "qwen2", **TEXT},
-        {"model_type": "siglip_vision_model", **SIGLIP, "vision_use_head": False},
+        SIGLIP_TOWER,
         tiled_images(),
         {
             **{"image_token_index": IMAGE, "video_token_index": VIDEO, "vision_feature_layer": -1},
@@ -246,7 +255,7 @@ TINY: dict[str, Tiny] = {
             **{**TEXT, "head_dim": 16, "sliding_window": 12, "query_pre_attn_scalar": 16},
             "layer_types": ["sliding_attention", "full_attention"] * 2,
         },
-        {"model_type": "siglip_vision_model", **SIGLIP, "vision_use_head": False},
+        SIGLIP_TOWER,
         plain(4),
         {
             "image_token_index": IMAGE,
@@ -287,14 +296,8 @@ TINY: dict[str, Tiny] = {
         types="mm_token_type_ids",
     ),
     "aya_vision": Tiny(
-        {
-            "model_type": "cohere2",
-            **TEXT,
-            "sliding_window": 12,
-            "logit_scale": 1.0,
-            "layer_types": ["sliding_attention", "full_attention"] * 2,
-        },
-        {"model_type": "siglip_vision_model", **SIGLIP, "vision_use_head": False},
+        COHERE2,
+        SIGLIP_TOWER,
         plain(4),
         {
             "image_token_index": IMAGE,
@@ -304,14 +307,8 @@ TINY: dict[str, Tiny] = {
         },
     ),
     "cohere2_vision": Tiny(
-        {
-            "model_type": "cohere2",
-            **TEXT,
-            "sliding_window": 12,
-            "logit_scale": 1.0,
-            "layer_types": ["sliding_attention", "full_attention"] * 2,
-        },
-        {"model_type": "siglip_vision_model", **SIGLIP, "vision_use_head": False},
+        COHERE2,
+        SIGLIP_TOWER,
         plain(4),
         {"image_token_id": IMAGE, "downsample_factor": 2, "alignment_intermediate_size": 64},
     ),
