@@ -19,7 +19,7 @@ test: $(VENV)/.dev
 
 # The published code alone, on the oldest transformers that it supports.
 test-min: .venv-min/.installed
-	PYTHONPATH=. .venv-min/bin/pytest -n 2 tests/test_frozen_layer.py tests/test_generation.py tests/test_loading.py tests/test_training.py
+	PYTHONPATH=. .venv-min/bin/pytest -n 2 $(addprefix tests/test_,frozen_layer.py generation.py loading.py training.py families.py)
 
 # $(VENV)/.demo has the extra `demo` installed, $(VENV)/.dev the extra `dev`.
 $(VENV)/.%: pyproject.toml constraints.txt

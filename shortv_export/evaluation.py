@@ -295,7 +295,8 @@ def _baseline_notes(rows: Sequence[Row], text_tokens: int, visual_tokens: int) -
 def _device_name(model: Any) -> str:
     devices = accelerators(model)
     if not devices:
-        return f"CPU ({platform.machine()}), {torch.get_num_threads()} threads"
+        threads = torch.get_num_threads()
+        return f"CPU ({platform.machine()}), {threads} thread{'s' if threads > 1 else ''}"
     if devices[0].type != "cuda":
         return devices[0].type
     number = f"{len(devices)} x " if len(devices) > 1 else ""
