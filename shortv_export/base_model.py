@@ -381,7 +381,7 @@ def _check_config(name: str, config: dict[str, Any]) -> Family:
         twin = _LLAVA_HF.get(name, "llava-hf/llava-1.5-7b-hf and its siblings")
         raise ShortVError(f"{name} is in the original LLaVA code's layout; use its transformers conversion: {twin}.")
     family = family_of(config, name)
-    _check_code(name, config)
+    check_code(name, config)
     _image_token_id(config, name)
     base = BaseModel(name, None, None, Path(), config, family, ())
     try:
@@ -401,7 +401,7 @@ def _check_config(name: str, config: dict[str, Any]) -> Family:
     return family
 
 
-def _check_code(name: str, config: dict[str, Any]) -> None:
+def check_code(name: str, config: dict[str, Any]) -> None:
     """Refuses entries with which transformers would fetch code, or open other files than those that were checked."""
     # At the top, `auto_map` is left out of packages: a base that transformers knows loads without it.
     asks = bool(_values([*config.values()], "auto_map")) or "transformers_weights" in config

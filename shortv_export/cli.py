@@ -265,6 +265,7 @@ def evaluate(
     ] = False,
     dtype: Dtype = "auto",
     device_map: DeviceMap = None,
+    max_memory: MaxMemory = None,
     update_card: Annotated[
         bool, typer.Option("--update-card", help="Put the result into the package, a folder, and on its card.")
     ] = False,
@@ -273,6 +274,7 @@ def evaluate(
 ) -> None:
     """Measure how close a package stays to its base, how often both are right, and how much faster it is."""
     from . import pipeline
+    from .memory import parse_max_memory
 
     if no_speed and at is not None:
         raise typer.BadParameter("there is nothing to time with --no-speed.", param_hint="'--at'")
@@ -299,6 +301,7 @@ def evaluate(
             force_overlap=force_overlap,
             dtype=dtype,
             device_map=device_map,
+            max_memory=parse_max_memory(max_memory),
             update_card=update_card,
             progress=progress,
             report=_silent if as_json else _print,

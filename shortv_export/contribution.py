@@ -168,11 +168,12 @@ class _Batch:
         before = self.states[0].clone()
         parts = self.states[: 1 + 2 * index].split(max(1, max_batch_tokens // (samples * tokens)))
         if index == len(self.calls) - 1:
-            rows = [_last_row(layer, part.flatten(0, 1), self._call(index, part)) for part in parts]
+            # Accelerate may run a layer that was offloaded on another device than that of its input.
+            rows = [_last_row(layer, part.flatten(0, 1), self._call(index, part)).to(before.device) for part in parts]
             # Text frozen in this layer: its last prompt position leaves as it entered.
             self.outcome = torch.cat([*rows, before[:, -1]]).view(-1, samples, before.shape[-1])
             # Only the cosine distance asks what the last layer does to the visual tokens.
-            after = layer(before, **self._call(index, self.states[:1]))
+            after = layer(before, **self._call(index, self.states[:1])).to(before.device)
             self.cosine_distances.append(_cosine_distance(before, after, self.visual))
             del self.states
             return

@@ -56,7 +56,7 @@ def check_evaluable(package: str, *, sweep: bool = False) -> Evaluable:
     """
     if not Path(package).is_dir():
         raise ShortVError(f"{package} is no folder, and only a folder's card can be updated; package the base again.")
-    folder = Path(package).absolute()
+    folder = Path(package).resolve()
     for check in inspect_package(folder, weights=False):
         if not check.passed:
             raise ShortVError(f"{package} is not a complete package: {check.detail}")

@@ -25,6 +25,7 @@ from .families import FAMILIES
 from .fidelity import accuracy_by_group, accuracy_of, fidelity_of, measure_fidelity
 from .finished import FinishedSamples
 from .flops import LayerShape
+from .memory import MaxMemory
 from .oracle import text_decoder, visual_tokens
 from .package import inspect_package, referenced_weights
 from .process import this_process
@@ -84,13 +85,19 @@ def check_package(package: str, *, revision: str | None = None, token: str | Non
 
 
 def load_package(
-    package: Checked, *, dtype: str = "auto", device_map: Any = None, token: str | None = None
+    package: Checked,
+    *,
+    dtype: str = "auto",
+    device_map: Any = None,
+    max_memory: MaxMemory | None = None,
+    token: str | None = None,
 ) -> tuple[Any, Any]:
     """The model of a package, freezing nothing until it is told to, and its processor.
 
     Args:
         package: what to load.
-        dtype, device_map: as in ``from_pretrained``; without a map it goes on the accelerator, if there is one.
+        dtype, device_map, max_memory: as in ``from_pretrained``; without a map it goes on the accelerator, if there is
+            one, and limits of memory ask for a map.
         token: for weights in a private repository.
 
     Raises:
@@ -99,6 +106,8 @@ def load_package(
     from transformers import AutoModel, AutoProcessor
 
     device = this_process().device
+    if device_map is None and max_memory is not None:
+        device_map = "auto"
     if device_map is None and device.type != "cpu":
         device_map = {"": str(device)}
     options: dict[str, Any] = {"trust_remote_code": True, "token": token}
@@ -107,6 +116,7 @@ def load_package(
             package.folder,
             dtype=dtype,
             device_map=device_map,
+            max_memory=max_memory,
             use_safetensors=True,
             output_loading_info=True,
             **options,
@@ -158,6 +168,7 @@ def evaluate(
     lengths: Sequence[tuple[int, int]] = (),
     dtype: str = "auto",
     device_map: Any = None,
+    max_memory: MaxMemory | None = None,
     token: str | None = None,
     output: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -173,7 +184,7 @@ def evaluate(
         max_new_tokens: most tokens of an answer.
         speed: also measure the speed, at the median sample's token counts and at `lengths`.
         lengths: numbers of text and of visual tokens.
-        dtype, device_map, token: as in `load_package`.
+        dtype, device_map, max_memory, token: as in `load_package`.
         output: where to save the result. Finished samples are kept beside it until then
             (``<output>.partial.jsonl``), and a run that was interrupted goes on from there.
         progress: called with the samples done and the samples in all.
@@ -185,7 +196,9 @@ def evaluate(
     recipe = package.recipe
     changes = [frozen(layers, recipe.num_layers) for layers in lists]
     with _memory_errors():
-        model, processor = load_package(package, dtype=dtype, device_map=device_map, token=token)
+        model, processor = load_package(
+            package, dtype=dtype, device_map=device_map, max_memory=max_memory, token=token
+        )
         median = _median_sample(processor, samples.samples)
         visual = visual_tokens(model.config, median["input_ids"])
         prompt = (_layer_shape(model), recipe.num_layers, int((~visual).sum()), int(visual.sum()))

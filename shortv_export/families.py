@@ -16,7 +16,7 @@ from .errors import ShortVError
 # Text models whose keys and values `shortv_layers.py` computes; its own list.
 TEXT_MODELS = (
     *("llama", "mistral", "qwen2", "qwen3", "qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text", "qwen3_vl_moe_text"),
-    *("gemma", "gemma3_text", "cohere", "cohere2", "glm4v_text", "glm4v_moe_text", "aria_text"),
+    *("gemma", "gemma3_text", "cohere", "cohere2", "glm4v_text", "aria_text"),
 )
 
 # The auto classes that people load vision-language models with. AutoModel gives the *generative* class, as

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -108,6 +110,42 @@ def weight_bytes(files: Sequence[Path], value_bytes: int, *, stream: bool) -> in
     return others + (max(layers.values(), default=0) if stream else sum(layers.values()))
 
 
+def available_memory() -> int | None:
+    """Bytes that a new process can use without pushing others out: of this machine, or of its control group.
+
+    Returns:
+        None where the system does not tell.
+    """
+    amounts = []
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                amounts.append(int(line.split()[1]) << 10)
+    except OSError:
+        with suppress(ValueError, OSError):  # no such name here, or no such system
+            amounts.append(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    with suppress(ValueError, OSError):  # no control group, or one without a limit ("max")
+        group = Path("/sys/fs/cgroup")
+        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
+        cache = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())["inactive_file"]
+        amounts.append(limit - used + int(cache))
+    return min(amounts, default=None)
+
+
+def stored_dtype(files: Sequence[Path]) -> torch.dtype:
+    """What the first floating-point tensor of these safetensors files is stored as; float32 if there is none."""
+    import torch
+    from safetensors import safe_open
+
+    stored = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    for file in files:
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118
+                if found := stored.get(tensors.get_slice(name).get_dtype()):
+                    return found
+    return torch.float32
+
+
 def free_bytes(device: torch.device, max_memory: MaxMemory | None = None) -> int:
     """The memory that this process may take on a device: of what is free, its share and at most its limit."""
     import torch
@@ -118,7 +156,9 @@ def free_bytes(device: torch.device, max_memory: MaxMemory | None = None) -> int
     else:
         import psutil
 
-        free = psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        # Less than the machine has, in a container.
+        free = min(psutil.virtual_memory().available, available_memory() or sys.maxsize)
+        free //= int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         place = "cpu"
     if max_memory is None or place not in max_memory:
         return free
@@ -148,7 +188,7 @@ def _bytes(size: Any) -> int:
 
     try:
         return int(convert_file_size_to_int(size))
-    except ValueError:
+    except (ValueError, OverflowError):
         raise ShortVError(f"{size!r:.60} is no amount of memory; give one such as 20GiB or 500MB.") from None
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from . import card
-from .base_model import BaseModel, resolve_base
+from .base_model import BaseModel, check_code, resolve_base
 from .disk import check_space, same_device
 from .errors import ShortVError
 from .eval_results import EVALUATION_NAME, RESULTS_FOLDER, check_evaluation, evaluation_files
@@ -483,6 +483,7 @@ def _look_at_config(package: Path, recipe: Recipe) -> str:
     for name, value in expected.items():
         if config.get(name) != value:
             raise ShortVError(f"{CONFIG_NAME}: {name} is not what the recipe says.")
+    check_code(str(package), config)
     # A processor's or tokenizer's auto_map would make loaders run code that nobody looked at.
     for name in sorted(carried_files(recipe)):
         if name.endswith("config.json") and '"auto_map":' in json.dumps(read_json(package / name)):

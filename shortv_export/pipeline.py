@@ -409,6 +409,7 @@ def evaluate(
     force_overlap: bool = False,
     dtype: str = "auto",
     device_map: str | None = None,
+    max_memory: MaxMemory | None = None,
     update_card: bool = False,
     token: str | None = None,
     progress: Progress | None = None,
@@ -431,7 +432,7 @@ def evaluate(
         speed: also measure time, memory and FLOPs, at the data's median token counts.
         at: and at these numbers of text and of visual tokens.
         force_overlap: draw from all samples, those that the layers were chosen by too.
-        dtype, device_map: of the measurement, as in `score`.
+        dtype, device_map, max_memory: of the measurement, as in `score`.
         update_card: put the result into the package, a folder: its card shows it.
         token: for a private repository.
         progress: called with the samples done and the samples in all.
@@ -448,7 +449,9 @@ def evaluate(
     evaluable = check_evaluable(package, sweep=sweep is not None) if update_card else None
     checked = evaluation.check_package(package, revision=revision, token=token)
     lists = evaluation.frozen_lists(checked, sweep)
-    samples = _evaluation_samples(checked, data, num_samples, seed, group_by, force_overlap)
+    if output is not None and output.absolute().parent.resolve() == checked.folder.resolve():
+        raise ShortVError(f"{output} lies in the package, which must stay as it is; choose another --output.")
+    samples = _evaluation_samples(checked, data, num_samples, seed, group_by, force_overlap, token)
     if task is not None:
         check_task(task, samples.record, token)
         samples = replace(samples, record={**samples.record, "task_id": task})
@@ -466,6 +469,7 @@ def evaluate(
         lengths=at,
         dtype=dtype,
         device_map=device_map,
+        max_memory=max_memory,
         token=token,
         output=output,
         progress=progress,
@@ -477,7 +481,13 @@ def evaluate(
 
 
 def _evaluation_samples(
-    checked: Checked, data: str | None, num_samples: int, seed: int, group_by: str | None, force_overlap: bool
+    checked: Checked,
+    data: str | None,
+    num_samples: int,
+    seed: int,
+    group_by: str | None,
+    force_overlap: bool,
+    token: str | None,
 ) -> Calibration:
     """Samples that a package's layers were not chosen by, unless that is forced, and the record of how many were."""
     from .calibration import load_calibration
@@ -502,10 +512,11 @@ def _evaluation_samples(
             raise ShortVError(f"the layers of {checked.name} were chosen by local files; name data with --data.")
     exclude = [] if force_overlap else used or []
     samples = load_calibration(
-        data or "paper", num_samples=num_samples, seed=seed + 1, exclude=exclude, group_by=group_by
+        data or "paper", num_samples=num_samples, seed=seed + 1, exclude=exclude, group_by=group_by, token=token
     )
     samples = replace(samples, record={**samples.record, "group_by": group_by})
-    return with_overlap(samples, None if selection["method"] == "preset" else used)
+    # Nobody says by which samples a list was chosen that was given as it stands.
+    return with_overlap(samples, None if selection["method"] in ("preset", "given") else used)
 
 
 def push(
@@ -570,6 +581,12 @@ def push(
         inherited_metadata(outline, license)
         if stream and choice.max_kl is not None:
             raise ShortVError("--max-kl runs the whole model; place a large one with --device-map auto, not --stream.")
+        if stream and evaluate_on is not None:
+            raise ShortVError("--evaluate runs the whole model; place it with --device-map auto, not --stream.")
+        if evaluate_on is not None and calibration.data is None and choice.scores is not None:
+            known = Scores.load(choice.scores).calibration.get("data")
+            if known in (None, "local files"):
+                raise ShortVError("the scores were measured on local files; name data for --evaluate with --data.")
         calibration.check()
         selection = choice.foresee(outline)
         if dry_run:
@@ -627,6 +644,7 @@ def push(
                 seed=calibration.seed,
                 dtype=dtype,
                 device_map=device_map,
+                max_memory=max_memory,
                 update_card=True,
                 progress=progress,
                 report=report,

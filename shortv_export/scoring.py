@@ -16,7 +16,7 @@ from .base_model import BaseModel, load_base, load_processor
 from .contribution import FORWARD, MAX_BATCH_TOKENS, layer_contributions
 from .errors import ShortVError
 from .finished import FinishedSamples
-from .memory import MaxMemory, estimate, free_bytes, weight_bytes
+from .memory import MaxMemory, estimate, free_bytes, stored_dtype, weight_bytes
 from .process import this_process
 from .recipe import Scores, library_versions
 from .streaming import load_streamed
@@ -160,7 +160,7 @@ class Scorer:
         self.processor = load_processor(base)
         tokens = max(encode(self.processor, [sample])["input_ids"].shape[1] for sample in samples)
         files = [base.path / name for name in base.files if name.endswith(".safetensors")]
-        value_bytes = _dtype(base, self.dtype).itemsize
+        value_bytes = _dtype(base, files, self.dtype).itemsize
         weights = weight_bytes(files, value_bytes, stream=self.stream)
         need = estimate(weights, base.layer_shape, base.num_layers, tokens, value_bytes, self.max_batch_tokens)
         if self.device_map is not None:
@@ -182,10 +182,10 @@ class Scorer:
             self.model, _ = load_base(base, dtype=self.dtype, device_map=device_map)
 
 
-def _dtype(base: BaseModel, dtype: str | torch.dtype) -> torch.dtype:
-    """What the weights will be loaded as; where neither says, float32, which takes most."""
+def _dtype(base: BaseModel, files: Sequence[Path], dtype: str | torch.dtype) -> torch.dtype:
+    """What the weights will be loaded as: where nobody says, as they stand in the files."""
     if dtype == "auto":
-        dtype = base.config.get("dtype") or base.config.get("torch_dtype") or "float32"
+        dtype = base.config.get("dtype") or base.config.get("torch_dtype") or stored_dtype(files)
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     return found if isinstance(found, torch.dtype) else torch.float32
 

@@ -13,7 +13,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from .disk import bytes_to_download, check_space
 from .errors import ShortVError, one_line
 from .families import FAMILIES
 from .hub import LocalFile
+from .memory import available_memory
 from .package import CONFIG_NAME, WEIGHT_FILES, Check, expected_files, inspect_package, referenced_weights
 from .recipe import RECIPE_NAME, Recipe, read_json, write_json
 from .xet import plain_if_xet_fails
@@ -226,28 +226,6 @@ def _sizes(package: Path, recipe: Recipe) -> tuple[list[int], int]:
         model = getattr(transformers, family.base_class)._from_config(config)
     layers = [_BYTES * sum(map(torch.numel, layer.parameters())) for layer in text_decoder(model).layers]
     return layers, _BYTES * sum(map(torch.numel, model.parameters())) - sum(layers)
-
-
-def available_memory() -> int | None:
-    """Bytes that a new process can use without pushing others out: of this machine, or of its control group.
-
-    Returns:
-        None where the system does not tell.
-    """
-    amounts = []
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                amounts.append(int(line.split()[1]) << 10)
-    except OSError:
-        with suppress(ValueError, OSError):  # no such name here, or no such system
-            amounts.append(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    with suppress(ValueError, OSError):  # no control group, or one without a limit ("max")
-        group = Path("/sys/fs/cgroup")
-        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
-        cache = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())["inactive_file"]
-        amounts.append(limit - used + int(cache))
-    return min(amounts, default=None)
 
 
 def _run_child(

@@ -204,8 +204,12 @@ def _inputs(processor: Any, plain_prompt: str) -> Any:
         content = [{"type": "image"}, {"type": "text", "text": question}]
         prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     else:
-        prompt = plain_prompt.format(question=question)
-    inputs = processor(images=[Image.fromarray(noise.numpy())], text=[prompt], return_tensors="pt")
+        prompt = plain_prompt.replace("<image>", getattr(processor, "image_token", "<image>"))
+        prompt = prompt.format(question=question)
+    try:
+        inputs = processor(images=[Image.fromarray(noise.numpy())], text=[prompt], return_tensors="pt")
+    except Exception as error:  # processors raise many kinds
+        raise _Failed(f"the processor takes no image: {' '.join(str(error).split())[:300]}") from None
     inputs.pop("labels", None)  # some processors make them of every prompt, to learn it
     return inputs
 

@@ -238,8 +238,9 @@ def test_unknown_calibration_samples(make_package: Callable[..., str], questions
     assert any(note.startswith("It is not known which samples") for note in result.notes)
 
 
-def test_a_preset_does_not_say_which_samples(tiny_base: Any, questions: Path, tmp_path: Path) -> None:
-    selection = Selection(FROZEN, LAYERS, "preset")
+@pytest.mark.parametrize("method", ["preset", "given"])
+def test_a_list_does_not_say_which_samples(tiny_base: Any, questions: Path, tmp_path: Path, method: str) -> None:
+    selection = Selection(FROZEN, LAYERS, method)
     result = run_evaluation(str(build_package(resolve_base(tiny_base()), tmp_path / "package", selection)), questions)
     assert result.data["overlap"] is None
     assert any(note.startswith("It is not known which samples") for note in result.notes)
@@ -251,6 +252,14 @@ def test_samples_of_a_bound_are_held_out_too(tiny_base: Any, questions: Path, tm
     selection = Selection(FROZEN, LAYERS, "random", evidence=evidence)
     package = build_package(resolve_base(tiny_base()), tmp_path / "package", selection)
     assert not {*bounded} & {*run_evaluation(str(package), questions).data["sample_digests"]}
+
+
+def test_an_output_in_the_package_is_refused(make_package: Callable[..., str], questions: Path) -> None:
+    package = make_package()
+    before = sorted(path.name for path in Path(package).iterdir())
+    with pytest.raises(ShortVError, match="lies in the package"):
+        run_evaluation(package, questions, output=Path(package) / "evaluation.json")
+    assert sorted(path.name for path in Path(package).iterdir()) == before
 
 
 def test_a_single_sample(make_package: Callable[..., str], questions: Path) -> None:

@@ -169,8 +169,8 @@ def test_recipe_and_card(base: Any, package: Any, name: str) -> None:
     text = (package(name) / "README.md").read_text(encoding="utf-8")
     assert f"a local {family.title} checkpoint" in text
     assert family.note in text
-    asked = "apply_chat_template(" if processor.chat_template else f'f"{family.prompt}"'.replace("\n", "\\n")
-    assert asked in text
+    plain = family.prompt.replace("<image>", "{processor.image_token}").replace("\n", "\\n")
+    assert ("apply_chat_template(" if processor.chat_template else f'f"{plain}"') in text
 
 
 @pytest.mark.parametrize("name", parameters(["llava", "qwen2_vl", "qwen2_5_vl", "gemma3", "smolvlm"]))
@@ -285,6 +285,16 @@ def test_without_torchvision(photos: dict[str, Any], tmp_path: Path, stream: boo
     wanted = f"{folder}: its processor needs torchvision, which is not installed: pip install torchvision."
     assert str(caught.value) == wanted
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
+
+
+@pytest.mark.parametrize("name", parameters(["gemma3"]))
+def test_verify_without_a_chat_template(tmp_path: Path, name: str) -> None:
+    """The plain prompt has the processor's own placeholder."""
+    folder = build_tiny_base(tmp_path / "base", name)
+    (folder / "chat_template.jinja").unlink()
+    made = build_package(resolve_base(folder), tmp_path / "out", Selection(FROZEN, 4, "given"))
+    assert "{processor.image_token}" in (made / "README.md").read_text(encoding="utf-8")
+    verify(made).raise_if_failed()
 
 
 def test_every_family_has_a_processor() -> None:

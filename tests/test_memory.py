@@ -12,7 +12,7 @@ import torch
 from shortv_export.base_model import load_base, resolve_base
 from shortv_export.errors import ShortVError
 from shortv_export.flops import LayerShape
-from shortv_export.memory import MemoryNeed, estimate, free_bytes, parse_max_memory, weight_bytes
+from shortv_export.memory import MemoryNeed, estimate, free_bytes, parse_max_memory, stored_dtype, weight_bytes
 
 LLAVA_13B = LayerShape(5120, 13824, 5120, 5120)
 
@@ -102,8 +102,30 @@ def test_limits(text: str | None, limits: Any) -> None:
     assert parse_max_memory(text) == limits
 
 
+def test_the_dtype_of_the_files(tmp_path: Path) -> None:
+    """What `from_pretrained` falls back to where a config names none."""
+    from safetensors.torch import save_file
+
+    file = tmp_path / "model.safetensors"
+    save_file({"a": torch.zeros(2, dtype=torch.int64), "b": torch.zeros(2, dtype=torch.bfloat16)}, file)
+    assert stored_dtype([file]) is torch.bfloat16
+
+
 @pytest.mark.parametrize(
-    "text", ["", "20GiB", "gpu=1GB", "cpu=", "cpu=20", "cpu=-1GB", "cpu=1GB,cpu=2GB", "-1=1GB", "0=much", "cpu=1GB,"]
+    "text",
+    [
+        "",
+        "20GiB",
+        "gpu=1GB",
+        "cpu=",
+        "cpu=20",
+        "cpu=-1GB",
+        "cpu=1GB,cpu=2GB",
+        "-1=1GB",
+        "0=much",
+        "cpu=1GB,",
+        "cpu=infGiB",
+    ],
 )
 def test_limits_that_are_none(text: str) -> None:
     with pytest.raises(ShortVError, match=r"; give ") as caught:

@@ -274,6 +274,16 @@ def test_code_of_another_release(package: Path) -> None:
     assert "is not this release's" in last.detail
 
 
+@pytest.mark.parametrize(
+    "fields", [{"attn_implementation": "evil/kernel"}, {"text_config": {"auto_map": {"AutoModel": "evil.Model"}}}]
+)
+def test_code_that_the_config_asks_for(package: Path, fields: dict) -> None:
+    edit_json(package / "config.json", lambda config: config.update(fields))
+    last = inspect_package(package)[-1]
+    assert (last.name, last.passed) == ("config", False)
+    assert "asks for code or weights from elsewhere" in last.detail
+
+
 def test_code_that_a_carried_file_asks_for(package: Path) -> None:
     """A tokenizer's `auto_map` would be followed by loaders that were told to trust the repository."""
     config = package / "tokenizer_config.json"
