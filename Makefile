@@ -8,7 +8,7 @@ MIN_TRANSFORMERS := 5.0.0
 
 .PHONY: demo test test-min clean
 
-demo: $(VENV)/.demo
+demo: $(VENV)/.plain
 	$(BIN)/shortv-export demo
 
 test: $(VENV)/.dev
@@ -21,11 +21,12 @@ test: $(VENV)/.dev
 test-min: .venv-min/.installed
 	PYTHONPATH=. .venv-min/bin/pytest -n 2 $(addprefix tests/test_,frozen_layer.py generation.py loading.py training.py families.py)
 
-# $(VENV)/.demo has the extra `demo` installed, $(VENV)/.dev the extra `dev`.
+# $(VENV)/.plain has the tool installed, $(VENV)/.dev the extra `dev`, too.
 $(VENV)/.%: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[$*]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.$(EXTRA)'
 	touch $@
+$(VENV)/.dev: EXTRA = [dev]
 
 .venv-min/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-min
