@@ -76,6 +76,8 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Any:
     def make(name: str) -> Pair:
         if name in ("qwen2_vl", "qwen2_5_vl"):
             needs_transformers("5.5")  # their layers gave tuples before
+        if name == "qwen3_vl_moe":
+            needs_transformers("5.19")  # where its experts load; between 5.0 and it none was tried
         if name not in made:
             folder = tmp_path_factory.mktemp(name)
             stock = tiny_model(name)
