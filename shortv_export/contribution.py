@@ -23,7 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from .errors import ShortVError
-from .oracle import text_decoder, visual_tokens
+from .memory import out_of_memory
+from .oracle import input_device, text_decoder, visual_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -89,7 +90,8 @@ def layer_contributions(
         raise ShortVError("the model is in training mode; call model.eval() first.")
     decoder: Iterable[nn.Module] = text_decoder(model).layers if layers is None else layers
     finished: list[Tensor] = []
-    with torch.inference_mode(), _memory_errors(max_batch_tokens):
+    advice = f"lower --max-batch-tokens (now {max_batch_tokens}), or use --stream or --device-map auto"
+    with torch.inference_mode(), out_of_memory(advice):
         batches = (_Batch.prepare(model, batch_inputs, number) for number, batch_inputs in enumerate(inputs, start=1))
         for group in _groups(batches, max_state_bytes):
             for index, layer in enumerate(decoder):
@@ -140,10 +142,7 @@ class _Batch:
     @classmethod
     def prepare(cls, model: PreTrainedModel, inputs: Mapping[str, Tensor], number: int) -> _Batch:
         """Lets the stock model merge images and text, and make masks and positions, without its layers."""
-        embedding: Any = model.get_input_embeddings()
-        device = embedding.weight.device
-        if device.type != "meta":  # a meta weight is accelerate's, whose hooks move the inputs
-            inputs = {name: value.to(device) for name, value in inputs.items()}
+        inputs = {name: value.to(input_device(model)) for name, value in inputs.items()}
         visual = visual_tokens(model.config, inputs["input_ids"])
         mask = inputs.get("attention_mask")
         if mask is not None and not bool(mask[:, -1].all()):
@@ -307,16 +306,3 @@ def _last_row(layer: nn.Module, hidden_states: Tensor, call: dict[str, Any]) -> 
     if call["attention_mask"] is not None and call["attention_mask"].dim() == 4:
         call["attention_mask"] = call["attention_mask"][:, :, -1:]
     return layer(hidden_states[:, -1:], **call)[:, 0]
-
-
-@contextmanager
-def _memory_errors(max_batch_tokens: int) -> Iterator[None]:
-    """Says what to do when memory runs out."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
-            raise
-        raise ShortVError(
-            f"out of memory; lower --max-batch-tokens (now {max_batch_tokens}), or use --stream or --device-map auto."
-        ) from None

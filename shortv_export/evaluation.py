@@ -9,8 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,10 +24,10 @@ from .families import FAMILIES
 from .fidelity import accuracy_by_group, accuracy_of, fidelity_of, measure_fidelity
 from .finished import FinishedSamples
 from .flops import LayerShape
-from .memory import MaxMemory
+from .memory import MaxMemory, is_out_of_memory, out_of_memory
 from .oracle import text_decoder, visual_tokens
 from .package import inspect_package, referenced_weights
-from .process import this_process
+from .process import placement
 from .recipe import RECIPE_NAME, Recipe, Scores, library_versions
 from .results import NO_CPU_MEMORY, NO_WIDTH, SINGLE_SAMPLE, Evaluation, Row, Speed
 from .speed import accelerators, frozen, measure_speed
@@ -105,17 +104,12 @@ def load_package(
     """
     from transformers import AutoModel, AutoProcessor
 
-    device = this_process().device
-    if device_map is None and max_memory is not None:
-        device_map = "auto"
-    if device_map is None and device.type != "cpu":
-        device_map = {"": str(device)}
     options: dict[str, Any] = {"trust_remote_code": True, "token": token}
     try:
         model, loading = AutoModel.from_pretrained(
             package.folder,
             dtype=dtype,
-            device_map=device_map,
+            device_map=placement(device_map, max_memory),
             max_memory=max_memory,
             use_safetensors=True,
             output_loading_info=True,
@@ -123,7 +117,7 @@ def load_package(
         )
         processor = AutoProcessor.from_pretrained(package.folder, **options)
     except Exception as error:  # transformers and torch raise many kinds; the cause stays for --debug
-        if _is_out_of_memory(error):
+        if is_out_of_memory(error):
             raise
         raise ShortVError(f"{package.name} cannot be loaded: {one_line(error)}") from error
     family = FAMILIES[package.recipe.family]
@@ -195,7 +189,11 @@ def evaluate(
     """
     recipe = package.recipe
     changes = [frozen(layers, recipe.num_layers) for layers in lists]
-    with _memory_errors():
+    advice = (
+        "load it with --dtype bfloat16 or spread it with --device-map auto, or ask for less with --max-new-tokens "
+        "and --at. Finished samples are kept"
+    )
+    with out_of_memory(advice):
         model, processor = load_package(
             package, dtype=dtype, device_map=device_map, max_memory=max_memory, token=token
         )
@@ -314,21 +312,3 @@ def _device_name(model: Any) -> str:
         return devices[0].type
     number = f"{len(devices)} x " if len(devices) > 1 else ""
     return number + str(torch.cuda.get_device_name(devices[0]))
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
-
-
-@contextmanager
-def _memory_errors() -> Iterator[None]:
-    """Says what to do when memory runs out."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not _is_out_of_memory(error):
-            raise
-        raise ShortVError(
-            "out of memory; load it with --dtype bfloat16 or spread it with --device-map auto, "
-            "or ask for less with --max-new-tokens and --at. Finished samples are kept."
-        ) from None

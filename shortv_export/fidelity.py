@@ -21,8 +21,9 @@ from .answers import normalised
 from .calibration import encode
 from .errors import ShortVError
 from .finished import FinishedSamples
+from .oracle import input_device
 from .results import Accuracy, Estimate, Fidelity
-from .speed import UNCHANGED, Change, input_device
+from .speed import UNCHANGED, Change
 
 if TYPE_CHECKING:
     from .calibration import Sample

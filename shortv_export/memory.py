@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -163,6 +163,28 @@ def free_bytes(device: torch.device, max_memory: MaxMemory | None = None) -> int
     if max_memory is None or place not in max_memory:
         return free
     return min(free, _bytes(max_memory[place]))
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error of PyTorch's says that memory ran out."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
+
+
+@contextmanager
+def out_of_memory(advice: str) -> Iterator[None]:
+    """Says what to do when memory runs out meanwhile.
+
+    Raises:
+        ShortVError: it did.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ShortVError(f"out of memory; {advice}.") from None
 
 
 def parse_max_memory(text: str | None) -> dict[int | str, int] | None:

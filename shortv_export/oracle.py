@@ -20,6 +20,13 @@ def text_decoder(model: Any) -> Any:
     return decoder if hasattr(decoder, "layers") else decoder.get_decoder()
 
 
+def input_device(model: Any) -> torch.device:
+    """Where a model takes its inputs."""
+    weight = model.get_input_embeddings().weight
+    # A meta weight is accelerate's, whose hooks move the inputs.
+    return torch.device("cpu") if weight.is_meta else weight.device
+
+
 def visual_tokens(config: Any, input_ids: torch.Tensor) -> torch.Tensor:
     """Where image and video features go: ``(batch, tokens)`` bool, from the ids that `config` names for them."""
     visual = torch.zeros_like(input_ids, dtype=torch.bool)

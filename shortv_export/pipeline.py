@@ -15,7 +15,7 @@ from .base_model import BaseModel, resolve_base
 from .errors import ShortVError
 from .hashing import file_sha256
 from .memory import MaxMemory
-from .process import this_process
+from .process import placement
 from .recipe import RECIPE_NAME, Recipe, Scores
 from .selection import Measure, Selection, given_selection, preset_selection, select_layers
 from .statistics import describe
@@ -351,11 +351,9 @@ def _joint_divergence(
     from .calibration import encode
     from .joint import JointDivergence
 
-    device = this_process().device
-    placement: Any = device_map or ("auto" if max_memory else None)
-    if placement is None and device.type != "cpu":
-        placement = {"": str(device)}
-    model, processor = load_base(base, dtype=dtype, device_map=placement, max_memory=max_memory)
+    model, processor = load_base(
+        base, dtype=dtype, device_map=placement(device_map, max_memory), max_memory=max_memory
+    )
     return JointDivergence(model, (encode(processor, [sample]) for sample in samples.samples))
 
 

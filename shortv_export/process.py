@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -17,3 +17,13 @@ def this_process() -> PartialState:
     from accelerate import PartialState
 
     return PartialState(cpu=not torch.accelerator.is_available())
+
+
+def placement(device_map: Any, max_memory: Any) -> Any:
+    """The ``device_map`` to load a model with: as given; spread out if memory is limited; or this process's device."""
+    device = this_process().device
+    if device_map is None and max_memory:
+        return "auto"
+    if device_map is None and device.type != "cpu":
+        return {"": str(device)}
+    return device_map

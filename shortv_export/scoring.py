@@ -17,7 +17,7 @@ from .contribution import FORWARD, MAX_BATCH_TOKENS, layer_contributions
 from .errors import ShortVError
 from .finished import FinishedSamples
 from .memory import MaxMemory, estimate, free_bytes, stored_dtype, weight_bytes
-from .process import this_process
+from .process import placement, this_process
 from .recipe import Scores, library_versions
 from .streaming import load_streamed
 
@@ -178,8 +178,7 @@ class Scorer:
             self.max_state_bytes = min(STREAM_STATE_BYTES, free - need.weights - need.layer_call)
             self.model, self.layers = load_streamed(base.path, files, dtype=self.dtype, device=device)
         elif self.model is None:
-            device_map = None if device.type == "cpu" else {"": str(device)}
-            self.model, _ = load_base(base, dtype=self.dtype, device_map=device_map)
+            self.model, _ = load_base(base, dtype=self.dtype, device_map=placement(None, None))
 
 
 def _dtype(base: BaseModel, files: Sequence[Path], dtype: str | torch.dtype) -> torch.dtype:

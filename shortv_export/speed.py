@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .errors import ShortVError
 from .flops import LayerShape, model_flops
-from .oracle import text_decoder, visual_tokens
+from .oracle import input_device, text_decoder, visual_tokens
 from .results import Pair, Speed
 
 REPEATS = 7
@@ -71,13 +71,6 @@ def frozen(layers: Sequence[int], num_layers: int) -> Change:
 
 
 UNCHANGED = Change("base", lambda model, inputs: nullcontext(), ())
-
-
-def input_device(model: Any) -> torch.device:
-    """Where a model takes its inputs."""
-    weight = model.get_input_embeddings().weight
-    # A meta weight is accelerate's, whose hooks move the inputs.
-    return torch.device("cpu") if weight.is_meta else weight.device
 
 
 def accelerators(model: Any) -> list[torch.device]:
