@@ -34,6 +34,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 
 from shortv_export.families import modeling_dir
 from shortv_export.flops import LayerShape, flops_ratio
+from shortv_export.oracle import cache_name
 
 TEXT_TOKENS = 64
 # Visual tokens of the paper's cost model, and where they stand: after 35 tokens of prompt, as in LLaVA's template.
@@ -232,12 +233,12 @@ class Prefill:
         """A decoding step after a frozen prefill, and a prefill with nothing frozen, against the stock model's."""
         token = torch.full((self.arguments.batch_size, 1), 5, device=self.arguments.device)
         caches = {
-            "stock": self.run_stock().past_key_values,
-            "shortv": self.run_shortv(self.frozen).past_key_values,
+            name: {cache_name(output): output[cache_name(output)]}
+            for name, output in {"stock": self.run_stock(), "shortv": self.run_shortv(self.frozen)}.items()
         }
 
         def step(name: str, model: torch.nn.Module) -> None:
-            model(input_ids=token, past_key_values=caches[name], use_cache=True)
+            model(input_ids=token, use_cache=True, **caches[name])
 
         def steps(name: str, model: torch.nn.Module) -> Callable[[], None]:
             return lambda: [step(name, model) for _ in range(10)] and None

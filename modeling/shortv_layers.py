@@ -25,6 +25,7 @@ import sys
 from functools import cache, partial, wraps
 
 import torch
+from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 # Text models whose attention is what `FrozenAttention` computes: q, k, v and o projections, perhaps norms of queries
@@ -225,14 +226,13 @@ class FrozenLayer:
             return super().forward(hidden_states, *args, **kwargs)
         return self._forward_text(hidden_states, text_rows, **kwargs)
 
-    def _forward_text(
-        self, hidden_states, text_rows, attention_mask, position_embeddings, past_key_values=None, **kwargs
-    ):
+    def _forward_text(self, hidden_states, text_rows, attention_mask, position_embeddings, **kwargs):
         attention = self.self_attn
         keys, values = attention.keys_and_values(self.input_layernorm(hidden_states), position_embeddings)
-        if past_key_values is not None:
+        past = _take_cache(kwargs)
+        if past is not None:
             cache_kwargs = {"cache_position": kwargs.get("cache_position")}
-            keys, values = past_key_values.update(keys, values, attention.layer_idx, cache_kwargs)
+            keys, values = past.update(keys, values, attention.layer_idx, cache_kwargs)
         num_text = text_rows.rows.shape[1]
         text_rows.skipped[attention.layer_idx] = hidden_states.shape[0] * (text_rows.num_rows - num_text)
         if num_text == 0:  # all image, as a piece of a long prompt can be
@@ -358,6 +358,17 @@ class ShortVMixin:
             kwargs["text_rows"] = text_rows
             self._last_pass = (text_rows.num_visual, visual.numel(), text_rows.skipped)
         return args, kwargs
+
+
+def _take_cache(kwargs):
+    """Takes the cache out of a layer's keyword arguments; None if there is none.
+
+    It goes by its class, as its name has changed: `past_key_values`, and since transformers 5.24 `cache`.
+    """
+    name = next((name for name, value in kwargs.items() if isinstance(value, Cache)), None)
+    if name is None and kwargs.get("use_cache"):
+        raise ValueError("Frozen layers were given no cache to fill; this transformers version is not supported.")
+    return kwargs.pop(name, None)
 
 
 @cache

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from .errors import ShortVError
 from .flops import LayerShape, dense_layer_flops, frozen_layer_flops, model_flops
-from .oracle import text_decoder, visual_tokens
+from .oracle import cache_name, text_decoder, visual_tokens
 from .recipe import Scores
 from .selection import select_layers
 from .speed import Change, Inputs, frozen
@@ -264,7 +264,8 @@ def _attention_of_last_row(layer: Any, hidden_states: Tensor, call: dict[str, An
         call: its keyword arguments.
     """
     attention = layer.self_attn
-    cached = call["past_key_values"].layers[attention.layer_idx]
+    name = cache_name(call)
+    cached = call[name].layers[attention.layer_idx]
     implementation = attention.config._attn_implementation
     attention.config._attn_implementation = "eager"
     try:
@@ -272,7 +273,7 @@ def _attention_of_last_row(layer: Any, hidden_states: Tensor, call: dict[str, An
             layer.input_layernorm(hidden_states[:, -1:].to(cached.keys.device)),
             position_embeddings=tuple(table[..., -1:, :] for table in call["position_embeddings"]),
             attention_mask=None,
-            past_key_values=_Keys(cached.keys, cached.values),
+            **{name: _Keys(cached.keys, cached.values)},
         )
     finally:
         attention.config._attn_implementation = implementation

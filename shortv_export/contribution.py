@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from .errors import ShortVError
 from .memory import out_of_memory
-from .oracle import input_device, text_decoder, visual_tokens
+from .oracle import cache_name, input_device, text_decoder, visual_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -297,7 +297,7 @@ def _last_row(layer: nn.Module, hidden_states: Tensor, call: dict[str, Any]) -> 
     Returns:
         ``(rows, hidden)``.
     """
-    call = call | {"past_key_values": _KeysAndValues()}
+    call = call | {cache_name(call): _KeysAndValues()}
     with suppress(_KeysAndValuesComplete):
         layer(hidden_states, **call)
     call["position_embeddings"] = tuple(item[..., -1:, :] for item in call["position_embeddings"])

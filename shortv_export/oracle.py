@@ -6,7 +6,7 @@ torch, so that it can be run in a process that has nothing else of this project.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,6 +25,14 @@ def input_device(model: Any) -> torch.device:
     weight = model.get_input_embeddings().weight
     # A meta weight is accelerate's, whose hooks move the inputs.
     return torch.device("cpu") if weight.is_meta else weight.device
+
+
+def cache_name(named: Mapping[str, Any]) -> str:
+    """What the cache is called in a model's output or in the keyword arguments of its layers.
+
+    It is `cache` since transformers 5.24.
+    """
+    return "cache" if "cache" in named else "past_key_values"
 
 
 def visual_tokens(config: Any, input_ids: torch.Tensor) -> torch.Tensor:

@@ -96,7 +96,7 @@ class _Run:
         """One forward pass: what the model says it skipped must be what its list says."""
         with torch.inference_mode():
             output = self.model(**self.inputs, use_cache=True)
-        self.logits, self.keys_and_values = output.logits, _keys_and_values(output)
+        self.logits, self.keys_and_values = output.logits, _keys_and_values(output[self.oracle.cache_name(output)])
         report = self.model.shortv_report()
         layers, visual = self.task["frozen_layers"], int(self.visual.sum())
         # Without frozen layers there is nothing to find visual tokens for.
@@ -131,7 +131,8 @@ class _Run:
         logits = _difference(self.logits, expected.logits)
         if not logits <= TOLERANCE:  # a NaN fails too
             raise _Failed(f"the logits differ from the definition by {logits:.2g} of their scale.")
-        pairs = zip(self.keys_and_values, _keys_and_values(expected), strict=True)
+        cache = expected[self.oracle.cache_name(expected)]
+        pairs = zip(self.keys_and_values, _keys_and_values(cache), strict=True)
         keys_and_values = [_difference(found, wanted) for found, wanted in pairs]
         for layer, difference in enumerate(keys_and_values):
             if not difference <= TOLERANCE:
@@ -173,13 +174,13 @@ class _Run:
         return {"device_map": device_map, "offload_folder": self.task["offload_folder"]}
 
 
-def _keys_and_values(output: Any) -> list[torch.Tensor]:
+def _keys_and_values(cache: Any) -> list[torch.Tensor]:
     """What a forward pass left in each layer's cache: ``(2, batch, key heads, tokens)``.
 
     Of each key and value, its component in one direction: all of them for a long prompt would take gigabytes.
     """
     kept = []
-    for layer in output.past_key_values.layers:
+    for layer in cache.layers:
         generator = torch.Generator().manual_seed(_SEED)
         keys, values = (
             states.cpu() @ torch.randn(states.shape[-1], generator=generator) for states in (layer.keys, layer.values)

@@ -14,10 +14,12 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.version import Version
 
 # Before any Hugging Face library is imported: they read these once.
 _CACHE = tempfile.mkdtemp(prefix="shortv-tests-")
@@ -28,6 +30,8 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["TQDM_DISABLE"] = "1"  # a bar per loaded model would bury what a failed test printed
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # on matrices this small, threads only wait for each other
 
+# What models call the argument, and the part of their output, that is the cache.
+CACHE = "cache" if Version(version("transformers")) >= Version("5.24") else "past_key_values"
 TOLERANCE = 1e-5  # relative error of fp32 results against the oracle
 
 # A batch in which everything differs between rows: number of images, where they stand, length.

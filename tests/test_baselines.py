@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import test_families
 import torch
-from conftest import oracle, relative_error
+from conftest import CACHE, oracle, relative_error
 from tiny_families import batch
 
 from shortv_export import cli
@@ -140,7 +140,7 @@ def test_dropped_tokens_are_as_if_hidden(
     assert relative_error(torch.cat(output.logits), logits) < 1e-5
     assert relative_error(plain[0], logits[0]) > 1e-3, "the comparison needs differences"
     # The keys of dropped tokens are not there, nor were they ever computed.
-    lengths = [layer.keys.shape[2] for layer in output.past_key_values.layers]
+    lengths = [layer.keys.shape[2] for layer in output[CACHE].layers]
     whole = prompt + NEW_TOKENS - 1
     assert lengths == [whole] * after + [whole - int(dropped.sum())] * (LAYERS - after)
     # Afterwards the model is its base again, its settings included.

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TOLERANCE, relative_error
+from conftest import CACHE, TOLERANCE, relative_error
 from tiny_families import IMAGE, TINY, VIDEO, batch, tiny_model
 
 from shortv_export.errors import ShortVError
@@ -144,7 +144,7 @@ def test_forward_and_cache(pairs, name, kind, matrix):
     matrix(name, "oracle error", error)
     assert error <= TOLERANCE
     assert relative_error(dense, expected.logits, real) > 1000 * TOLERANCE
-    for layer, wanted in zip(output.past_key_values.layers, expected.past_key_values.layers, strict=True):
+    for layer, wanted in zip(output[CACHE].layers, expected[CACHE].layers, strict=True):
         for states in ("keys", "values"):
             found, right = getattr(layer, states).transpose(1, 2), getattr(wanted, states).transpose(1, 2)
             assert relative_error(found, right, real[:, -found.shape[1] :]) <= TOLERANCE
@@ -176,17 +176,17 @@ def test_second_turn(pairs, name):
     both = torch.cat([first["attention_mask"], second["attention_mask"]], 1)
     logits = []
     for model in (pair.stock, pair.shortv):
-        cache = None
+        cache = {}
         for inputs, mask in ((first, first["attention_mask"]), (second, both)):
             frozen = visual_tokens(model.config, inputs["input_ids"])
             with torch.no_grad(), pair.defined(frozen):
-                options = {"attention_mask": mask, "past_key_values": cache, "use_cache": True}
-                if cache is not None and TINY[name].types == "mm_token_type_ids":
+                options = {"attention_mask": mask, "use_cache": True, **cache}
+                if cache and TINY[name].types == "mm_token_type_ids":
                     # These models count positions by pictures, and do not go on counting by themselves.
                     positions = torch.arange(both.shape[1])[first["input_ids"].shape[1] :]
                     options["position_ids"] = positions.expand(3, 1, -1)
                 output = model(**{**inputs, **options})
-            cache = output.past_key_values
+            cache = {CACHE: output[CACHE]}
         logits.append(output.logits)
     assert relative_error(*logits[::-1]) <= TOLERANCE
 

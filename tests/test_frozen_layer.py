@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import RAGGED, TOLERANCE, Pair, relative_error
+from conftest import CACHE, RAGGED, TOLERANCE, Pair, relative_error
 
 from shortv_export.oracle import frozen_by_definition
 
@@ -459,14 +459,14 @@ class TestFlashSemantics:
                     input_ids=inputs["input_ids"][:, :cut],
                     attention_mask=inputs["attention_mask"][:, :cut],
                     pixel_values=pixels[:, 0],
-                    past_key_values=cache,
+                    **{CACHE: cache},
                     use_cache=True,
                 )
                 results[name] = model(
                     input_ids=inputs["input_ids"][:, cut:],
                     attention_mask=inputs["attention_mask"],
                     pixel_values=pixels[:, 1],
-                    past_key_values=cache,
+                    **{CACHE: cache},
                     use_cache=True,
                 ).logits
         assert relative_error(results["sdpa"], results["stock"]) <= TOLERANCE

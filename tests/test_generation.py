@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import RAGGED, TOLERANCE, Pair, relative_error
+from conftest import CACHE, RAGGED, TOLERANCE, Pair, relative_error
 from transformers import DynamicCache, StaticCache
 
 from shortv_export.oracle import frozen_by_definition
@@ -180,10 +180,10 @@ class TestTurns:
             cache = DynamicCache(config=model.config.text_config)
             with torch.no_grad(), pair.oracle():
                 first = pair.inputs(QUESTION)
-                model(**first, past_key_values=cache, use_cache=True)
+                model(**first, **{CACHE: cache}, use_cache=True)
                 second = pair.inputs(later)
                 second["attention_mask"] = torch.cat([first["attention_mask"], second["attention_mask"]], dim=1)
-                results.append(model(**second, past_key_values=cache, use_cache=True).logits)
+                results.append(model(**second, **{CACHE: cache}, use_cache=True).logits)
         assert relative_error(results[1], results[0]) <= TOLERANCE
         assert (pair.shortv.shortv_report()["skipped_updates"] > 0) == ("<image>" in later)
 
@@ -198,14 +198,14 @@ class TestTurns:
             cache = DynamicCache(config=config) if cache_type == "dynamic" else StaticCache(config, max_cache_len=128)
             with pair.oracle():
                 first = pair.inputs(QUESTION)
-                answer, _ = generate(pair, model, first, past_key_values=cache)
+                answer, _ = generate(pair, model, first, **{CACHE: cache})
                 second = pair.inputs(later.strip())
                 ids = torch.cat([answer, second["input_ids"][:, 1:]], dim=1)
                 inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
                 if "pixel_values" in second:
                     inputs["pixel_values"] = second["pixel_values"]
                 try:
-                    scores[name] = generate(pair, model, inputs, past_key_values=cache)[1]
+                    scores[name] = generate(pair, model, inputs, **{CACHE: cache})[1]
                 except Exception as error:
                     if name == "stock":
                         pytest.skip(f"stock LLaVA cannot continue like this: {error}")
@@ -219,7 +219,7 @@ class TestTurns:
         caches = []
         for model in (pair.stock, pair.shortv):
             with torch.no_grad(), pair.oracle():
-                caches.append(model(**inputs, use_cache=True).past_key_values)
+                caches.append(model(**inputs, use_cache=True)[CACHE])
         rows = inputs["attention_mask"].bool()
         for mine, theirs in zip(caches[1].layers, caches[0].layers, strict=True):
             for name in ("keys", "values"):
@@ -286,7 +286,7 @@ class TestCompile:
         for model in (pair.stock, pair.shortv):
             cache = StaticCache(config=model.config.text_config, max_cache_len=64)
             with torch.no_grad(), pair.oracle():
-                model(**inputs, past_key_values=cache, use_cache=True)
+                model(**inputs, **{CACHE: cache}, use_cache=True)
                 decode = torch.compile(model.forward, backend="eager", fullgraph=True)
                 token = torch.tensor([[5]])
                 for position in range(length, length + 3):
@@ -295,7 +295,7 @@ class TestCompile:
                     arguments = {"position_ids": torch.tensor([[position]]), "attention_mask": mask}
                     if "cache_position" in inspect.signature(model.forward).parameters:
                         arguments["cache_position"] = torch.tensor([position])
-                    output = decode(input_ids=token, past_key_values=cache, use_cache=True, **arguments)
+                    output = decode(input_ids=token, **{CACHE: cache}, use_cache=True, **arguments)
             steps.append(output.logits)
         assert relative_error(steps[1], steps[0]) <= TOLERANCE
 

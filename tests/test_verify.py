@@ -211,7 +211,7 @@ def test_wrong_results(tampered: Callable[..., Path]) -> None:
 def test_wrong_keys_in_the_cache(tampered: Callable[..., Path]) -> None:
     """They show in no logit of the prompt, only in the answer's later tokens."""
     package = tampered(
-        "shortv_layers.py", "keys, values = past_key_values.update(keys,", "past_key_values.update(1.001 * keys,"
+        "shortv_layers.py", "keys, values = past.update(keys,", "keys, values = past.update(1.001 * keys,"
     )
     name, detail = last(verify(package))
     assert (name, detail) == ("definition", "keys and values of layer 1 differ from the definition by 0.001.")
