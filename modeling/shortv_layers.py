@@ -13,8 +13,8 @@ model into frozen ones in place, without touching a weight:
 
 1. `find_text_rows` runs once per forward pass and decides which rows (positions) are text: a `TextRows`.
 2. `TextRows` travels to the decoder layers as a keyword argument, as attention masks do. There is no global state.
-3. `FrozenLayer` and `FrozenAttention` are mixed in front of the layer's own class: they compute the keys and values
-   of all rows, then run the layer's *own* forward on the text rows alone.
+3. `FrozenLayer` is mixed in front of the layer's own class, and runs the layer's *own* forward on the text rows
+   alone. `FrozenAttention`, inside, computes the keys and values of all rows.
 
 Without visual tokens, and when decoding token by token, the layers run exactly as in the stock model: ShortV makes
 the prefill faster, decoding and the KV cache stay what they were.
@@ -76,6 +76,10 @@ class TextRows:
         moved = TextRows(self.rows.to(device, non_blocking=non_blocking), filler, self.num_rows, self.num_visual)
         moved.skipped = self.skipped  # one count for the whole pass
         return moved
+
+    def skip(self, layer_idx: int) -> None:
+        """Counts what a layer leaves out."""
+        self.skipped[layer_idx] = self.rows.shape[0] * (self.num_rows - self.rows.shape[1])
 
     def take(self, states: torch.Tensor) -> torch.Tensor:
         """`(..., batch or 1, rows, width)` -> `(..., batch, text, width)`."""
@@ -154,40 +158,73 @@ def find_text_rows(visual: torch.Tensor, padding: torch.Tensor | None = None) ->
     if num_visual == 0:
         return None
     # A stable sort puts the text rows first, in order, and distinct frozen rows after them as filler.
-    rows = torch.argsort(frozen.to(torch.uint8), dim=1, stable=True)[:, :longest]
-    filler = frozen.gather(1, rows)[..., None] if shortest < longest else None
+    # A piece of a long prompt can be all image: one filler row spares every layer the case of no rows.
+    rows = torch.argsort(frozen.to(torch.uint8), dim=1, stable=True)[:, : max(longest, 1)]
+    filler = frozen.gather(1, rows)[..., None] if shortest < rows.shape[1] else None
     return TextRows(rows, filler, frozen.shape[1], num_visual)
 
 
 class FrozenAttention:
-    """Mixed in front of an attention class: queries of some rows against the keys and values of all rows."""
+    """Mixed in front of an attention class: queries of the text rows against the keys and values of all rows."""
 
-    def keys_and_values(self, hidden_states: torch.Tensor, position_embeddings) -> tuple[torch.Tensor, torch.Tensor]:
-        """`(batch, rows, hidden)` -> rotated keys and values, `(batch, key heads, rows, head_dim)` each."""
-        keys = self._heads("k", hidden_states)
-        values = self.v_proj(hidden_states).view(*hidden_states.shape[:-1], -1, self.head_dim).transpose(1, 2)
-        return self._rotate(keys, position_embeddings), values
-
-    def forward(self, hidden_states, *args, keys_and_values=None, **kwargs):
-        if keys_and_values is None:
+    def forward(self, hidden_states, *args, all_rows=None, text_rows=None, **kwargs):
+        if all_rows is None:
             return super().forward(hidden_states, *args, **kwargs)
-        return self._attend(hidden_states, *keys_and_values, **kwargs)
+        return self._forward_text(hidden_states, all_rows, text_rows, *args, **kwargs)
 
-    def _attend(self, hidden_states, keys, values, attention_mask, position_embeddings, **kwargs):
-        # As the stock forward, but the keys and values are there already, cached and all. The weights that
-        # `output_attentions` asks for are those of the text rows: (batch, heads, text, keys).
-        queries = self._rotate(self._heads("q", hidden_states), position_embeddings)
+    def _forward_text(self, hidden_states, all_rows, text_rows, attention_mask, position_embeddings, **kwargs):
+        # `hidden_states` are those of the text rows; the mask and the rotary tables are those of all rows.
+        text_rows.skip(self.layer_idx)
+        past = _take_cache(kwargs)
+        queries, gates = self.queries(hidden_states, text_rows, position_embeddings, past)
+        keys, values = self.keys_and_values(all_rows, position_embeddings)
+        keys, values = self.cached(keys, values, past, kwargs)
+        # Of a static cache, a kernel that is causal itself sees the filled part.
+        filled, sliding_window = keys.shape[2], None
+        if "flash" in self.config._attn_implementation:
+            if kwargs.get("cu_seq_lens_q") is not None:
+                raise ValueError("Frozen layers cannot tell packed sequences apart with flash attention; use 'sdpa'.")
+            # Its masks do not contain the window. Qwen2 keeps it on the module, as some layers have none.
+            sliding_window = getattr(self, "sliding_window", getattr(self.config, "sliding_window", None))
+            filled = filled if attention_mask is None else attention_mask.shape[-1]
+        elif attention_mask is None and text_rows.num_rows > 1:  # SDPA without a mask starts at the first key
+            filled = text_rows.num_rows
+        kwargs["position_ids"] = None  # what they decide is in the position embeddings and in the mask
         output, weights = self._attention_function()(
             self,
             queries,
-            keys,
-            values,
-            attention_mask,
+            keys[:, :, :filled],
+            values[:, :, :filled],
+            text_rows.mask(attention_mask, filled, keys.dtype, sliding_window),
             dropout=self.attention_dropout if self.training else 0.0,
             scaling=self.scaling,
             **kwargs,
         )
-        return self.o_proj(output.reshape(*hidden_states.shape[:-1], -1)), weights
+        output = output.reshape(*hidden_states.shape[:-1], -1)
+        # The weights that `output_attentions` asks for are those of the text rows: (batch, heads, text, keys).
+        return self.output(output if gates is None else output * gates), weights
+
+    # What differs between models: how queries, keys and values are made.
+
+    def queries(self, hidden_states, text_rows, position_embeddings, past) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """`(batch, text, hidden)` -> rotated queries, `(batch, heads, text, head_dim)`, and what the output of all
+        heads, `(batch, text, heads * head_dim)`, is multiplied with, or None."""
+        return self._rotate(self._heads("q", hidden_states), text_rows.rotary(position_embeddings)), None
+
+    def keys_and_values(self, all_rows, position_embeddings) -> tuple[torch.Tensor, torch.Tensor]:
+        """`(batch, rows, hidden)` -> rotated keys and values, `(batch, key heads, rows, head_dim)` each."""
+        keys = self._rotate(self._heads("k", all_rows), position_embeddings)
+        return keys, self.v_proj(all_rows).view(*all_rows.shape[:-1], -1, self.head_dim).transpose(1, 2)
+
+    def cached(self, keys, values, past, kwargs) -> tuple[torch.Tensor, torch.Tensor]:
+        """Gives keys and values to the cache, if there is one; returns those of this pass and of earlier ones."""
+        if past is None:
+            return keys, values
+        return past.update(keys, values, self.layer_idx, {"cache_position": kwargs.get("cache_position")})
+
+    def output(self, attended) -> torch.Tensor:
+        """`(batch, text, heads * head_dim)` -> `(batch, text, hidden)`."""
+        return self.o_proj(attended)
 
     def _heads(self, name, hidden_states):
         # Queries ("q") or keys ("k") before their rotation, normed where the model does that.
@@ -216,48 +253,48 @@ class FrozenAttention:
         raise ValueError(f"Frozen layers cannot run with attn_implementation={implementation!r}; use 'sdpa'.")
 
 
+class FrozenMixer:
+    """Mixed in front of what some layers have in the place of attention, as linear attention or a convolution.
+
+    Each token changes what the next ones see, so it runs on all rows. Those of the text go on.
+    """
+
+    def forward(self, hidden_states, *args, all_rows=None, text_rows=None, **kwargs):
+        if all_rows is None:
+            return super().forward(hidden_states, *args, **kwargs)
+        text_rows.skip(self.layer_idx)
+        return text_rows.take(super().forward(all_rows, *args, **kwargs))
+
+
 class FrozenLayer:
     """Mixed in front of a decoder layer class: while `frozen`, text rows pass the layer and visual rows pass it by."""
 
     frozen = False
+    index = None  # its number among the decoder layers
 
     def forward(self, hidden_states, *args, text_rows=None, **kwargs):
         if text_rows is None or not self.frozen:
             return super().forward(hidden_states, *args, **kwargs)
-        return self._forward_text(hidden_states, text_rows, **kwargs)
+        return self._forward_text(hidden_states, text_rows, *args, **kwargs)
 
-    def _forward_text(self, hidden_states, text_rows, attention_mask, position_embeddings, **kwargs):
-        attention = self.self_attn
-        keys, values = attention.keys_and_values(self.input_layernorm(hidden_states), position_embeddings)
-        past = _take_cache(kwargs)
-        if past is not None:
-            cache_kwargs = {"cache_position": kwargs.get("cache_position")}
-            keys, values = past.update(keys, values, attention.layer_idx, cache_kwargs)
-        num_text = text_rows.rows.shape[1]
-        text_rows.skipped[attention.layer_idx] = hidden_states.shape[0] * (text_rows.num_rows - num_text)
-        if num_text == 0:  # all image, as a piece of a long prompt can be
-            return hidden_states
-
-        # Of a static cache, a kernel that is causal itself sees the filled part.
-        filled, sliding_window = keys.shape[2], None
-        if "flash" in attention.config._attn_implementation:
-            if kwargs.get("cu_seq_lens_q") is not None:
-                raise ValueError("Frozen layers cannot tell packed sequences apart with flash attention; use 'sdpa'.")
-            # Its masks do not contain the window. Qwen2 keeps it on the module, as some layers have none.
-            sliding_window = getattr(attention, "sliding_window", getattr(attention.config, "sliding_window", None))
-            filled = filled if attention_mask is None else attention_mask.shape[-1]
-        elif attention_mask is None and text_rows.num_rows > 1:  # SDPA without a mask starts at the first key
-            filled = text_rows.num_rows
-        keys, values = keys[:, :, :filled], values[:, :, :filled]
-        kwargs["position_ids"] = None  # what they decide is in the position embeddings and in the mask
+    def _forward_text(self, hidden_states, text_rows, *args, **kwargs):
+        # The layer's own forward, on the text rows alone. The attention inside is given all rows as well.
         text_states = super().forward(
             text_rows.take(hidden_states),
-            attention_mask=text_rows.mask(attention_mask, keys.shape[2], keys.dtype, sliding_window),
-            position_embeddings=text_rows.rotary(position_embeddings),
-            keys_and_values=(keys, values),
+            *args,
+            all_rows=self.normed(hidden_states),
+            text_rows=text_rows,
             **kwargs,
         )
+        if self.index not in text_rows.skipped:
+            raise ValueError(
+                "The attention of a frozen layer saw text only: this transformers version is unsupported."
+            )
         return text_rows.put_back(hidden_states, text_states)
+
+    def normed(self, hidden_states):
+        """What the attention is given."""
+        return self.input_layernorm(hidden_states)
 
 
 class ShortVMixin:
@@ -266,6 +303,11 @@ class ShortVMixin:
     Its `forward` is the stock one, and takes `visual_mask` too: `(batch, rows)` bool, True at visual tokens. Only
     `inputs_embeds` in which image features are merged already need it: no placeholder token is left there to find.
     """
+
+    # A family whose text model is none of `TEXT_MODELS` has its own of these.
+    text_models = TEXT_MODELS
+    frozen_layer = FrozenLayer
+    frozen_parts = {"self_attn": FrozenAttention}  # what mixes tokens in a layer -> what is mixed in front of it
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -285,22 +327,25 @@ class ShortVMixin:
     def __init__(self, config):
         super().__init__(config)
         text_model = config.text_config.model_type
-        if text_model not in TEXT_MODELS:
-            raise ValueError(f"Frozen layers support {', '.join(TEXT_MODELS)} text models, not {text_model!r}.")
+        if text_model not in self.text_models:
+            raise ValueError(f"Frozen layers support {', '.join(self.text_models)} text models, not {text_model!r}.")
         # Every layer, now: later, offloading hooks and the like hold on to the `forward` that they found.
-        for layer in self.get_decoder().layers:
-            _mix_in(layer, FrozenLayer)
-            _mix_in(layer.self_attn, FrozenAttention)
+        for layer in self._decoder_layers():
+            _mix_in(layer, self.frozen_layer)
+            for name, mixin in self.frozen_parts.items():
+                if hasattr(layer, name):
+                    _mix_in(getattr(layer, name), mixin)
         self._last_pass = None
-        self.model.register_forward_pre_hook(self._add_text_rows, with_kwargs=True)
+        # Llama 4 has no `model` below it.
+        getattr(self, "model", self).register_forward_pre_hook(self._add_text_rows, with_kwargs=True)
         self.freeze_layers(config.frozen_layers)
 
     def freeze_layers(self, frozen_layers: list[int]) -> None:
         """Freezes exactly these decoder layers from now on, and records them in the config."""
-        layers = self.get_decoder().layers
+        layers = self._decoder_layers()
         self.config.frozen_layers = check_frozen_layers(frozen_layers, len(layers))
         for index, layer in enumerate(layers):
-            layer.frozen = index in self.config.frozen_layers
+            layer.index, layer.frozen = index, index in self.config.frozen_layers
 
     def shortv_report(self) -> dict:
         """What is frozen, and what the last forward pass skipped.
@@ -315,8 +360,12 @@ class ShortVMixin:
             "frozen_layers": list(self.config.frozen_layers),
             "visual_tokens": num_visual,
             "skipped_updates": sum(skipped.values()),
-            "total_updates": num_rows * len(self.get_decoder().layers),
+            "total_updates": num_rows * len(self._decoder_layers()),
         }
+
+    def _decoder_layers(self):
+        decoder = self.get_decoder()
+        return getattr(decoder, "model", decoder).layers  # Llama 4 gives its decoder together with the head
 
     def _visual_tokens(self, device):
         """The ids of the tokens that image and video features take the place of."""

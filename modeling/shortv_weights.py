@@ -1,18 +1,40 @@
-"""Weights by reference: a repository without weights takes them from its base, at the commit that its config pins."""
+"""Where the weights of a ShortV model come from, and by which names they are read.
+
+The weights keep the names they have in the base's repository, which may differ from those of the modules. transformers
+knows how to read them for its own classes only; custom code must ask for the same, or parts of the model stay random.
+And a repository without weights takes them from its base, at the commit that its config pins.
+"""
 
 import json
 from pathlib import Path
 
 from transformers import GenerationConfig
+from transformers.conversion_mapping import (
+    get_checkpoint_conversion_mapping,
+    register_checkpoint_conversion_mapping,
+)
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, cached_file
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _PLACE = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 
-class ReferencedWeights:
-    """Mixed in front of a model class: follows `"shortv_base": {"repo_id": ..., "revision": ...}` in `config.json`,
-    unless there are weights beside it, which always win."""
+class ShortVWeights:
+    """Mixed in front of a model class: reads weights as its stock class does, of model type `weights_of`.
+
+    Follows `"shortv_base": {"repo_id": ..., "revision": ...}` in `config.json`, unless there are weights beside it,
+    which always win.
+    """
+
+    weights_of = None
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        for name in (cls.__name__.removeprefix("ShortV"), cls.weights_of):
+            mapping = get_checkpoint_conversion_mapping(name)
+            if mapping is not None:
+                register_checkpoint_conversion_mapping(cls.__name__, mapping, overwrite=True)
+                break
 
     def __init__(self, config, *args, **kwargs):
         vars(config).pop("shortv_base", None)  # a model in memory has weights of its own, wherever it is saved

@@ -392,6 +392,7 @@ def _check_config(name: str, config: dict[str, Any]) -> Family:
         }
     except (LookupError, TypeError, ArithmeticError) as error:
         raise ShortVError(f"{name}: its {_CONFIG} is not valid: {one_line(error)}") from error
+    family.check(base.text_config, name)
     if sizes["visual tokens"] is None:  # the processor will tell, where there is one to ask
         del sizes["visual tokens"]
     for what, size in sizes.items():

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from .errors import ShortVError
 from .memory import out_of_memory
-from .oracle import cache_name, input_device, text_decoder, visual_tokens
+from .oracle import cache_name, final_norm, input_device, text_decoder, visual_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -201,7 +201,7 @@ class _Batch:
     def contributions(self, model: PreTrainedModel, divergence: str) -> Tensor:
         """After the last layer: visual LC, text LC and visual cosine distance, ``(samples, 3, layers)`` float64."""
         head: Any = model.get_output_embeddings()
-        logits = head(text_decoder(model).norm(self.outcome))
+        logits = head(final_norm(text_decoder(model))(self.outcome))
         # In float64, because a small divergence is a sum of differences that nearly cancel.
         log_probabilities = logits.cpu().double().log_softmax(-1)
         if not bool(log_probabilities.isfinite().all()):
@@ -252,7 +252,7 @@ class _Recorder(nn.Module):
         super().__init__()
         self.calls = calls
 
-    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+    def forward(self, hidden_states: Tensor, *args: None, **kwargs: Any) -> Tensor:
         self.calls.append({"hidden_states": hidden_states, **kwargs})
         return torch.zeros_like(hidden_states)
 
@@ -279,6 +279,10 @@ class _KeysAndValues:
     def __init__(self) -> None:
         self.keys_and_values: tuple[Tensor, Tensor] | None = None
 
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """How many tokens come before those of the call."""
+        return 0 if self.keys_and_values is None else self.keys_and_values[0].shape[2] - 1
+
     def update(self, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if self.keys_and_values is None:
             self.keys_and_values = keys, values
@@ -297,12 +301,19 @@ def _last_row(layer: nn.Module, hidden_states: Tensor, call: dict[str, Any]) -> 
     Returns:
         ``(rows, hidden)``.
     """
+    if not hasattr(layer, "self_attn"):  # linear attention has no rows of its own
+        return layer(hidden_states, **call)[:, -1]
     call = call | {cache_name(call): _KeysAndValues()}
     with suppress(_KeysAndValuesComplete):
         layer(hidden_states, **call)
-    call["position_embeddings"] = tuple(item[..., -1:, :] for item in call["position_embeddings"])
-    if call.get("position_ids") is not None:
-        call["position_ids"] = call["position_ids"][:, -1:]
-    if call["attention_mask"] is not None and call["attention_mask"].dim() == 4:
-        call["attention_mask"] = call["attention_mask"][:, :, -1:]
+    tables = call["position_embeddings"]  # Llama 4's is one of complex numbers
+    last = [item[..., -1:, :] for item in ([tables] if isinstance(tables, Tensor) else tables)]
+    call["position_embeddings"] = last[0] if isinstance(tables, Tensor) else tuple(last)
+    for name, value in call.items():
+        if not isinstance(value, Tensor):
+            continue
+        if name == "attention_mask":
+            call[name] = value[:, :, -1:] if value.dim() == 4 else value
+        elif value.shape[1:] == hidden_states.shape[1:2]:  # positions, and the like
+            call[name] = value[:, -1:]
     return layer(hidden_states[:, -1:], **call)[:, 0]

@@ -6,7 +6,7 @@ A new family is one row here and one tiny model in the tests.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from textwrap import fill
 from typing import Any
@@ -40,6 +40,9 @@ class Family:
         note: what frozen visual tokens mean in this family beside what they mean everywhere; for its code and card.
         tiles: into how many tiles a picture is cut in the paper's cost model (an overview and 2 x 2 details).
         prompt: what a picture and a question become where the processor has no chat template.
+        text_models: the model types of its language model that frozen layers compute.
+        like: the family whose remote code, with other names filled in, is this one's, unless it has files of its own.
+        unless: fields of the text model's config that cannot be converted, and why.
     """
 
     model_type: str
@@ -48,6 +51,23 @@ class Family:
     note: str = ""
     tiles: int = 1
     prompt: str = "USER: <image>\n{question} ASSISTANT:"
+    text_models: tuple[str, ...] = TEXT_MODELS
+    like: str = "llava"
+    unless: Mapping[str, str] = field(default_factory=dict)
+
+    def check(self, text_config: Mapping[str, Any], name: str) -> None:
+        """Refuses a text model that has what this family's frozen layers do not compute.
+
+        Args:
+            text_config: complete.
+            name: the base as the user wrote it, for messages.
+
+        Raises:
+            ShortVError: it has.
+        """
+        for what, why in self.unless.items():
+            if text_config.get(what):
+                raise ShortVError(f"{name} is a {self.title} model that cannot be converted ({what}): {why}.")
 
     @property
     def base_class(self) -> str:
@@ -85,22 +105,24 @@ class Family:
     def source(self, name: str) -> str:
         """The text of a file of remote code.
 
-        Configuration and model are those of LLaVA in ``modeling/``, with this family's names in the place of LLaVA's:
-        as everything that matters is in the layers, nothing else differs.
+        It is a file in ``modeling/``. Configuration and model are there for families with layers of their own kind;
+        those of others are LLaVA's (or of another family that theirs is like), with their names filled in.
         """
-        text = (modeling_dir() / name.replace(f"_{self.model_type}.py", f"_{_PATTERN.model_type}.py")).read_text(
-            "utf-8"
-        )
         if name not in self.code[:2]:
-            return text
+            return (modeling_dir() / name).read_text("utf-8")
+        for pattern in (self, FAMILIES[self.like], _LLAVA):
+            path = modeling_dir() / name.replace(f"_{self.model_type}.py", f"_{pattern.model_type}.py")
+            if path.exists():
+                break
+        text = path.read_text("utf-8")
+        for what in ("title", "name", "model_type"):
+            text = text.replace(getattr(pattern, what), getattr(self, what))
         if self.note:
             text = text.replace("visual tokens.\n\n", f"visual tokens.\n\n{fill(self.note, 119)}\n\n", 1)
-        for field in ("title", "name", "model_type"):
-            text = text.replace(getattr(_PATTERN, field), getattr(self, field))
         return text
 
 
-_PATTERN = Family("llava", "Llava", "LLaVA-1.5")
+_LLAVA = Family("llava", "Llava", "LLaVA-1.5")
 
 _BIDIRECTIONAL = (
     "The stock model lets the tokens of an image see each other in both directions. Text tokens keep their rows of "
@@ -111,28 +133,53 @@ _DEEPSTACK = (
     "in the stock model: where such a layer is frozen, they are all that changes visual tokens there."
 )
 _EXPERTS = "The experts of a frozen layer see text tokens only; which experts a text token goes to does not change."
+_LINEAR = (
+    "Layers with linear attention or a convolution in the place of attention pass each token's state on to the next: "
+    "where one is frozen, that part still runs for every token, and visual tokens skip the feed-forward network only."
+)
 _WHOLE_PROMPT = (
     "The stock model lets all tokens of the prompt see each other in both directions. Text tokens keep their rows of "
     "that mask: a frozen layer computes them from the same keys and values as the stock layer does."
 )
 
 _ROWS = (
-    _PATTERN,
+    _LLAVA,
     Family("llava_next", "LlavaNext", "LLaVA-NeXT", tiles=5),
     Family("qwen2_5_vl", "Qwen2_5_VL", "Qwen2.5-VL"),
-    Family(
-        "qwen3_vl",
-        "Qwen3VL",
-        "Qwen3-VL",
-        _DEEPSTACK,
-    ),
+    Family("qwen3_vl", "Qwen3VL", "Qwen3-VL", _DEEPSTACK),
     Family("qwen3_vl_moe", "Qwen3VLMoe", "Qwen3-VL-MoE", f"{_DEEPSTACK} {_EXPERTS}"),
+    Family(
+        "qwen3_5",
+        "Qwen3_5",
+        "Qwen3.5",
+        _LINEAR,
+        text_models=("qwen3_5_text",),
+    ),
+    Family(
+        "qwen3_5_moe",
+        "Qwen3_5Moe",
+        "Qwen3.5-MoE",
+        f"{_LINEAR} {_EXPERTS}",
+        text_models=("qwen3_5_moe_text",),
+        like="qwen3_5",
+    ),
     Family("qwen2_vl", "Qwen2VL", "Qwen2-VL"),
     Family("llava_onevision", "LlavaOnevision", "LLaVA-OneVision"),
     Family("internvl", "InternVL", "InternVL"),
     Family("smolvlm", "SmolVLM", "SmolVLM"),
     Family("idefics3", "Idefics3", "Idefics3"),
     Family("gemma3", "Gemma3", "Gemma 3", _BIDIRECTIONAL),
+    Family(
+        "gemma4",
+        "Gemma4",
+        "Gemma 4",
+        f"{_BIDIRECTIONAL} Audio tokens count as text.",
+        text_models=("gemma4_text",),
+        unless={
+            "num_kv_shared_layers": "its last layers take the keys and values of earlier ones",
+            "hidden_size_per_layer_input": "its layers take inputs of their own for each token",
+        },
+    ),
     Family("mistral3", "Mistral3", "Mistral 3"),
     Family("paligemma", "PaliGemma", "PaliGemma", _WHOLE_PROMPT, prompt="<image>{question}"),
     Family("glm4v", "Glm4v", "GLM-4V"),
@@ -142,12 +189,17 @@ _ROWS = (
     Family("video_llava", "VideoLlava", "Video-LLaVA"),
     Family("vipllava", "VipLlava", "ViP-LLaVA"),
     Family("idefics2", "Idefics2", "Idefics2"),
+    Family("aria", "Aria", "Aria", _EXPERTS),
+    Family("llama4", "Llama4", "Llama 4", _EXPERTS, text_models=("llama4_text",)),
     Family(
-        "aria",
-        "Aria",
-        "Aria",
-        _EXPERTS,
+        "ernie4_5_vl_moe",
+        "Ernie4_5_VLMoe",
+        "ERNIE 4.5 VL",
+        f"{_EXPERTS} The experts for visual tokens rest there, but for the marks around a picture.",
+        text_models=("ernie4_5_vl_moe_text",),
     ),
+    Family("molmo2", "Molmo2", "Molmo 2", _BIDIRECTIONAL, text_models=("molmo2_text",)),
+    Family("lfm2_vl", "Lfm2Vl", "LFM2-VL", _LINEAR, text_models=("lfm2",)),
 )
 
 FAMILIES: dict[str, Family] = {family.model_type: family for family in _ROWS}
@@ -155,14 +207,7 @@ FAMILIES: dict[str, Family] = {family.model_type: family for family in _ROWS}
 
 REFUSED: dict[str, str] = {
     "mllama": "its images enter by cross-attention, so there are no visual tokens to freeze",
-    "llama4": "its queries are scaled by their place among the rows that are computed, which freezing changes",
     "gemma3n": "its layers share keys and values, and take inputs per layer that freezing does not reach",
-    "gemma4": "its layers share keys and values, and take inputs per layer that freezing does not reach",
-    "qwen3_5": "its linear attention passes each token's state on to the next, so no token can be left out",
-    "qwen3_5_moe": "its linear attention passes each token's state on to the next, so no token can be left out",
-    "lfm2_vl": "its convolutions mix neighbouring tokens, so none of them can be left out",
-    "ernie4_5_vl_moe": "its experts are told row by row which ones are visual, which is not cut down to text rows yet",
-    "molmo2": "the norms of its queries and keys span all heads, which frozen layers do not compute",
     "phi4_multimodal": "its attention makes queries, keys and values in one projection, which freezing cannot split",
 }
 """Architectures that people ask for and that cannot be converted, and why."""
@@ -189,19 +234,20 @@ def family_of(config: Mapping[str, Any], name: str) -> Family:
             f"{name} has model_type {model_type!r:.60}, which is not supported; supported: {supported}. "
             "CONTRIBUTING.md says how to add one."
         )
-    text_config = config.get("text_config")
-    # llava-hf configs leave out what equals the default, and the default text model is a Llama.
-    text_type = text_config.get("model_type", "llama") if isinstance(text_config, Mapping) else "llama"
-    if text_type not in TEXT_MODELS:
-        supported = ", ".join(TEXT_MODELS)
+    family, text_config = FAMILIES[model_type], config.get("text_config")
+    # Configs leave out what equals the default, which is the first of these.
+    default = family.text_models[0]
+    text_type = text_config.get("model_type", default) if isinstance(text_config, Mapping) else default
+    if text_type not in family.text_models:
+        supported = ", ".join(family.text_models)
         raise ShortVError(f"{name} has a {text_type!r:.60} text model, not a supported one; supported: {supported}.")
-    return FAMILIES[model_type]
+    return family
 
 
 def plain_prompt(processor: object) -> str:
     """`Family.prompt` for a processor without chat template: that of its own family, or else LLaVA's."""
     name = type(processor).__name__
-    return next((family for family in _ROWS if name == f"{family.name}Processor"), _PATTERN).prompt
+    return next((family for family in _ROWS if name == f"{family.name}Processor"), _LLAVA).prompt
 
 
 def modeling_dir() -> Path:

@@ -17,7 +17,12 @@ from torch import nn
 def text_decoder(model: Any) -> Any:
     """The stack of decoder layers (`layers`) in a stock vision-language model, with its embeddings and final norm."""
     decoder = model.get_decoder()
-    return decoder if hasattr(decoder, "layers") else decoder.get_decoder()
+    return decoder if hasattr(decoder, "layers") else decoder.model
+
+
+def final_norm(decoder: Any) -> Any:
+    """What a `text_decoder` applies after its last layer."""
+    return decoder.norm if hasattr(decoder, "norm") else decoder.embedding_norm
 
 
 def input_device(model: Any) -> torch.device:

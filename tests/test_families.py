@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +54,11 @@ def write_shortv(folder: Path, name: str, frozen_layers: list[int]) -> None:
     (folder / "config.json").write_text(json.dumps(config | own | {"frozen_layers": frozen_layers}), encoding="utf-8")
 
 
-def needs_transformers(version: str) -> None:
-    import transformers
+def needs_transformers(least: str) -> None:
     from packaging.version import Version
 
-    if Version(transformers.__version__) < Version(version):
-        pytest.skip(f"needs transformers {version}")
+    if Version(version("transformers")) < Version(least):
+        pytest.skip(f"needs transformers {least}")
 
 
 def load(folder: Path) -> Any:
@@ -78,6 +78,8 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Any:
             needs_transformers("5.5")  # their layers gave tuples before
         if name == "qwen3_vl_moe":
             needs_transformers("5.19")  # where its experts load; between 5.0 and it none was tried
+        if name == "llama4" and version("transformers") == "5.24.0":
+            pytest.skip("the stock model fails on every input in this version")
         if name not in made:
             folder = tmp_path_factory.mktemp(name)
             stock = tiny_model(name)
@@ -98,6 +100,15 @@ def rows_with_features(model: Any, inputs: dict[str, Any]) -> Any:
     with hook, torch.no_grad():
         model(**inputs)
         return (seen[0] != model.get_input_embeddings()(inputs["input_ids"])).any(-1)
+
+
+def kept_states(layer: Any) -> list[Any]:
+    """What a layer of a cache keeps: keys and values, ``(batch, tokens, ...)``, or the state of linear attention."""
+    if hasattr(layer, "keys"):
+        return [states.transpose(1, 2) for states in (layer.keys, layer.values)]
+    states = [layer.conv_states, layer.recurrent_states]
+    flat = [one for each in states for one in (each.values() if isinstance(each, dict) else [each])]
+    return [one for one in flat if one is not None]
 
 
 def test_every_family_is_tried():
@@ -145,9 +156,9 @@ def test_forward_and_cache(pairs, name, kind, matrix):
     assert error <= TOLERANCE
     assert relative_error(dense, expected.logits, real) > 1000 * TOLERANCE
     for layer, wanted in zip(output[CACHE].layers, expected[CACHE].layers, strict=True):
-        for states in ("keys", "values"):
-            found, right = getattr(layer, states).transpose(1, 2), getattr(wanted, states).transpose(1, 2)
-            assert relative_error(found, right, real[:, -found.shape[1] :]) <= TOLERANCE
+        for found, right in zip(kept_states(layer), kept_states(wanted), strict=True):
+            rows = real[:, -found.shape[1] :] if hasattr(layer, "keys") else torch.ones(found.shape[:2]).bool()
+            assert relative_error(found, right, rows) <= TOLERANCE
     report = pair.shortv.shortv_report()
     assert report["visual_tokens"] == visual.sum()
     if name in STACKED:
@@ -181,7 +192,7 @@ def test_second_turn(pairs, name):
             frozen = visual_tokens(model.config, inputs["input_ids"])
             with torch.no_grad(), pair.defined(frozen):
                 options = {"attention_mask": mask, "use_cache": True, **cache}
-                if cache and TINY[name].types == "mm_token_type_ids":
+                if cache and "mrope_section" in TINY[name].text.get("rope_parameters", {}):
                     # These models count positions by pictures, and do not go on counting by themselves.
                     positions = torch.arange(both.shape[1])[first["input_ids"].shape[1] :]
                     options["position_ids"] = positions.expand(3, 1, -1)
@@ -212,6 +223,9 @@ def test_tensor_names(pairs, name):
     names = {
         **dict.fromkeys(("qwen2_vl", "qwen2_5_vl"), "model.layers.0."),
         **dict.fromkeys(("qwen3_vl", "qwen3_vl_moe", "glm4v", "cohere2_vision"), "model.language_model.layers.0."),
+        **dict.fromkeys(("qwen3_5", "qwen3_5_moe", "gemma4", "lfm2_vl"), "model.language_model.layers.0."),
+        "ernie4_5_vl_moe": "model.layers.0.",
+        "molmo2": "model.transformer.blocks.0.",
         **dict.fromkeys(STACKED, "model.text_model.layers.0."),
     }
     with safe_open(pairs(name).folder / "model.safetensors", framework="pt") as tensors:

@@ -186,7 +186,7 @@ def test_foreign_code_is_not_run(base_folder: Path, tmp_path: Path, monkeypatch:
 def test_weights_that_do_not_load(tampered: Callable[..., Path]) -> None:
     """Without the mapping of the published tensor names, transformers leaves weights random and only warns."""
     package = tampered(
-        MODELING, FIRST_IMPORT, f"register_checkpoint_conversion_mapping = lambda *_, **__: None\n{FIRST_IMPORT}"
+        "shortv_weights.py", "register_checkpoint_conversion_mapping(cls.__name__, mapping, overwrite=True)", "pass"
     )
     name, detail = last(verify(package))
     assert (name, "loads with missing keys: lm_head.weight" in detail) == ("loads", True)
@@ -210,9 +210,7 @@ def test_wrong_results(tampered: Callable[..., Path]) -> None:
 
 def test_wrong_keys_in_the_cache(tampered: Callable[..., Path]) -> None:
     """They show in no logit of the prompt, only in the answer's later tokens."""
-    package = tampered(
-        "shortv_layers.py", "keys, values = past.update(keys,", "keys, values = past.update(1.001 * keys,"
-    )
+    package = tampered("shortv_layers.py", "keys, values = self.cached(keys,", "self.cached(1.001 * keys,")
     name, detail = last(verify(package))
     assert (name, detail) == ("definition", "keys and values of layer 1 differ from the definition by 0.001.")
 

@@ -75,6 +75,7 @@ class Tiny:
         text, vision, fields: of the config.
         images, videos: its kinds of visual input; None if this family has no such kind.
         types: the input that tells visual tokens from text, if there is one.
+        marked_types: the input that counts the tokens around them as visual, too, if there is one.
     """
 
     text: dict[str, Any]
@@ -83,6 +84,7 @@ class Tiny:
     fields: dict[str, Any] = field(default_factory=dict)
     videos: Features | None = None
     types: str = ""
+    marked_types: str = ""
 
 
 def noise(*shape: int) -> Any:
@@ -137,6 +139,49 @@ def tiled_images() -> Features:
     return Features(inputs, PATCHES + 4 * (8 + 1))
 
 
+def positioned_images() -> Features:
+    """Flattened patches of 4 x 4 pixels, 4 rows of 8, and where they stand; four of them become one token."""
+
+    def inputs(count: int) -> dict[str, Any]:
+        places = [[column, row] for row in range(4) for column in range(8)]
+        return {"pixel_values": noise(count, 32, 3 * 16), "image_position_ids": tensor([places] * count)}
+
+    return Features(inputs, 8, before=(VISION_START,), after=(VISION_END,))
+
+
+def pooled_images() -> Features:
+    """An overview and one crop of 4 x 4 patches each; four of them become one token."""
+
+    def inputs(count: int) -> dict[str, Any]:
+        squares = [
+            [16 * crop + 8 * row + 2 * column + step for step in (0, 1, 4, 5)]
+            for crop in range(2 * count)
+            for row in (0, 1)
+            for column in (0, 1)
+        ]
+        return {
+            "pixel_values": noise(2 * count, 16, 3 * 16),
+            "image_token_pooling": tensor(squares),
+            "image_grids": tensor([[2, 2, 2, 2]] * count),
+            "image_num_crops": tensor([2] * count),
+        }
+
+    return Features(inputs, 8, before=(VISION_START,), after=(VISION_END,))
+
+
+def shaped_images() -> Features:
+    """Flattened patches of 4 x 4 pixels, 4 rows of 4; four of them become one token."""
+
+    def inputs(count: int) -> dict[str, Any]:
+        return {
+            "pixel_values": noise(count, 16, 3 * 16),
+            "spatial_shapes": tensor([[4, 4]] * count),
+            "pixel_attention_mask": tensor([[1] * 16] * count),
+        }
+
+    return Features(inputs, 4)
+
+
 def sized(count: int, size: int = CLIP["image_size"]) -> Any:
     return tensor([[size, size]] * count)
 
@@ -149,6 +194,12 @@ QWEN25_VISION = {
 QWEN3_VISION = {
     **{"depth": 3, "hidden_size": 32, "out_hidden_size": 64, "num_heads": 2, "intermediate_size": 48},
     **{"patch_size": 4, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]},
+}
+QWEN35_VISION = {name: value for name, value in QWEN3_VISION.items() if name != "deepstack_visual_indexes"}
+QWEN35_TEXT = {
+    **{**TEXT, "head_dim": 16, "layer_types": ["linear_attention", "full_attention"] * 2},
+    "rope_parameters": {**MROPE, "mrope_section": [2, 1, 1], "partial_rotary_factor": 0.5},
+    **{"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 16, "linear_value_head_dim": 8},
 }
 GLM_VISION = {
     **{"depth": 2, "hidden_size": 32, "out_hidden_size": 64, "num_heads": 2, "intermediate_size": 48},
@@ -210,6 +261,28 @@ TINY: dict[str, Tiny] = {
         grid_videos(frames=2),
         types="mm_token_type_ids",
     ),
+    "qwen3_5": Tiny(
+        {**QWEN35_TEXT},
+        QWEN35_VISION,
+        grid_images(),
+        QWEN_FIELDS,
+        grid_videos(frames=2),
+        types="mm_token_type_ids",
+    ),
+    "qwen3_5_moe": Tiny(
+        {
+            **QWEN35_TEXT,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 48,
+            "shared_expert_intermediate_size": 32,
+        },
+        QWEN35_VISION,
+        grid_images(),
+        QWEN_FIELDS,
+        grid_videos(frames=2),
+        types="mm_token_type_ids",
+    ),
     "qwen2_vl": Tiny(
         {**TEXT, "rope_parameters": MROPE, "layer_types": ["full_attention"] * 4},
         QWEN2_VISION,
@@ -264,6 +337,25 @@ TINY: dict[str, Tiny] = {
             "mm_tokens_per_image": 4,
         },
         types="token_type_ids",
+    ),
+    "gemma4": Tiny(
+        {
+            **{**TEXT, "head_dim": 16, "global_head_dim": 32, "num_global_key_value_heads": 1, "sliding_window": 12},
+            **{"layer_types": ["sliding_attention", "full_attention"] * 2, "attention_k_eq_v": True},
+            **{"hidden_size_per_layer_input": 0, "use_bidirectional_attention": "vision"},
+            **{"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 48},
+        },
+        {
+            **{"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2},
+            **{"num_key_value_heads": 2, "head_dim": 16, "patch_size": 4, "pooling_kernel_size": 2},
+            "position_embedding_size": 64,
+        },
+        positioned_images(),
+        {
+            **{"image_token_id": IMAGE, "video_token_id": VIDEO, "audio_token_id": 126, "audio_config": None},
+            **{"boi_token_id": VISION_START, "eoi_token_id": VISION_END},
+        },
+        types="mm_token_type_ids",
     ),
     "mistral3": Tiny(
         {"model_type": "mistral", **TEXT, "head_dim": 16, "sliding_window": None},
@@ -366,6 +458,76 @@ TINY: dict[str, Tiny] = {
         plain(4, size=980),
         {"image_token_index": IMAGE, "projector_patch_to_query_dict": {49: 4}},
     ),
+    "llama4": Tiny(
+        {
+            **{**TEXT, "head_dim": 16, "intermediate_size": 48, "intermediate_size_mlp": 96},
+            **{"num_local_experts": 4, "num_experts_per_tok": 1, "interleave_moe_layer_step": 2},
+            **{"no_rope_layer_interval": 2, "attention_chunk_size": 32, "floor_scale": 4},
+        },
+        {
+            **{"hidden_size": 32, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2},
+            **{"image_size": 28, "patch_size": 7, "vision_output_dim": 32},
+            **{"projector_input_dim": 32, "projector_output_dim": 32},
+        },
+        plain(PATCHES // 4),
+        {"image_token_index": IMAGE},
+    ),
+    "ernie4_5_vl_moe": Tiny(
+        {
+            **{**TEXT, "rope_parameters": {**MROPE, "mrope_section": [3, 3, 2]}},
+            **{"moe_num_experts": 4, "moe_k": 2, "moe_num_shared_experts": 1, "moe_intermediate_size": [48, 32]},
+        },
+        {"depth": 2, "hidden_size": 32, "num_heads": 2, "intermediate_size": 64, "patch_size": 4},
+        Features(
+            lambda count: {"pixel_values": noise(count * 32, 3 * 16), "image_grid_thw": tensor([[1, 4, 8]] * count)},
+            8,
+            before=(VISION_START,),
+            after=(VISION_END,),
+        ),
+        {
+            **{"image_token_id": IMAGE, "video_token_id": VIDEO},
+            **{"image_start_token_id": VISION_START, "image_end_token_id": VISION_END},
+            **{"video_start_token_id": 124, "video_end_token_id": 125},
+        },
+        Features(
+            lambda count: {
+                "pixel_values_videos": noise(count * 64, 3 * 16),
+                "video_grid_thw": tensor([[2, 4, 8]] * count),
+            },
+            8,
+            VIDEO,
+            before=(124,),
+            after=(125,),
+            kind=2,
+        ),
+        types="mm_token_type_ids",
+        marked_types="moe_mm_token_type_ids",
+    ),
+    "molmo2": Tiny(
+        {**TEXT, "head_dim": 16, "qk_norm_type": "olmo", "norm_after": True, "additional_vocab_size": 0},
+        {
+            **{"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2},
+            **{"num_key_value_heads": 2, "head_dim": 16, "image_size": [16, 16], "patch_size": 4},
+        },
+        pooled_images(),
+        {
+            "image_patch_id": IMAGE,
+            "adapter_config": {
+                **{"vision_feature_layer": [-1, 0], "hidden_size": 32, "num_attention_heads": 2, "head_dim": 16},
+                **{"num_key_value_heads": 2, "intermediate_size": 64, "text_hidden_size": 64},
+            },
+        },
+        types="mm_token_type_ids",
+    ),
+    "lfm2_vl": Tiny(
+        {
+            **{"model_type": "lfm2", **TEXT, "layer_types": ["conv", "full_attention"] * 2},
+            **{"block_auto_adjust_ff_dim": False, "block_ff_dim": 96},
+        },
+        {"model_type": "siglip2_vision_model", **SIGLIP, "patch_size": 4, "num_patches": 16, "vision_use_head": False},
+        shaped_images(),
+        {"image_token_id": IMAGE, "projector_hidden_size": 64, "downsample_factor": 2},
+    ),
 }
 
 
@@ -420,4 +582,7 @@ def batch(model_type: str, *rows: tuple[Any, ...], kind: str = "images") -> dict
         inputs |= features.inputs(pictures)
     if tiny.types in inspect.signature(base_class(model_type).forward).parameters:
         inputs[tiny.types] = (ids == features.token_id) * features.kind
+    if tiny.marked_types:
+        marks = tensor([features.token_id, *features.before, *features.after])
+        inputs[tiny.marked_types] = (ids[..., None] == marks).any(-1) * features.kind
     return inputs

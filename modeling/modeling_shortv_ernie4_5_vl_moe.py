@@ -1,0 +1,27 @@
+"""ShortV for ERNIE 4.5 VL: the stock model, whose chosen decoder layers freeze visual tokens.
+
+How a frozen layer works is in `shortv_layers.py`; how the weights are found and read is in `shortv_weights.py`.
+"""
+
+from transformers import Ernie4_5_VLMoeForConditionalGeneration
+
+from .configuration_shortv_ernie4_5_vl_moe import ShortVErnie4_5_VLMoeConfig
+from .shortv_layers import FrozenLayer, ShortVMixin
+from .shortv_weights import ShortVWeights
+
+
+class FrozenErnieLayer(FrozenLayer):
+    """The experts are told of each row whether it is visual: here, of each text row."""
+
+    def _forward_text(self, hidden_states, text_rows, *args, moe_mm_token_type_ids=None, **kwargs):
+        if moe_mm_token_type_ids is not None:
+            moe_mm_token_type_ids = moe_mm_token_type_ids.gather(1, text_rows.rows)
+        kwargs["moe_mm_token_type_ids"] = moe_mm_token_type_ids
+        return super()._forward_text(hidden_states, text_rows, *args, **kwargs)
+
+
+class ShortVErnie4_5_VLMoeForConditionalGeneration(ShortVWeights, ShortVMixin, Ernie4_5_VLMoeForConditionalGeneration):
+    config_class = ShortVErnie4_5_VLMoeConfig
+    weights_of = "ernie4_5_vl_moe"
+    text_models = ("ernie4_5_vl_moe_text",)
+    frozen_layer = FrozenErnieLayer

@@ -1,0 +1,36 @@
+"""ShortV for Gemma 4: the stock model, whose chosen decoder layers freeze visual tokens.
+
+How a frozen layer works is in `shortv_layers.py`; how the weights are found and read is in `shortv_weights.py`.
+"""
+
+from transformers import Gemma4ForConditionalGeneration
+from transformers.models.gemma4.modeling_gemma4 import apply_rotary_pos_emb
+
+from .configuration_shortv_gemma4 import ShortVGemma4Config
+from .shortv_layers import FrozenAttention, ShortVMixin
+from .shortv_weights import ShortVWeights
+
+
+class FrozenGemma4Attention(FrozenAttention):
+    """Values are normed, too; in some layers they are the keys before their norm and rotation."""
+
+    def keys_and_values(self, all_rows, position_embeddings):
+        values = (self.k_proj if self.v_proj is None else self.v_proj)(all_rows)
+        values = self.v_norm(values.view(*all_rows.shape[:-1], -1, self.head_dim)).transpose(1, 2)
+        return self._rotate(self._heads("k", all_rows), position_embeddings), values
+
+    def cached(self, keys, values, past, kwargs):
+        keys, values = super().cached(keys, values, past, kwargs)
+        if self.store_full_length_kv:  # for an assistant model
+            kwargs["shared_kv_states"][self.layer_type] = keys, values
+        return keys, values
+
+    def _rotate(self, states, position_embeddings):
+        return apply_rotary_pos_emb(states, *position_embeddings)
+
+
+class ShortVGemma4ForConditionalGeneration(ShortVWeights, ShortVMixin, Gemma4ForConditionalGeneration):
+    config_class = ShortVGemma4Config
+    weights_of = "gemma4"
+    text_models = ("gemma4_text",)
+    frozen_parts = {"self_attn": FrozenGemma4Attention}
