@@ -105,7 +105,7 @@ def test_local_folder(tiny_base: Callable[..., Path], model_type: str) -> None:
     assert base.family is FAMILIES[model_type]
     assert base.files == tuple(sorted((*SMALL_FILES, *TOKENIZER_FILES, *SHARDS, INDEX)))
     assert base.num_layers == 4
-    assert base.layer_shape == LayerShape(64, 128, 64, 32)
+    assert base.layer_shapes == (LayerShape(64, 128, 64, 32),) * 4
     assert base.visual_tokens == 16
     assert base.config == json.loads((folder / "config.json").read_text(encoding="utf-8"))
     record = base.record()
@@ -133,7 +133,7 @@ def test_load_is_the_stock_model(tiny_base: Callable[..., Path], model_type: str
 def test_published_config_without_defaults_is_completed() -> None:
     base = with_config(LLAVA_7B)
     assert base.num_layers == 32
-    assert base.layer_shape == LayerShape(4096, 11008, 4096, 4096)
+    assert base.layer_shapes == (LayerShape(4096, 11008, 4096, 4096),) * 32
     assert base.visual_tokens == 576
     assert base.image_token_id == 32000
     assert "num_hidden_layers" not in base.config["text_config"]
@@ -313,7 +313,11 @@ def test_any_value_in_a_config_is_accepted_or_refused(
         base.num_layers,
         base.visual_tokens,
         base.image_token_id + 1,
-        *vars(replace(base.layer_shape, router_size=1)).values(),
+        *(
+            number
+            for shape in base.layer_shapes
+            for number in vars(replace(shape, router_size=1, visual_intermediate_size=1)).values()
+        ),
     )
     assert all(type(number) is int and number > 0 for number in numbers)
 

@@ -51,7 +51,7 @@ def llava(repo_id: str, path: Path, files: tuple[str, ...] = ("chat_template.jso
 
 def recipe_of(base: BaseModel, selection: Selection, scores: Scores | None = None) -> Recipe:
     visual = 5 * base.visual_tokens if base.family.model_type == "llava_next" else base.visual_tokens
-    ratio = flops_ratio(base.layer_shape, base.num_layers, len(selection.frozen_layers), 64, visual)
+    ratio = flops_ratio(base.layer_shapes, selection.frozen_layers, 64, visual)
     return Recipe(
         base=BaseRecord(base.repo_id, base.revision, "", {}),
         family=base.family.model_type,

@@ -88,7 +88,7 @@ def test_contents(tiny_base: Callable[..., Path], model_type: str, tmp_path: Pat
     assert recipe["frozen_layers"] == [1, 3]
     # 56 pixels in patches of 14 are 16 visual tokens; LLaVA-NeXT has an overview and four tiles.
     visual = 16 if model_type == "llava" else 80
-    ratio = flops_ratio(LayerShape(64, 128, 64, 64), 4, 2, 64, visual)
+    ratio = flops_ratio((LayerShape(64, 128, 64, 64),) * 4, (1, 3), 64, visual)
     assert recipe["cost"] == {"text_tokens": 64, "visual_tokens": visual, "flops_ratio": ratio}
     assert recipe_tag(out) == "shortv-" + hashlib.sha256(files["shortv.json"]).hexdigest()[:12]
     assert [check.name for check in inspect_package(out)] == [
