@@ -258,6 +258,10 @@ def test_oversized_json(base_folder: Path, name: str) -> None:
     assert "larger than 64 MiB" in refusal(base_folder)
 
 
+# Fields that no Llama has, but that would be read.
+EXPERTS = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -270,6 +274,14 @@ def test_oversized_json(base_folder: Path, name: str) -> None:
         ({"text_config": {"num_hidden_layers": True}}, "num_hidden_layers"),
         ({"text_config": {"num_hidden_layers": 0}}, "num_hidden_layers"),
         ({"text_config": {"num_hidden_layers": -1}}, "num_hidden_layers"),
+        ({"text_config": {"num_hidden_layers": 1 << 40}}, "num_hidden_layers"),
+        ({"text_config": {"num_experts": 8}}, "intermediate_size 0"),
+        ({"text_config": {**EXPERTS, "num_experts": "8"}}, "router_size '8'"),
+        ({"text_config": {**EXPERTS, "moe_intermediate_size": [48]}}, "is not valid"),
+        ({"text_config": {**EXPERTS, "moe_intermediate_size": [48, -48]}}, "visual_intermediate_size -96"),
+        ({"text_config": {**EXPERTS, "decoder_sparse_step": 0}}, "is not valid"),
+        ({"text_config": {**EXPERTS, "mlp_layer_types": ["sparse"]}}, "is not valid"),
+        ({"text_config": {**EXPERTS, "moe_layers": 3}}, "is not valid"),
         ({"text_config": []}, "is not valid"),
         ({"vision_config": "clip"}, "is not valid"),
         ({"mm_vision_tower": "openai/clip-vit-large-patch14-336"}, "original LLaVA code's layout"),

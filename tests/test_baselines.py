@@ -216,6 +216,26 @@ def test_cost_of_both() -> None:
     assert shortv_and_fastv((1, 2), 4).flops_ratio(shapes, 10, 40) == pytest.approx(expected / (4 * dense))
 
 
+def test_cost_is_that_of_each_layer() -> None:
+    """By hand, for layers of which 0 is wide, 1 and 2 are narrow, and one of them is frozen."""
+    narrow, wide = LayerShape(2, 3, 2, 2), LayerShape(2, 30, 2, 2)
+
+    def dense(m: int, v: int) -> int:
+        return 2 * (10 + v) * (4 * 2 + 3 * m) * 2 + 4 * (10 + v) ** 2 * 2
+
+    frozen_wide, frozen_narrow = (2 * 10 * (4 * 2 + 3 * m) * 2 + 4 * 40 * 2**2 + 4 * 10 * 50 * 2 for m in (30, 3))
+    shapes, base = (wide, narrow, narrow), dense(30, 40) + 2 * dense(3, 40)
+    assert vtw(1).flops_ratio(shapes, 10, 40) == (dense(30, 40) + 2 * dense(3, 0)) / base
+    assert vtw(2).flops_ratio(shapes, 10, 40) == (dense(30, 40) + dense(3, 40) + dense(3, 0)) / base
+    assert frozen((0,), 3).flops_ratio(shapes, 10, 40) == (frozen_wide + 2 * dense(3, 40)) / base
+    assert frozen((2,), 3).flops_ratio(shapes, 10, 40) == (dense(30, 40) + dense(3, 40) + frozen_narrow) / base
+    # The wide layer frozen saves more than can be saved after it; a narrow one less.
+    names = [change.name for change in comparisons((0,), shapes, 10, 40, None)]
+    assert names == ["FastV K=2 R=50.0%", "VTW K=1", "1 of 3 + FastV K=2 R=50.0%", "random 1 of 3"]
+    names = [change.name for change in comparisons((2,), shapes, 10, 40, None)]
+    assert names[1].startswith("FastV K=2 R="), "at the cost of a narrow layer frozen"
+
+
 @pytest.mark.parametrize("model", PAPER)
 def test_baselines_cost_what_shortv_costs(model: str) -> None:
     shapes, visual, _, _ = PAPER[model]

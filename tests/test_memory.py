@@ -40,6 +40,14 @@ def test_states_of_a_13b_model() -> None:
     assert need.layer_call == 12 * estimate(0, LLAVA_13B, 640, 2, 1).layer_call
 
 
+def test_the_widest_layer_counts() -> None:
+    narrow, wide, visual = (LayerShape(64, *sizes) for sizes in ((96, 64, 64), (512, 64, 64), (96, 64, 64, 8, 512)))
+    need = estimate(0, (wide,) * 4, 100, 4, 1)
+    assert estimate(0, (narrow, wide, narrow, narrow), 100, 4, 1) == need
+    assert estimate(0, (narrow, narrow, narrow, visual), 100, 4, 1) == need
+    assert estimate(0, (narrow,) * 4, 100, 4, 1).layer_call < need.layer_call
+
+
 @pytest.mark.parametrize("shape", [(256, 688), (128, 512)])
 def test_layer_call_against_the_allocator(shape: tuple[int, int]) -> None:
     """What the CPU allocator holds at most during a call of a stock layer, by the profiler, is near the estimate."""

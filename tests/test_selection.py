@@ -91,6 +91,34 @@ def test_flops_ratio_freezes_as_few_layers_as_it_can(ratio: float, visual_tokens
     assert selection.budget == {"flops_ratio": ratio, "text_tokens": 64, "visual_tokens": visual_tokens}
 
 
+@given(
+    visual=st.lists(st.floats(0, 1), min_size=1, max_size=12),
+    data=st.data(),
+    ratio=st.floats(0.3, 1),
+)
+def test_flops_ratio_counts_the_very_layers_that_it_freezes(
+    visual: list[float], data: st.DataObject, ratio: float
+) -> None:
+    """Layers of two kinds: it takes as many as the first ones of the order need, and no fewer would do."""
+    kinds = st.sampled_from([LayerShape(64, 16, 64, 64), LayerShape(64, 4096, 64, 64)])
+    shapes = data.draw(st.lists(kinds, min_size=len(visual), max_size=len(visual)))
+    order = sorted(range(len(visual)), key=lambda layer: (visual[layer], -layer))
+    enough = [count for count in range(1, len(visual) + 1) if flops_ratio(shapes, order[:count], 64, 576) <= ratio]
+    if not enough:
+        assert "out of reach" in refusal(select_layers, scores(visual), flops_ratio=ratio, shapes=shapes)
+        return
+    selection = select_layers(scores(visual), flops_ratio=ratio, shapes=shapes)
+    assert selection.frozen_layers == tuple(sorted(order[: enough[0]]))
+
+
+def test_flops_ratio_hangs_on_the_order_of_layers_that_differ() -> None:
+    """Two wide layers of four make nearly all of the cost: one of them is worth more than both narrow ones."""
+    narrow, wide = LayerShape(64, 16, 64, 64), LayerShape(64, 4096, 64, 64)
+    budget: dict[str, Any] = {"flops_ratio": 0.6, "shapes": (wide, narrow, narrow, wide), "visual_tokens": 576}
+    assert select_layers(scores([0.1, 0.3, 0.4, 0.2]), **budget).frozen_layers == (0,)
+    assert select_layers(scores([0.4, 0.1, 0.2, 0.3]), **budget).frozen_layers == (1, 2, 3)
+
+
 def test_the_reachable_ratio_that_is_named_can_be_reached() -> None:
     message = refusal(select_layers, scores([1.0] * 32), flops_ratio=0.1, shapes=LLAVA_7B)
     least = float(message.rsplit(" ", 1)[1].rstrip("."))
