@@ -33,7 +33,7 @@ import transformers
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from shortv_export.families import modeling_dir
-from shortv_export.flops import LayerShape, flops_ratio
+from shortv_export.flops import flops_ratio, layer_shapes
 from shortv_export.oracle import cache_name
 
 TEXT_TOKENS = 64
@@ -202,8 +202,8 @@ class Prefill:
             arguments,
         )
         seconds = {name: statistics.median(values) for name, values in times.items()}
-        shape = LayerShape.from_config(self.shortv.config.text_config.to_dict())
-        ratio = flops_ratio(shape, arguments.layers, self.num_frozen, TEXT_TOKENS, self.visual_tokens)
+        shapes = layer_shapes(self.shortv.config.text_config.to_dict())
+        ratio = flops_ratio(shapes, self.frozen, TEXT_TOKENS, self.visual_tokens)
         result = self.describe() | {
             "median_seconds": seconds,
             "flops_ratio": ratio,

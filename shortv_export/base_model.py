@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from .disk import bytes_to_download, check_space
 from .errors import ShortVError, one_line
 from .families import Family, family_of
-from .flops import LayerShape
+from .flops import LayerShape, layer_shapes
 from .hashing import file_sha256
 from .recipe import BaseRecord, read_json
 from .xet import plain_if_xet_fails
@@ -35,7 +35,9 @@ _INDEX = "model.safetensors.index.json"
 _SHARD = re.compile(r"[\w-][\w.-]*\.safetensors", re.ASCII)
 # What visual tokens are counted in where no config says how many there are: LLaVA-1.5's picture.
 _REFERENCE_PICTURE = (336, 336)
-_LARGEST = 1 << 31  # no size in a config comes near it
+# No size in a config comes near these.
+_LARGEST = 1 << 31
+_MOST_LAYERS = 1 << 12
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 # The files beside the weights that a user of the model needs, and those that its licence asks to keep.
@@ -100,9 +102,9 @@ class BaseModel:
         return self.text_config["num_hidden_layers"]
 
     @property
-    def layer_shape(self) -> LayerShape:
-        """The widths of a decoder layer."""
-        return LayerShape.from_config(self.text_config)
+    def layer_shapes(self) -> tuple[LayerShape, ...]:
+        """The widths of every decoder layer."""
+        return layer_shapes(self.text_config)
 
     @cached_property
     def visual_tokens(self) -> int:
@@ -385,21 +387,24 @@ def _check_config(name: str, config: dict[str, Any]) -> Family:
     _image_token_id(config, name)
     base = BaseModel(name, None, None, Path(), config, family, ())
     try:
-        sizes = {
-            "num_hidden_layers": base.num_layers,
-            "visual tokens": base._configured_visual_tokens,
-            **vars(base.layer_shape),
-        }
+        _check_size(name, "num_hidden_layers", base.num_layers, most=_MOST_LAYERS)  # before so many are looked at
+        visual_tokens = base._configured_visual_tokens
+        shapes = base.layer_shapes
     except (LookupError, TypeError, ArithmeticError) as error:
         raise ShortVError(f"{name}: its {_CONFIG} is not valid: {one_line(error)}") from error
     family.check(base.text_config, name)
-    if sizes["visual tokens"] is None:  # the processor will tell, where there is one to ask
-        del sizes["visual tokens"]
-    for what, size in sizes.items():
-        least = 0 if what == "router_size" else 1  # most models have no experts
-        if type(size) is not int or not least <= size <= _LARGEST:
-            raise ShortVError(f"{name}: its {_CONFIG} gives {what} {size!r:.40}, which is not a positive integer.")
+    if visual_tokens is not None:  # else the processor will tell, where there is one to ask
+        _check_size(name, "visual tokens", visual_tokens)
+    for shape in shapes:
+        for what, size in vars(shape).items():
+            # Most models have no experts, and no others for visual tokens.
+            _check_size(name, what, size, least=0 if what in ("router_size", "visual_intermediate_size") else 1)
     return family
+
+
+def _check_size(name: str, what: str, size: Any, *, least: int = 1, most: int = _LARGEST) -> None:
+    if type(size) is not int or not least <= size <= most:
+        raise ShortVError(f"{name}: its {_CONFIG} gives {what} {size!r:.40}, which is not a positive integer.")
 
 
 def check_code(name: str, config: dict[str, Any]) -> None:

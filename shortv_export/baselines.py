@@ -35,8 +35,7 @@ FASTV_DROP = 0.5
 
 def comparisons(
     frozen_layers: Sequence[int],
-    shape: LayerShape,
-    num_layers: int,
+    shapes: Sequence[LayerShape],
     text_tokens: int,
     visual_tokens: int,
     scores: Scores | None,
@@ -46,19 +45,20 @@ def comparisons(
 
     Args:
         frozen_layers: by ShortV.
-        shape: of the decoder's layers.
-        num_layers: how many they are.
+        shapes: of the decoder's layers.
         text_tokens, visual_tokens: the prompt at which FastV's share and VTW's layer are made to cost no more than
             ShortV.
         scores: for cosine selection, which is left out if they hold no cosine distances.
         seed: of random selection.
     """
-    prompt = (shape, num_layers, text_tokens, visual_tokens)
-    budget = model_flops(shape, num_layers, len(frozen_layers), text_tokens, visual_tokens)
+    num_layers = len(shapes)
+    budget = model_flops(shapes, frozen_layers, text_tokens, visual_tokens)
 
     def affordable(changes: Iterable[Change]) -> list[Change]:
         """The first that costs no more than ShortV, if one does."""
-        return [change for change in changes if change.flops and change.flops(*prompt) <= budget][:1]
+        return [
+            change for change in changes if change.flops and change.flops(shapes, text_tokens, visual_tokens) <= budget
+        ][:1]
 
     found = []
     if num_layers > FASTV_LAYERS:
@@ -95,8 +95,7 @@ def shortv_and_fastv(
 
 
 def pruned_flops(
-    shape: LayerShape,
-    num_layers: int,
+    shapes: Sequence[LayerShape],
     text_tokens: int,
     visual_tokens: int,
     *,
@@ -109,7 +108,7 @@ def pruned_flops(
     What it takes to choose the tokens, one query, is not counted.
     """
     total = 0
-    for layer in range(num_layers):
+    for layer, shape in enumerate(shapes):
         flops = frozen_layer_flops if layer in frozen_layers else dense_layer_flops
         total += flops(shape, text_tokens, visual_tokens if layer < after else kept)
     return total
@@ -129,9 +128,9 @@ def _pruning(name: str, after: int, drop: float, shortv: Change | None = None) -
         with shortv.apply(model, inputs) if shortv else nullcontext(), _pruned(model, visual, after, drop):
             yield
 
-    def flops(shape: LayerShape, num_layers: int, text: int, visual: int) -> float:
+    def flops(shapes: Sequence[LayerShape], text: int, visual: int) -> float:
         kept = _kept(visual, drop)
-        return pruned_flops(shape, num_layers, text, visual, after=after, kept=kept, frozen_layers=frozen_layers)
+        return pruned_flops(shapes, text, visual, after=after, kept=kept, frozen_layers=frozen_layers)
 
     return Change(name, apply, flops=flops)
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -150,7 +152,7 @@ def render_card(
         keep_trailing_newline=True,
     )
     environment.filters.update(code=code_span, prose=prose)
-    unit, cost = _cost_table(base.layer_shape, recipe)
+    unit, cost = _cost_table(base.layer_shapes, recipe)
     paper = read_json(model_cards_dir() / _PAPER)
     preset = paper["models"].get(base.repo_id) if recipe.selection["method"] == "preset" else None
     return environment.get_template(_TEMPLATE).render(
@@ -165,7 +167,9 @@ def render_card(
         divergence=_divergence(recipe),
         unit=unit,
         cost=cost,
-        shape=base.layer_shape,
+        shape=base.layer_shapes[0],  # all have its h and its projections
+        ffn_sizes=_ffn_sizes(base.layer_shapes),
+        layers_differ=len({*base.layer_shapes}) > 1,
         figure=FIGURE_NAME,
         figure_text=_figure_text(recipe) if recipe.scores else None,
         has_chat_template=_has_chat_template(base),
@@ -367,14 +371,11 @@ def _command(words: list[str]) -> str:
     return " \\\n".join(lines)
 
 
-def _cost_table(shape: LayerShape, recipe: Recipe) -> tuple[str, list[dict[str, Any]]]:
+def _cost_table(shapes: Sequence[LayerShape], recipe: Recipe) -> tuple[str, list[dict[str, Any]]]:
     """Counted FLOPs of the decoder layers for some prompt lengths, the recipe's own first; and their unit."""
     text, visual = recipe.cost["text_tokens"], recipe.cost["visual_tokens"]
     prompts = ((text, visual), (text, 2 * visual), (8 * text, visual), (text, 0))
-    flops = [
-        [model_flops(shape, recipe.num_layers, frozen, *prompt) for frozen in (0, len(recipe.frozen_layers))]
-        for prompt in prompts
-    ]
+    flops = [[model_flops(shapes, frozen, *prompt) for frozen in ((), recipe.frozen_layers)] for prompt in prompts]
     unit, scale = ("TFLOPs", 1e12) if flops[0][0] >= 1e11 else ("GFLOPs", 1e9)
     rows = [
         {
@@ -387,6 +388,19 @@ def _cost_table(shape: LayerShape, recipe: Recipe) -> tuple[str, list[dict[str, 
         for prompt, (dense, frozen) in zip(prompts, flops, strict=True)
     ]
     return unit, rows
+
+
+def _ffn_sizes(shapes: Sequence[LayerShape]) -> str:
+    """The formulas' m: one, or each of several with the number of layers that have it."""
+    sizes = Counter(
+        f"{shape.intermediate_size} ({shape.visual_intermediate_size} for visual tokens)"
+        if shape.visual_intermediate_size
+        else f"{shape.intermediate_size}"
+        for shape in shapes
+    )
+    if len(sizes) == 1:
+        return next(iter(sizes))
+    return " and ".join(f"{size} in {count} layer{'s' if count > 1 else ''}" for size, count in sizes.items())
 
 
 def _figure_text(recipe: Recipe) -> str:

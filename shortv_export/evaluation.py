@@ -23,7 +23,7 @@ from .errors import ShortVError, one_line
 from .families import FAMILIES
 from .fidelity import accuracy_by_group, accuracy_of, fidelity_of, measure_fidelity
 from .finished import FinishedSamples
-from .flops import LayerShape
+from .flops import layer_shapes
 from .memory import MaxMemory, is_out_of_memory, out_of_memory
 from .oracle import text_decoder, visual_tokens
 from .package import inspect_package, referenced_weights
@@ -199,7 +199,8 @@ def evaluate(
         )
         median = _median_sample(processor, samples.samples)
         visual = visual_tokens(model.config, median["input_ids"])
-        prompt = (_layer_shape(model), recipe.num_layers, int((~visual).sum()), int(visual.sum()))
+        shapes = layer_shapes(text_decoder(model).config.to_dict())
+        prompt = (shapes, int((~visual).sum()), int(visual.sum()))
         if baselines:
             changes += comparisons(recipe.frozen_layers, *prompt, package.scores)
         device = _device_name(model)
@@ -245,7 +246,7 @@ def evaluate(
         dtype=str(model.dtype).removeprefix("torch."),
         device=device,
         versions=library_versions(),
-        notes=_notes(samples, rows, on_cpu=not accelerators(model)) + _baseline_notes(rows, *prompt[2:]),
+        notes=_notes(samples, rows, on_cpu=not accelerators(model)) + _baseline_notes(rows, *prompt[1:]),
         rows=rows,
     )
     if output is not None:
@@ -266,10 +267,6 @@ def _median_sample(processor: Any, samples: Sequence[Sample]) -> Mapping[str, Te
     order = sorted(range(len(samples)), key=lengths.__getitem__)
     inputs: Mapping[str, Tensor] = encode(processor, [samples[order[len(order) // 2]]])
     return inputs
-
-
-def _layer_shape(model: Any) -> LayerShape:
-    return LayerShape.from_config(text_decoder(model).config.to_dict())
 
 
 def _notes(samples: Calibration, rows: Sequence[Row], *, on_cpu: bool) -> tuple[str, ...]:

@@ -64,23 +64,25 @@ class MemoryNeed:
 
 
 def estimate(
-    weights: int, shape: LayerShape, num_layers: int, tokens: int, value_bytes: int, max_batch_tokens: int
+    weights: int, shapes: Sequence[LayerShape], tokens: int, value_bytes: int, max_batch_tokens: int
 ) -> MemoryNeed:
     """What one sample takes.
 
     Args:
         weights: bytes of the resident weights (see `weight_bytes`).
-        shape, num_layers: of the decoder.
+        shapes: of the decoder's layers.
         tokens: of the sample.
         value_bytes: per number, in weights and states.
         max_batch_tokens: see `contribution.layer_contributions`.
     """
-    states = 2 * num_layers - 1
+    states = 2 * len(shapes) - 1
+    hidden = shapes[0].hidden_size
+    widest = max(max(shape.intermediate_size, shape.visual_intermediate_size) for shape in shapes)
     rows = tokens * min(states, max(1, max_batch_tokens // tokens))
     # At the widest place, the FFN: its two projections and their product, beside the residual stream, the normalised
     # input and what the call returns; the norm computes in float32.
-    row = value_bytes * (3 * shape.intermediate_size + 3 * shape.hidden_size) + 4 * shape.hidden_size
-    return MemoryNeed(weights, states * tokens * shape.hidden_size * value_bytes, rows * row, tokens)
+    row = value_bytes * (3 * widest + 3 * hidden) + 4 * hidden
+    return MemoryNeed(weights, states * tokens * hidden * value_bytes, rows * row, tokens)
 
 
 def weight_bytes(files: Sequence[Path], value_bytes: int, *, stream: bool) -> int:

@@ -416,7 +416,7 @@ def _cost(base: BaseModel, selection: Selection) -> dict[str, Any]:
     """The share of the base's FLOPs (paper, Eq. 5), at the selection's prompt length or the paper's."""
     text = selection.budget.get("text_tokens", _TEXT_TOKENS)
     visual = selection.budget.get("visual_tokens", base.prompt_visual_tokens)
-    ratio = flops_ratio(base.layer_shape, base.num_layers, len(selection.frozen_layers), text, visual)
+    ratio = flops_ratio(base.layer_shapes, selection.frozen_layers, text, visual)
     return {"text_tokens": text, "visual_tokens": visual, "flops_ratio": ratio}
 
 

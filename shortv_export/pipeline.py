@@ -108,27 +108,17 @@ class Choice:
             return 0.0, 0.0
 
         if not self.sources:
-            self.count(base)
+            zeros = (0.0,) * base.num_layers
+            self._by_method(base, Scores(zeros, zeros, zeros, 1, visual_cosine_distance=zeros), free)
             return None
         selection = self.select(base, lambda scores: free)[0]
         return selection if self.max_kl is None else None
-
-    def count(self, base: BaseModel) -> int | None:
-        """How many layers will be selected by scores, where that does not hang on a measurement.
-
-        Raises:
-            ShortVError: the budget is out of range or out of reach.
-        """
-        zeros = (0.0,) * base.num_layers
-        scores = Scores(zeros, zeros, zeros, 1, visual_cosine_distance=zeros)
-        selection = self._by_method(base, scores, lambda frozen_layers: (0.0, 0.0))
-        return len(selection.frozen_layers) if self.max_kl is None else None
 
     def _by_method(
         self,
         base: BaseModel,
         scores: Scores | None,
-        measure: Measure | None,
+        measure: Measure | None = None,
         report: Callable[[str], None] = lambda line: None,
     ) -> Selection:
         return select_layers(
@@ -140,7 +130,7 @@ class Choice:
             max_kl=self.max_kl,
             measure=measure,
             num_layers=base.num_layers,
-            shape=base.layer_shape,
+            shapes=base.layer_shapes,
             visual_tokens=base.prompt_visual_tokens,
             report=report,
         )
@@ -182,6 +172,7 @@ def score(
     revision: str | None = None,
     calibration: CalibrationChoice = CalibrationChoice(),
     num_frozen: int | None = None,
+    flops_ratio: float | None = None,
     divergence: str = "forward",
     max_batch_tokens: int | None = None,
     dtype: str = "auto",
@@ -198,8 +189,8 @@ def score(
         output: the ``scores.json`` to write. Finished samples are kept beside it until it is.
         revision: branch, tag or commit of the base.
         calibration: which samples.
-        num_frozen: for `CalibrationChoice.until_stable`, how many layers are meant to be selected; the default is
-            that of `selection.select_layers`.
+        num_frozen, flops_ratio: for `CalibrationChoice.until_stable`, how many layers are meant to be selected; the
+            default is that of `selection.select_layers`.
         divergence: ``"forward"``, KL(original || ablated) as the paper defines it, or ``"reverse"``, as its reference
             code computes it.
         max_batch_tokens: tokens per call of a decoder layer; less takes less memory.
@@ -223,7 +214,8 @@ def score(
         raise ShortVError(f"unknown divergence {divergence!r}; choose forward or reverse.")
     calibration.check()
     resolved = resolve_base(base, revision=revision)
-    Choice(num_frozen=num_frozen).foresee(resolved)
+    choice = Choice(num_frozen=num_frozen, flops_ratio=flops_ratio)
+    choice.foresee(resolved)
     draw = partial(load_calibration, calibration.data or "paper", seed=calibration.seed)
     scorer = Scorer(
         resolved,
@@ -238,7 +230,14 @@ def score(
         report=report,
     )
     if calibration.until_stable:
-        scores = _until_stable(draw, scorer, calibration.num_samples, calibration.max_samples, num_frozen, report)
+        scores = _until_stable(
+            draw,
+            scorer,
+            lambda scores: choice._by_method(resolved, scores),
+            calibration.num_samples,
+            calibration.max_samples,
+            report,
+        )
     else:
         scores = scorer(draw(num_samples=calibration.num_samples))
     scorer.save(scores)
@@ -248,9 +247,9 @@ def score(
 def _until_stable(
     draw: Callable[..., Calibration],
     measure: Callable[[Calibration], Scores],
+    select: Callable[[Scores], Selection],
     first: int,
     most: int,
-    num_frozen: int | None,
     report: Callable[[str], None],
 ) -> Scores:
     """Scores on more and more samples, until the selection stays the same for two rounds or there are no more."""
@@ -264,7 +263,7 @@ def _until_stable(
         if not rounds or found > rounds[-1]:
             scores = measure(samples)
             rounds.append(found)
-            selections.append(select_layers(scores, num_frozen=num_frozen).frozen_layers)
+            selections.append(select(scores).frozen_layers)
             changed = len({*selections[-1]} - {*selections[-2]}) if len(selections) > 1 else None
             news = "" if changed is None else f"; {changed} of {len(selections[-1])} selected layers are new"
             report(f"round {len(rounds)}: {found} samples{news}")
@@ -603,7 +602,8 @@ def push(
                 scores_file,
                 revision=base_revision,
                 calibration=calibration,
-                num_frozen=choice.count(outline),
+                num_frozen=choice.num_frozen,
+                flops_ratio=choice.flops_ratio,
                 dtype=dtype,
                 device_map=device_map,
                 max_memory=max_memory,

@@ -103,7 +103,8 @@ class Speed:
         peak_memory: bytes, weights included, during the prefill: on CUDA the allocator's peak, on MPS what the driver
             holds after it; None on a CPU.
         flops: of the decoder layers, counted by torch's counter, which counts a causal attention as a full one.
-        expected_flops: of the cost model (`flops.model_flops`) for as many frozen layers; None for another change.
+        expected_flops: of the cost model (`flops.model_flops`) for these frozen layers; None for a change
+            that it does not know.
         flops_difference: the larger relative difference between the counted and the expected.
         speed_up: base over changed, of `prefill_seconds`.
         limit: base over changed, of `flops`.

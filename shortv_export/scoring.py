@@ -162,7 +162,7 @@ class Scorer:
         files = [base.path / name for name in base.files if name.endswith(".safetensors")]
         value_bytes = _dtype(base, files, self.dtype).itemsize
         weights = weight_bytes(files, value_bytes, stream=self.stream)
-        need = estimate(weights, base.layer_shape, base.num_layers, tokens, value_bytes, self.max_batch_tokens)
+        need = estimate(weights, base.layer_shapes, tokens, value_bytes, self.max_batch_tokens)
         if self.device_map is not None:
             # The placement sees to the weights, and what it leaves must do for the rest.
             self.model, _ = load_base(base, dtype=self.dtype, device_map=self.device_map, max_memory=self.max_memory)

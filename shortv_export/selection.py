@@ -62,7 +62,7 @@ def select_layers(
     max_kl: float | None = None,
     measure: Measure | None = None,
     num_layers: int | None = None,
-    shape: LayerShape | None = None,
+    shapes: Sequence[LayerShape] | None = None,
     text_tokens: int = 64,
     visual_tokens: int = 576,
     report: Callable[[str], None] = lambda line: None,
@@ -81,7 +81,7 @@ def select_layers(
             the result keeps the bound and one layer more breaks it, but a larger number might keep it again.
         measure: needed for `max_kl`.
         num_layers: of the base, to check the scores against; needed without scores.
-        shape: of the base's decoder layers; needed for `flops_ratio`.
+        shapes: of the base's decoder layers; needed for `flops_ratio`.
         text_tokens, visual_tokens: the prompt that `flops_ratio` is meant for; the defaults are the paper's.
         report: called with a line for each measurement.
 
@@ -100,9 +100,9 @@ def select_layers(
     budget: dict[str, Any]
     evidence: dict[str, Any] = {}
     if flops_ratio is not None:
-        if shape is None:
-            raise ValueError("flops_ratio needs the shape of the layers")
-        count = _smallest_count(flops_ratio, shape, layers, text_tokens, visual_tokens)
+        if shapes is None:
+            raise ValueError("flops_ratio needs the shapes of the layers")
+        count = _smallest_count(flops_ratio, order, shapes, text_tokens, visual_tokens)
         budget = {"flops_ratio": flops_ratio, "text_tokens": text_tokens, "visual_tokens": visual_tokens}
     elif max_kl is not None:
         if measure is None:
@@ -237,14 +237,16 @@ def check_scores(scores: Scores, num_layers: int) -> None:
         )
 
 
-def _smallest_count(ratio: float, shape: LayerShape, layers: int, text_tokens: int, visual_tokens: int) -> int:
-    """The fewest frozen layers that reach a FLOPs ratio."""
+def _smallest_count(
+    ratio: float, order: Sequence[int], shapes: Sequence[LayerShape], text_tokens: int, visual_tokens: int
+) -> int:
+    """How many layers, the first ones of an order, reach a FLOPs ratio: the fewest."""
     if not 0 < ratio <= 1:
         raise ShortVError(f"the FLOPs ratio is {ratio}; give a share of the base's FLOPs, above 0 and up to 1.")
-    for count in range(1, layers + 1):
-        reached = ratio_of(shape, layers, count, text_tokens, visual_tokens)
+    for count in range(1, len(order) + 1):
+        reached = ratio_of(shapes, order[:count], text_tokens, visual_tokens)
         if reached <= ratio:
             return count
     # Rounded up, so that asking for the number shown is answered.
     least = math.ceil(reached * 10_000) / 10_000
-    raise ShortVError(f"a FLOPs ratio of {ratio} is out of reach: all {layers} layers frozen give {least:.4f}.")
+    raise ShortVError(f"a FLOPs ratio of {ratio} is out of reach: all {len(order)} layers frozen give {least:.4f}.")

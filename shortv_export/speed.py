@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from .errors import ShortVError
-from .flops import LayerShape, model_flops
+from .flops import LayerShape, layer_shapes, model_flops
 from .oracle import input_device, text_decoder, visual_tokens
 from .results import Pair, Speed
 
@@ -36,21 +36,20 @@ class Change:
         apply: called with the model and with the inputs that it will be given; while the context that it returns
             lasts, the model is the changed one.
         frozen_layers: the layers that it freezes, if that is all it does.
-        flops: what the cost model says of the changed decoder layers, from their shape and the numbers of layers,
-            of text and of visual tokens.
+        flops: what the cost model says of the changed decoder layers, from their shapes and the numbers of text and
+            of visual tokens.
     """
 
     name: str
     apply: Callable[[Any, Inputs], AbstractContextManager[Any]]
     frozen_layers: tuple[int, ...] | None = None
-    flops: Callable[[LayerShape, int, int, int], float] | None = None
+    flops: Callable[[Sequence[LayerShape], int, int], float] | None = None
 
-    def flops_ratio(self, shape: LayerShape, num_layers: int, text_tokens: int, visual_tokens: int) -> float | None:
+    def flops_ratio(self, shapes: Sequence[LayerShape], text_tokens: int, visual_tokens: int) -> float | None:
         """Its FLOPs over the base's; None where the cost model does not know it."""
         if self.flops is None:
             return None
-        base = model_flops(shape, num_layers, 0, text_tokens, visual_tokens)
-        return self.flops(shape, num_layers, text_tokens, visual_tokens) / base
+        return self.flops(shapes, text_tokens, visual_tokens) / model_flops(shapes, (), text_tokens, visual_tokens)
 
 
 def frozen(layers: Sequence[int], num_layers: int) -> Change:
@@ -64,8 +63,8 @@ def frozen(layers: Sequence[int], num_layers: int) -> Change:
         finally:
             model.freeze_layers([])
 
-    def flops(shape: LayerShape, num_layers: int, text_tokens: int, visual_tokens: int) -> float:
-        return model_flops(shape, num_layers, len(layers), text_tokens, visual_tokens)
+    def flops(shapes: Sequence[LayerShape], text_tokens: int, visual_tokens: int) -> float:
+        return model_flops(shapes, layers, text_tokens, visual_tokens)
 
     return Change(f"{len(layers)} of {num_layers}", apply, tuple(sorted(layers)), flops)
 
@@ -239,10 +238,9 @@ def _expected_flops(model: Any, change: Change, text_tokens: int, num_visual: in
     """What the cost model says of the same tokens."""
     if change.flops is None:
         return None
-    config = text_decoder(model).config
-    prompt = (LayerShape.from_config(config.to_dict()), config.num_hidden_layers)
-    base = model_flops(*prompt, 0, text_tokens, num_visual)
-    return Pair(float(base), float(change.flops(*prompt, text_tokens, num_visual)))
+    shapes = layer_shapes(text_decoder(model).config.to_dict())
+    base = model_flops(shapes, (), text_tokens, num_visual)
+    return Pair(float(base), float(change.flops(shapes, text_tokens, num_visual)))
 
 
 def _difference(counted: Pair, expected: Pair) -> float:

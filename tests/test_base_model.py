@@ -105,7 +105,7 @@ def test_local_folder(tiny_base: Callable[..., Path], model_type: str) -> None:
     assert base.family is FAMILIES[model_type]
     assert base.files == tuple(sorted((*SMALL_FILES, *TOKENIZER_FILES, *SHARDS, INDEX)))
     assert base.num_layers == 4
-    assert base.layer_shape == LayerShape(64, 128, 64, 32)
+    assert base.layer_shapes == (LayerShape(64, 128, 64, 32),) * 4
     assert base.visual_tokens == 16
     assert base.config == json.loads((folder / "config.json").read_text(encoding="utf-8"))
     record = base.record()
@@ -133,7 +133,7 @@ def test_load_is_the_stock_model(tiny_base: Callable[..., Path], model_type: str
 def test_published_config_without_defaults_is_completed() -> None:
     base = with_config(LLAVA_7B)
     assert base.num_layers == 32
-    assert base.layer_shape == LayerShape(4096, 11008, 4096, 4096)
+    assert base.layer_shapes == (LayerShape(4096, 11008, 4096, 4096),) * 32
     assert base.visual_tokens == 576
     assert base.image_token_id == 32000
     assert "num_hidden_layers" not in base.config["text_config"]
@@ -258,6 +258,10 @@ def test_oversized_json(base_folder: Path, name: str) -> None:
     assert "larger than 64 MiB" in refusal(base_folder)
 
 
+# Fields that no Llama has, but that would be read.
+EXPERTS = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -270,6 +274,14 @@ def test_oversized_json(base_folder: Path, name: str) -> None:
         ({"text_config": {"num_hidden_layers": True}}, "num_hidden_layers"),
         ({"text_config": {"num_hidden_layers": 0}}, "num_hidden_layers"),
         ({"text_config": {"num_hidden_layers": -1}}, "num_hidden_layers"),
+        ({"text_config": {"num_hidden_layers": 1 << 40}}, "num_hidden_layers"),
+        ({"text_config": {"num_experts": 8}}, "intermediate_size 0"),
+        ({"text_config": {**EXPERTS, "num_experts": "8"}}, "router_size '8'"),
+        ({"text_config": {**EXPERTS, "moe_intermediate_size": [48]}}, "is not valid"),
+        ({"text_config": {**EXPERTS, "moe_intermediate_size": [48, -48]}}, "visual_intermediate_size -96"),
+        ({"text_config": {**EXPERTS, "decoder_sparse_step": 0}}, "is not valid"),
+        ({"text_config": {**EXPERTS, "mlp_layer_types": ["sparse"]}}, "is not valid"),
+        ({"text_config": {**EXPERTS, "moe_layers": 3}}, "is not valid"),
         ({"text_config": []}, "is not valid"),
         ({"vision_config": "clip"}, "is not valid"),
         ({"mm_vision_tower": "openai/clip-vit-large-patch14-336"}, "original LLaVA code's layout"),
@@ -313,7 +325,11 @@ def test_any_value_in_a_config_is_accepted_or_refused(
         base.num_layers,
         base.visual_tokens,
         base.image_token_id + 1,
-        *vars(replace(base.layer_shape, router_size=1)).values(),
+        *(
+            number
+            for shape in base.layer_shapes
+            for number in vars(replace(shape, router_size=1, visual_intermediate_size=1)).values()
+        ),
     )
     assert all(type(number) is int and number > 0 for number in numbers)
 

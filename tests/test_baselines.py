@@ -176,7 +176,7 @@ def test_other_selections_are_frozen_layers(load: Callable[..., Any]) -> None:
     inputs = pair.inputs(PROMPT)
     visual, text, cosine = (0.1, 0.2, 0.3, 0.4), (0.1,) * LAYERS, (0.4, 0.1, 0.3, 0.2)
     scores = Scores(visual, text, (0.0,) * LAYERS, 1, visual_cosine_distance=cosine)
-    changes = comparisons((0, 1), LayerShape(64, 128, 64, 64), LAYERS, 20, 16, scores)
+    changes = comparisons((0, 1), (LayerShape(64, 128, 64, 64),) * LAYERS, 20, 16, scores)
     by_name = {change.name: change for change in changes}
     assert by_name["cosine 2 of 4"].frozen_layers == (1, 3)
     for name in ("cosine 2 of 4", "random 2 of 4"):
@@ -192,36 +192,56 @@ def test_other_selections_are_frozen_layers(load: Callable[..., Any]) -> None:
 
 # Prefill TFLOPs of FastV and VTW in the paper (Table 1).
 PAPER = {
-    "llava-hf/llava-1.5-7b-hf": (LayerShape(4096, 11008, 4096, 4096), 32, 576, 4.9, 4.7),
-    "llava-hf/llava-1.5-13b-hf": (LayerShape(5120, 13824, 5120, 5120), 40, 576, 9.4, 9.1),
-    "llava-hf/llava-v1.6-vicuna-7b-hf": (LayerShape(4096, 11008, 4096, 4096), 32, 2880, 22.0, 21.8),
-    "llava-hf/llava-v1.6-vicuna-13b-hf": (LayerShape(5120, 13824, 5120, 5120), 40, 2880, 42.1, 41.7),
+    "llava-hf/llava-1.5-7b-hf": ((LayerShape(4096, 11008, 4096, 4096),) * 32, 576, 4.9, 4.7),
+    "llava-hf/llava-1.5-13b-hf": ((LayerShape(5120, 13824, 5120, 5120),) * 40, 576, 9.4, 9.1),
+    "llava-hf/llava-v1.6-vicuna-7b-hf": ((LayerShape(4096, 11008, 4096, 4096),) * 32, 2880, 22.0, 21.8),
+    "llava-hf/llava-v1.6-vicuna-13b-hf": ((LayerShape(5120, 13824, 5120, 5120),) * 40, 2880, 42.1, 41.7),
 }
 
 
 @pytest.mark.parametrize("model", PAPER)
 def test_cost_is_the_papers(model: str) -> None:
-    shape, layers, visual, fastv_teraflops, vtw_teraflops = PAPER[model]
-    for change, teraflops in ((fastv(FASTV_DROP), fastv_teraflops), (vtw(layers // 2), vtw_teraflops)):
+    shapes, visual, fastv_teraflops, vtw_teraflops = PAPER[model]
+    for change, teraflops in ((fastv(FASTV_DROP), fastv_teraflops), (vtw(len(shapes) // 2), vtw_teraflops)):
         assert change.flops is not None
-        assert round(change.flops(shape, layers, 64, visual) / 1e12, 1) == teraflops
+        assert round(change.flops(shapes, 64, visual) / 1e12, 1) == teraflops
 
 
 def test_cost_of_both() -> None:
     """By hand, for layers of which 1 and 2 are frozen; the paper's 29 % (Table 5) does not follow from Eqs. 3-4."""
-    shape = LayerShape(2, 3, 2, 2)
+    shapes = (LayerShape(2, 3, 2, 2),) * 4
     dense, both = 2 * (10 + 40) * (4 * 2 + 3 * 3) * 2 + 4 * 50**2 * 2, 2 * 30 * 17 * 2 + 4 * 30**2 * 2
     frozen_before, frozen_after = (2 * 10 * 17 * 2 + 4 * v * 2**2 + 4 * 10 * (10 + v) * 2 for v in (40, 20))
     expected = dense + frozen_before + frozen_after + both
-    assert shortv_and_fastv((1, 2), 4).flops_ratio(shape, 4, 10, 40) == pytest.approx(expected / (4 * dense))
+    assert shortv_and_fastv((1, 2), 4).flops_ratio(shapes, 10, 40) == pytest.approx(expected / (4 * dense))
+
+
+def test_cost_is_that_of_each_layer() -> None:
+    """By hand, for layers of which 0 is wide, 1 and 2 are narrow, and one of them is frozen."""
+    narrow, wide = LayerShape(2, 3, 2, 2), LayerShape(2, 30, 2, 2)
+
+    def dense(m: int, v: int) -> int:
+        return 2 * (10 + v) * (4 * 2 + 3 * m) * 2 + 4 * (10 + v) ** 2 * 2
+
+    frozen_wide, frozen_narrow = (2 * 10 * (4 * 2 + 3 * m) * 2 + 4 * 40 * 2**2 + 4 * 10 * 50 * 2 for m in (30, 3))
+    shapes, base = (wide, narrow, narrow), dense(30, 40) + 2 * dense(3, 40)
+    assert vtw(1).flops_ratio(shapes, 10, 40) == (dense(30, 40) + 2 * dense(3, 0)) / base
+    assert vtw(2).flops_ratio(shapes, 10, 40) == (dense(30, 40) + dense(3, 40) + dense(3, 0)) / base
+    assert frozen((0,), 3).flops_ratio(shapes, 10, 40) == (frozen_wide + 2 * dense(3, 40)) / base
+    assert frozen((2,), 3).flops_ratio(shapes, 10, 40) == (dense(30, 40) + dense(3, 40) + frozen_narrow) / base
+    # The wide layer frozen saves more than can be saved after it; a narrow one less.
+    names = [change.name for change in comparisons((0,), shapes, 10, 40, None)]
+    assert names == ["FastV K=2 R=50.0%", "VTW K=1", "1 of 3 + FastV K=2 R=50.0%", "random 1 of 3"]
+    names = [change.name for change in comparisons((2,), shapes, 10, 40, None)]
+    assert names[1].startswith("FastV K=2 R="), "at the cost of a narrow layer frozen"
 
 
 @pytest.mark.parametrize("model", PAPER)
 def test_baselines_cost_what_shortv_costs(model: str) -> None:
-    shape, layers, visual, _, _ = PAPER[model]
-    prompt = (shape, layers, 64, visual)
+    shapes, visual, _, _ = PAPER[model]
+    layers, prompt = len(shapes), (shapes, 64, visual)
     preset = PRESETS[model]
-    budget = flops_ratio(shape, layers, len(preset), 64, visual)
+    budget = flops_ratio(shapes, preset, 64, visual)
     changes = comparisons(preset, *prompt, None)
     ratios = [change.flops_ratio(*prompt) for change in changes]
     names = [change.name for change in changes]
@@ -238,7 +258,7 @@ def test_baselines_cost_what_shortv_costs(model: str) -> None:
 
 def test_nothing_reaches_the_cost() -> None:
     # Two dense layers out of three already cost more than all frozen.
-    changes = comparisons((0, 1, 2), LayerShape(64, 128, 64, 64), 3, 20, 144, None)
+    changes = comparisons((0, 1, 2), (LayerShape(64, 128, 64, 64),) * 3, 20, 144, None)
     assert [change.name.split(" R=")[0] for change in changes] == [
         "FastV K=2",
         "VTW K=1",
@@ -246,7 +266,7 @@ def test_nothing_reaches_the_cost() -> None:
         "random 3 of 3",
     ]
     # And of two layers, no token passes the second one if it is to be dropped after both.
-    changes = comparisons((0,), LayerShape(64, 128, 64, 64), 2, 20, 144, None)
+    changes = comparisons((0,), (LayerShape(64, 128, 64, 64),) * 2, 20, 144, None)
     assert [change.name for change in changes] == ["VTW K=1", "random 1 of 2"]
 
 
@@ -257,9 +277,9 @@ def test_counted_operations_are_those_of_the_cost_model(
     model = load().shortv
     change = shortv_and_fastv(frozen_layers, LAYERS) if frozen_layers else fastv(0.25, 1)
     speed = measure_speed(model, change, tokens=(20, 144), repeats=1)
-    shape = LayerShape(64, 128, 64, 64)
+    shapes = (LayerShape(64, 128, 64, 64),) * LAYERS
     after, kept = (FASTV_LAYERS, 72) if frozen_layers else (1, 108)
-    expected = pruned_flops(shape, LAYERS, 20, 144, after=after, kept=kept, frozen_layers=frozen_layers)
+    expected = pruned_flops(shapes, 20, 144, after=after, kept=kept, frozen_layers=frozen_layers)
     assert speed.expected_flops is not None
     assert speed.expected_flops.changed == expected
     assert speed.flops.changed == pytest.approx(expected, rel=0.02)

@@ -51,7 +51,7 @@ def llava(repo_id: str, path: Path, files: tuple[str, ...] = ("chat_template.jso
 
 def recipe_of(base: BaseModel, selection: Selection, scores: Scores | None = None) -> Recipe:
     visual = 5 * base.visual_tokens if base.family.model_type == "llava_next" else base.visual_tokens
-    ratio = flops_ratio(base.layer_shape, base.num_layers, len(selection.frozen_layers), 64, visual)
+    ratio = flops_ratio(base.layer_shapes, selection.frozen_layers, 64, visual)
     return Recipe(
         base=BaseRecord(base.repo_id, base.revision, "", {}),
         family=base.family.model_type,
@@ -241,6 +241,42 @@ def test_paper_ratios_come_out_of_the_equation(tmp_path: Path) -> None:
         assert quoted["num_frozen"] == len(layers)
         assert quoted["shortv"][0] == f"{100 * recipe.cost['flops_ratio']:.0f} %"
         assert len(quoted["base"]) == len(quoted["shortv"]) == len(paper["columns"])
+
+
+def test_cost_of_layers_that_differ(tmp_path: Path) -> None:
+    """Dense layers 0 and 3 of four, the others with experts: the formulas say so, and the table counts them."""
+    text_config = {
+        **{"model_type": "qwen3_vl_moe_text", "num_hidden_layers": 4, "mlp_only_layers": [0, 3]},
+        **{"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 16},
+        **{"intermediate_size": 512, "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 48},
+    }
+    config = {"model_type": "qwen3_vl_moe", "image_token_id": 9, "image_seq_length": 576, "text_config": text_config}
+    base = BaseModel("acme/base", "acme/base", "a" * 40, tmp_path, config, FAMILIES["qwen3_vl_moe"], ())
+
+    def render(layers: str) -> str:
+        recipe = recipe_of(base, given_selection(layers, 4))
+        return render_card(base, recipe, Inherited("apache-2.0", None, None, ()), tag=TAG)
+
+    t, v, h = 64, 576, 64
+    attention = 4 * (t + v) ** 2 * h
+    dense = 2 * (t + v) * (4 * h + 3 * 512) * h + attention
+    sparse = 2 * (t + v) * (4 * h + 3 * 96 + 8) * h + attention
+    frozen = 2 * t * (4 * h + 3 * 512) * h + 4 * v * h**2 + 4 * t * (t + v) * h
+    ratio = (frozen + dense + 2 * sparse) / (2 * dense + 2 * sparse)
+    text = render("0")
+    assert (
+        f"| 576 | 64 | {2e-9 * (dense + sparse):.3g} | {2e-9 * (dense + sparse) * ratio:.3g} | {100 * ratio:.1f} %"
+        in text
+    )
+    assert "m = 512 in 2 layers and 96 in 2 layers, L = 4 layers, N = 1 frozen." in text
+    assert "ratio   (Σ dense of the L−N layers + Σ frozen of the N) / (Σ dense of all L)" in text
+    assert f"{100 * ratio:.1f} %" not in render("1")
+    code = re.findall(r"^```\w+\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    assert max(len(line) for block in code for line in block.splitlines()) <= 80
+    text_config["mlp_only_layers"] = []
+    base = replace(base)  # what it has read of its config is kept
+    assert "m = 96, L = 4 layers" in render("0")
+    assert "ratio   ((L−N)·dense + N·frozen) / (L·dense)" in render("0")
 
 
 def test_commands(base: BaseModel) -> None:

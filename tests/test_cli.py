@@ -13,6 +13,10 @@ from typing import Any
 
 import pytest
 
+from shortv_export import pipeline
+from shortv_export.base_model import resolve_base
+from shortv_export.errors import ShortVError
+from shortv_export.flops import flops_ratio
 from shortv_export.loopback import LoopbackHub
 from shortv_export.recipe import Scores
 from shortv_export.results import Evaluation
@@ -229,6 +233,16 @@ def test_samples_are_added_until_the_selection_is_stable(
     assert status == 0
     assert Scores.load(scores).until_stable == {"num_frozen": 2, "rounds": [7, 8], "stable": False}
     assert "not stable after 8 samples" in out
+
+
+def test_rounds_select_by_the_budget(tiny_base: Any, question_folder: Path, tmp_path: Path) -> None:
+    calibration = pipeline.CalibrationChoice(str(question_folder), 2, until_stable=True, max_samples=3)
+    base, output = str(tiny_base()), tmp_path / "scores.json"
+    ratio = flops_ratio(resolve_base(base).layer_shapes, (0, 1, 2), 64, 16)
+    scores = pipeline.score(base, output, calibration=calibration, flops_ratio=ratio)
+    assert scores.until_stable == {"num_frozen": 3, "rounds": [2, 3], "stable": False}
+    with pytest.raises(ShortVError, match="out of reach"):
+        pipeline.score(base, output, calibration=calibration, flops_ratio=0.01)
 
 
 def test_rounds_measure_no_sample_twice(

@@ -260,14 +260,14 @@ def test_layer_contributions(pairs, name, kind, matrix):
 @pytest.mark.parametrize("name", TINY)
 def test_cost_model(pairs, name):
     """Floating-point operations of all decoder layers, stock and frozen, against PyTorch's counter."""
-    from shortv_export.flops import LayerShape, model_flops
+    from shortv_export.flops import layer_shapes, model_flops
     from shortv_export.speed import UNCHANGED, _count_flops
 
     pair = pairs(name)
     inputs = batch(name, (5, 6, 7, ..., 8, 9, 10))
     visual = int(visual_tokens(pair.stock.config, inputs["input_ids"]).sum())
     text = inputs["input_ids"].numel() - visual
-    shape = LayerShape.from_config(pair.stock.config.get_text_config().to_dict())
-    for model, num_frozen in ((pair.stock, 0), (pair.shortv, len(FROZEN))):
+    shapes = layer_shapes(pair.stock.config.get_text_config().to_dict())
+    for model, frozen_layers in ((pair.stock, ()), (pair.shortv, FROZEN)):
         counted = _count_flops(model.requires_grad_(False), UNCHANGED, inputs)
-        assert counted == pytest.approx(model_flops(shape, 4, num_frozen, text, visual), rel=0.01)
+        assert counted == pytest.approx(model_flops(shapes, frozen_layers, text, visual), rel=0.01)

@@ -161,10 +161,10 @@ def test_recipe_and_card(base: Any, package: Any, name: str) -> None:
     recipe, family = Recipe.load(package(name) / RECIPE_NAME), FAMILIES[name]
     assert recipe.cost["visual_tokens"] == COST[name]
     model, processor = load_base(base(name))
-    attention = text_decoder(model).layers[0].self_attn
-    shape = base(name).layer_shape
-    assert shape.hidden_size == attention.q_proj.in_features
-    assert (shape.query_size, shape.key_value_size) == (attention.q_proj.out_features, attention.k_proj.out_features)
+    for layer, shape in zip(text_decoder(model).layers, base(name).layer_shapes, strict=True):
+        query, key = layer.self_attn.q_proj, layer.self_attn.k_proj
+        assert shape.hidden_size == query.in_features
+        assert (shape.query_size, shape.key_value_size) == (query.out_features, key.out_features)
     assert recipe.code.keys() == set(family.code)
     text = (package(name) / "README.md").read_text(encoding="utf-8")
     assert f"a local {family.title} checkpoint" in text
@@ -181,7 +181,7 @@ def test_older_layout_of_the_files(base: Any, photos: dict[str, Any], tmp_path: 
     newer = base(name)
     older_layout(build_tiny_base(tmp_path / "base", name))
     older = resolve_base(tmp_path / "base")
-    assert (older.num_layers, older.layer_shape) == (newer.num_layers, newer.layer_shape)
+    assert (older.num_layers, older.layer_shapes) == (newer.num_layers, newer.layer_shapes)
     package = build_package(older, tmp_path / "package", Selection(FROZEN, 4, "given"))
     processor = AutoProcessor.from_pretrained(package, trust_remote_code=True)
     inputs, expected = (encode(each, samples(photos)) for each in (processor, load_processor(newer)))

@@ -10,14 +10,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tiny_families import base_class, tiny_config
 
 from shortv_export import package as packaging
+from shortv_export import pipeline
 from shortv_export.base_model import BaseModel, resolve_base
 from shortv_export.errors import ShortVError
 from shortv_export.families import modeling_dir
 from shortv_export.flops import LayerShape, flops_ratio
 from shortv_export.package import build_package, inspect_package, recipe_tag
 from shortv_export.recipe import Recipe, Scores, Selection
+from shortv_export.speed import frozen, measure_speed
 
 FROZEN = Selection((1, 3), 4, "given", {"num_frozen": 2})
 SCORES = Scores((0.3, 0.02, 0.5, 0.0), (1.5, 2.0, 0.7, 0.1), (0.1, 0.01, 0.1, 0.0), 2)
@@ -88,7 +91,7 @@ def test_contents(tiny_base: Callable[..., Path], model_type: str, tmp_path: Pat
     assert recipe["frozen_layers"] == [1, 3]
     # 56 pixels in patches of 14 are 16 visual tokens; LLaVA-NeXT has an overview and four tiles.
     visual = 16 if model_type == "llava" else 80
-    ratio = flops_ratio(LayerShape(64, 128, 64, 64), 4, 2, 64, visual)
+    ratio = flops_ratio((LayerShape(64, 128, 64, 64),) * 4, (1, 3), 64, visual)
     assert recipe["cost"] == {"text_tokens": 64, "visual_tokens": visual, "flops_ratio": ratio}
     assert recipe_tag(out) == "shortv-" + hashlib.sha256(files["shortv.json"]).hexdigest()[:12]
     assert [check.name for check in inspect_package(out)] == [
@@ -99,6 +102,36 @@ def test_contents(tiny_base: Callable[..., Path], model_type: str, tmp_path: Pat
         "config",
     ]
     assert all(check.passed for check in inspect_package(out))
+
+
+def test_flops_ratio_where_layers_differ(tiny_base: Callable[..., Path], tmp_path: Path) -> None:
+    """Wide dense layers 0 and 3, layers with experts between them: a ratio freezes as many as it takes of them.
+
+    And what the packages then compute less, by PyTorch's counter, is what their recipes say.
+    """
+    pytest.importorskip("transformers", minversion="5.19", reason="where these experts load")
+    from transformers import AutoModel
+
+    # The config says how many visual tokens there are, so that no processor has to: LLaVA's will do.
+    folder = shutil.copytree(tiny_base(), tmp_path / "base")
+    config = tiny_config("qwen3_vl_moe")
+    config.update({"image_seq_length": 144})
+    config.text_config.update({"mlp_only_layers": [0, 3], "intermediate_size": 640})
+    base_class("qwen3_vl_moe")._from_config(config).save_pretrained(folder)
+    shapes = resolve_base(folder).layer_shapes
+    assert [(shape.intermediate_size, shape.router_size) for shape in shapes] == [(640, 0), (96, 4), (96, 4), (640, 0)]
+
+    for visual, expected in (((0.1, 0.3, 0.4, 0.2), (0, 3)), ((0.3, 0.1, 0.2, 0.4), (0, 1, 2))):
+        scores, out = tmp_path / f"{len(expected)}.json", tmp_path / f"package-{len(expected)}"
+        Scores(visual, visual, (0.0,) * 4, 1).save(scores)
+        recipe = pipeline.package(str(folder), out, pipeline.Choice(scores, flops_ratio=0.6))
+        assert recipe.frozen_layers == expected
+        model = AutoModel.from_pretrained(out, trust_remote_code=True)
+        assert model.config.frozen_layers == list(expected)
+        model.freeze_layers([])
+        speed = measure_speed(model, frozen(expected, 4), tokens=(64, 144), repeats=1)
+        assert recipe.cost == {"text_tokens": 64, "visual_tokens": 144, "flops_ratio": pytest.approx(1 / speed.limit)}
+        assert speed.flops_difference == pytest.approx(0, abs=1e-3)
 
 
 def test_same_bytes_again(base: BaseModel, tmp_path: Path) -> None:

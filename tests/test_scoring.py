@@ -258,7 +258,7 @@ def test_groups_fit_the_memory_that_there_is(tiny_base: Callable[..., Path], mon
     tokens = max(len(row) for row in input_ids(base, samples))
     files = [base.path / name for name in base.files if name.endswith(".safetensors")]
     weights = memory.weight_bytes(files, 4, stream=True)
-    need = memory.estimate(weights, base.layer_shape, LAYERS, tokens, 4, 8192)
+    need = memory.estimate(weights, base.layer_shapes, tokens, 4, 8192)
     monkeypatch.setattr(scoring, "free_bytes", lambda *_: need.total + need.states)
     assert Scorer(base, stream=True)(samples) == expected
     assert len(reads) == 2
@@ -316,7 +316,7 @@ def test_the_benchmarks_large_base_is_a_base(tmp_path: Path) -> None:
     model: Any = load_base(base)[0]  # refuses missing and unexpected tensors
     assert sum(parameter.nbytes for parameter in model.parameters()) == size
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
-    assert (base.num_layers, base.layer_shape.intermediate_size, base.visual_tokens) == (3, 384, 16)
+    assert (base.num_layers, base.layer_shapes[0].intermediate_size, base.visual_tokens) == (3, 384, 16)
     data = load_calibration(benchmark.write_samples(tmp_path / "data", 1, 56, 100), num_samples=1)
     assert len(input_ids(base, data)[0]) == 100
     assert min(score(base, data, stream=True).text) > 0

@@ -17,7 +17,7 @@ from shortv_export.flops import LayerShape, flops_ratio
 from shortv_export.recipe import Scores
 from shortv_export.selection import PRESETS, check_scores, given_selection, preset_selection, select_layers
 
-LLAVA_7B = LayerShape(4096, 11008, 4096, 4096)
+LLAVA_7B = (LayerShape(4096, 11008, 4096, 4096),) * 32
 
 # arXiv 2504.00502v2: the number of ShortV layers of each model (Table 1), and of decoder layers.
 TABLE_1 = {
@@ -79,27 +79,55 @@ def test_nothing_left_out_scores_lower(visual: list[float], data: st.DataObject)
 
 @given(ratio=st.floats(0.26, 1), visual_tokens=st.integers(100, 3000))
 def test_flops_ratio_freezes_as_few_layers_as_it_can(ratio: float, visual_tokens: int) -> None:
-    least = flops_ratio(LLAVA_7B, 32, 32, 64, visual_tokens)
-    arguments: dict[str, Any] = {"flops_ratio": ratio, "shape": LLAVA_7B, "visual_tokens": visual_tokens}
+    least = flops_ratio(LLAVA_7B, range(32), 64, visual_tokens)
+    arguments: dict[str, Any] = {"flops_ratio": ratio, "shapes": LLAVA_7B, "visual_tokens": visual_tokens}
     if least > ratio:
         assert "out of reach" in refusal(select_layers, scores([1.0] * 32), **arguments)
         return
     selection = select_layers(scores([1.0] * 32), **arguments)
     count = len(selection.frozen_layers)
-    assert flops_ratio(LLAVA_7B, 32, count, 64, visual_tokens) <= ratio
-    assert count == 1 or flops_ratio(LLAVA_7B, 32, count - 1, 64, visual_tokens) > ratio
+    assert flops_ratio(LLAVA_7B, selection.frozen_layers, 64, visual_tokens) <= ratio
+    assert count == 1 or flops_ratio(LLAVA_7B, range(count - 1), 64, visual_tokens) > ratio
     assert selection.budget == {"flops_ratio": ratio, "text_tokens": 64, "visual_tokens": visual_tokens}
 
 
+@given(
+    visual=st.lists(st.floats(0, 1), min_size=1, max_size=12),
+    data=st.data(),
+    ratio=st.floats(0.3, 1),
+)
+def test_flops_ratio_counts_the_very_layers_that_it_freezes(
+    visual: list[float], data: st.DataObject, ratio: float
+) -> None:
+    """Layers of two kinds: it takes as many as the first ones of the order need, and no fewer would do."""
+    kinds = st.sampled_from([LayerShape(64, 16, 64, 64), LayerShape(64, 4096, 64, 64)])
+    shapes = data.draw(st.lists(kinds, min_size=len(visual), max_size=len(visual)))
+    order = sorted(range(len(visual)), key=lambda layer: (visual[layer], -layer))
+    enough = [count for count in range(1, len(visual) + 1) if flops_ratio(shapes, order[:count], 64, 576) <= ratio]
+    if not enough:
+        assert "out of reach" in refusal(select_layers, scores(visual), flops_ratio=ratio, shapes=shapes)
+        return
+    selection = select_layers(scores(visual), flops_ratio=ratio, shapes=shapes)
+    assert selection.frozen_layers == tuple(sorted(order[: enough[0]]))
+
+
+def test_flops_ratio_hangs_on_the_order_of_layers_that_differ() -> None:
+    """Two wide layers of four make nearly all of the cost: one of them is worth more than both narrow ones."""
+    narrow, wide = LayerShape(64, 16, 64, 64), LayerShape(64, 4096, 64, 64)
+    budget: dict[str, Any] = {"flops_ratio": 0.6, "shapes": (wide, narrow, narrow, wide), "visual_tokens": 576}
+    assert select_layers(scores([0.1, 0.3, 0.4, 0.2]), **budget).frozen_layers == (0,)
+    assert select_layers(scores([0.4, 0.1, 0.2, 0.3]), **budget).frozen_layers == (1, 2, 3)
+
+
 def test_the_reachable_ratio_that_is_named_can_be_reached() -> None:
-    message = refusal(select_layers, scores([1.0] * 32), flops_ratio=0.1, shape=LLAVA_7B)
+    message = refusal(select_layers, scores([1.0] * 32), flops_ratio=0.1, shapes=LLAVA_7B)
     least = float(message.rsplit(" ", 1)[1].rstrip("."))
-    assert len(select_layers(scores([1.0] * 32), flops_ratio=least, shape=LLAVA_7B).frozen_layers) == 32
+    assert len(select_layers(scores([1.0] * 32), flops_ratio=least, shapes=LLAVA_7B).frozen_layers) == 32
 
 
 @pytest.mark.parametrize("ratio", [0.0, -1.0, 1.0001, float("nan"), float("inf")])
 def test_flops_ratio_out_of_range(ratio: float) -> None:
-    assert "above 0 and up to 1" in refusal(select_layers, scores([1.0] * 4), flops_ratio=ratio, shape=LLAVA_7B)
+    assert "above 0 and up to 1" in refusal(select_layers, scores([1.0] * 4), flops_ratio=ratio, shapes=LLAVA_7B)
 
 
 @pytest.mark.parametrize("num_frozen", [0, -1, 5, True, 2.0])
@@ -111,7 +139,7 @@ def test_two_budgets() -> None:
     budgets = {"num_frozen": 2, "flops_ratio": 0.5, "max_kl": 0.1}
     for left_out in budgets:
         two: dict[str, Any] = {name: value for name, value in budgets.items() if name != left_out}
-        assert "give one of them" in refusal(select_layers, scores([1.0] * 4), shape=LLAVA_7B, **two)
+        assert "give one of them" in refusal(select_layers, scores([1.0] * 4), shapes=LLAVA_7B, **two)
 
 
 def test_budgets_need_their_measures() -> None:
