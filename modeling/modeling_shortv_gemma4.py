@@ -15,9 +15,11 @@ class FrozenGemma4Attention(FrozenAttention):
     """Values are normed, too; in some layers they are the keys before their norm and rotation."""
 
     def keys_and_values(self, all_rows, position_embeddings):
-        values = (self.k_proj if self.v_proj is None else self.v_proj)(all_rows)
-        values = self.v_norm(values.view(*all_rows.shape[:-1], -1, self.head_dim)).transpose(1, 2)
-        return self._rotate(self._heads("k", all_rows), position_embeddings), values
+        heads = (*all_rows.shape[:-1], -1, self.head_dim)
+        keys = self.k_proj(all_rows).view(heads)
+        values = keys if self.v_proj is None else self.v_proj(all_rows).view(heads)
+        keys = self._rotate(self.k_norm(keys).transpose(1, 2), position_embeddings)
+        return keys, self.v_norm(values).transpose(1, 2)
 
     def cached(self, keys, values, past, kwargs):
         keys, values = super().cached(keys, values, past, kwargs)

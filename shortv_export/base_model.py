@@ -397,8 +397,8 @@ def _check_config(name: str, config: dict[str, Any]) -> Family:
         _check_size(name, "visual tokens", visual_tokens)
     for shape in shapes:
         for what, size in vars(shape).items():
-            # Most models have no experts, and no others for visual tokens.
-            _check_size(name, what, size, least=0 if what in ("router_size", "visual_intermediate_size") else 1)
+            # The others are 0 in layers without attention, and in models without experts and the like.
+            _check_size(name, what, size, least=1 if what in ("hidden_size", "intermediate_size") else 0)
     return family
 
 

@@ -10,6 +10,9 @@ are counted exactly, and of a mixture of experts those that a token passes; with
 a single FFN they are the paper's. A multiply-add counts as two, and attention as if nothing were masked, as in the
 paper.
 
+Linear attention and convolutions pass each token's state on to the next, so that a frozen layer runs them for every
+token; visual tokens skip its FFN only.
+
 The paper's models have equal layers, so that their number says what frozen ones save. Where only some layers have
 experts, it matters which layers are frozen: the sums here are over the layers, each with its own shape.
 """
@@ -34,6 +37,9 @@ class LayerShape:
         router_size: number of experts, which a router weighs for each token; 0 without any.
         visual_intermediate_size: *m* of visual tokens, where they have experts of their own; 0 where they pass the
             FFN that text tokens pass.
+        value_projections: 1, or 0 where values are made of the projected keys.
+        gate_size: output width of the projection that gates what attention gives; 0 without any.
+        mixer_flops: FLOPs per token of what takes the place of attention; 0 where that has no projections to count.
     """
 
     hidden_size: int
@@ -42,6 +48,9 @@ class LayerShape:
     key_value_size: int
     router_size: int = 0
     visual_intermediate_size: int = 0
+    value_projections: int = 1
+    gate_size: int = 0
+    mixer_flops: int = 0
 
 
 def layer_shapes(text_config: Mapping[str, Any]) -> tuple[LayerShape, ...]:
@@ -53,16 +62,57 @@ def layer_shapes(text_config: Mapping[str, Any]) -> tuple[LayerShape, ...]:
     Raises:
         LookupError, TypeError, ArithmeticError: a field is missing, or holds something else than what it is for.
     """
-    hidden = text_config["hidden_size"]
-    heads = text_config["num_attention_heads"]
-    head_dim = text_config.get("head_dim") or hidden // heads
-    key_value_heads = text_config.get("num_key_value_heads") or heads
+    overrides = text_config.get("per_layer_config") or {}
+    shapes = []
+    for layer in range(text_config["num_hidden_layers"]):
+        config = {**text_config, **(overrides.get(str(layer)) or overrides.get(layer) or {})}
+        kind = config["layer_types"][layer] if config.get("layer_types") else "full_attention"
+        shape = _mixing(config, kind)
+        shapes.append(_with_experts(shape, config) if _has_experts(config, layer) else shape)
+    return tuple(shapes)
+
+
+def _mixing(config: Mapping[str, Any], kind: str) -> LayerShape:
+    """A layer with a dense FFN, and attention or what is in its place in layers of this kind."""
+    hidden, intermediate = config["hidden_size"], _dense_width(config)
+    if (
+        kind == "linear_attention"
+    ):  # the gated delta rule, in chunks of 64 tokens, whose triangular systems do not count
+        heads, keys, values = (
+            config[f"linear_{name}"] for name in ("num_value_heads", "key_head_dim", "value_head_dim")
+        )
+        mixed = 2 * config["linear_num_key_heads"] * keys + heads * values
+        projections = 2 * hidden * (mixed + 2 * heads * values + 2 * heads)  # in, gate and out, decay and rate
+        rule = heads * (2 * 64 * (2 * keys + values) + 6 * keys * values)
+        return LayerShape(
+            hidden, intermediate, 0, 0, mixer_flops=projections + 2 * config["linear_conv_kernel_dim"] * mixed + rule
+        )
+    if kind == "conv":  # of LFM2: three projections in, a short convolution of each channel, one out
+        return LayerShape(hidden, intermediate, 0, 0, mixer_flops=2 * hidden * (4 * hidden + config["conv_L_cache"]))
+    heads = config["num_attention_heads"]
+    head_dim = config.get("head_dim") or hidden // heads
+    key_value_heads = config.get("num_key_value_heads") or heads
+    return LayerShape(
+        hidden,
+        intermediate,
+        heads * head_dim,
+        key_value_heads * head_dim,
+        value_projections=0 if config.get("attention_k_eq_v") and kind == "full_attention" else 1,
+        # Models with such linear attention gate their other layers' attention.
+        gate_size=heads * head_dim if "linear_num_value_heads" in config else 0,
+    )
+
+
+def _dense_width(config: Mapping[str, Any]) -> Any:
+    """*m* of a dense layer; 0 if all have experts."""
     # Llama 4 has a name of its own for dense layers; its other name is for the experts.
-    intermediate = text_config.get("intermediate_size_mlp") or text_config["intermediate_size"]
-    dense = LayerShape(hidden, intermediate, heads * head_dim, key_value_heads * head_dim)
-    sparse = _with_experts(dense, text_config)
-    layers = range(text_config["num_hidden_layers"])
-    return tuple(sparse if _has_experts(text_config, layer) else dense for layer in layers)
+    width = _first(config, "intermediate_size_mlp", "intermediate_size")
+    if config.get("block_auto_adjust_ff_dim"):  # LFM2
+        width = 2 * width // 3
+        if config.get("block_ffn_dim_multiplier") is not None:
+            width = int(config["block_ffn_dim_multiplier"] * width)
+            width = -(-width // config["block_multiple_of"]) * config["block_multiple_of"]
+    return width
 
 
 def _with_experts(dense: LayerShape, config: Mapping[str, Any]) -> LayerShape:
@@ -71,7 +121,7 @@ def _with_experts(dense: LayerShape, config: Mapping[str, Any]) -> LayerShape:
     experts = _first(config, "num_experts", "num_local_experts", "moe_num_experts", "n_routed_experts")
     if not experts:
         return dense
-    active = _first(config, "num_experts_per_tok", "moe_topk", "moe_k")
+    active = _first(config, "num_experts_per_tok", "moe_topk", "moe_k", "top_k_experts")
     shared = _first(config, "moe_num_shared_experts", "n_shared_experts")
     if config.get("model_type") == "llama4_text":
         # Its code runs every expert on every token, with a weight of zero for those not chosen, and one more.
@@ -83,7 +133,15 @@ def _with_experts(dense: LayerShape, config: Mapping[str, Any]) -> LayerShape:
         return replace(
             dense, intermediate_size=(active + shared) * width[0], router_size=experts, visual_intermediate_size=visual
         )
-    return replace(dense, intermediate_size=(active + shared) * width, router_size=experts)
+    beside = config.get("shared_expert_intermediate_size") or 0
+    if config.get("enable_moe_block"):  # Gemma 4's experts are beside the FFN
+        beside = dense.intermediate_size
+    return replace(
+        dense,
+        intermediate_size=(active + shared) * width + beside,
+        # A shared expert of its own width has a gate of its own.
+        router_size=experts + bool(config.get("shared_expert_intermediate_size")),
+    )
 
 
 def _has_experts(config: Mapping[str, Any], layer: int) -> bool:
@@ -113,7 +171,10 @@ def dense_layer_flops(shape: LayerShape, text_tokens: int, visual_tokens: int) -
 
 
 def frozen_layer_flops(shape: LayerShape, text_tokens: int, visual_tokens: int) -> int:
-    """FLOPs of a frozen layer: keys and values of all tokens, everything else for text tokens only (Eq. 4)."""
+    """FLOPs of a frozen layer: keys and values of all tokens, everything else for text tokens only (Eq. 4).
+
+    What takes the place of attention in some layers runs for all tokens, too.
+    """
     tokens = text_tokens + visual_tokens
     return _rows(shape, text_tokens, 0) + _keys_and_values(shape, tokens) + _attention(shape, text_tokens, tokens)
 
@@ -149,13 +210,15 @@ def flops_ratio(
 def _rows(shape: LayerShape, text_rows: int, visual_rows: int) -> int:
     """Query and output projection, router and FFN."""
     visual_size = shape.visual_intermediate_size or shape.intermediate_size
-    projections = (text_rows + visual_rows) * (2 * shape.query_size + shape.router_size)
+    projections = (text_rows + visual_rows) * (2 * shape.query_size + shape.gate_size + shape.router_size)
     ffn = 3 * (text_rows * shape.intermediate_size + visual_rows * visual_size)
     return 2 * shape.hidden_size * (projections + ffn)
 
 
 def _keys_and_values(shape: LayerShape, tokens: int) -> int:
-    return 2 * tokens * shape.hidden_size * 2 * shape.key_value_size
+    """Or what takes the place of attention: what every token needs in a frozen layer, too."""
+    projections = (1 + shape.value_projections) * shape.key_value_size
+    return tokens * (2 * shape.hidden_size * projections + shape.mixer_flops)
 
 
 def _attention(shape: LayerShape, queries: int, keys: int) -> int:

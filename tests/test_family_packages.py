@@ -35,7 +35,7 @@ from shortv_export.recipe import RECIPE_NAME, Recipe, Selection
 from shortv_export.scoring import Scorer
 from shortv_export.verify import verify
 
-FROZEN = (0, 2)
+FROZEN = (0, 3)  # where layers differ, one of each kind
 # One with other names of its layers, one whose masks know images, one with experts.
 ISOLATED = tuple(FAMILIES) if os.environ.get("SHORTV_ALL_FAMILIES") == "1" else ("idefics3", "gemma3", "aria")
 
