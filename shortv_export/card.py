@@ -154,6 +154,8 @@ def render_card(
     environment.filters.update(code=code_span, prose=prose)
     unit, cost = _cost_table(base.layer_shapes, recipe)
     paper = read_json(model_cards_dir() / _PAPER)
+    calibration = _calibration(recipe)
+    measured = _measured(evaluation, repo_id or UNNAMED) if evaluation else None
     preset = paper["models"].get(base.repo_id) if recipe.selection["method"] == "preset" else None
     return environment.get_template(_TEMPLATE).render(
         metadata=_metadata(base, recipe, inherited),
@@ -163,7 +165,8 @@ def render_card(
         recipe=recipe,
         tag=tag,
         commands=_commands(base, recipe, inherited),
-        calibration=_calibration(recipe),
+        calibration=calibration,
+        videos=bool(calibration["videos"] or (measured and measured["calibration"]["videos"])),
         divergence=_divergence(recipe),
         unit=unit,
         cost=cost,
@@ -178,7 +181,7 @@ def render_card(
         # For a base of which nothing is known: the model on which the losses are largest.
         elsewhere=preset or paper["models"]["llava-hf/llava-v1.6-vicuna-7b-hf"],
         evaluation=evaluation,
-        measured=_measured(evaluation, repo_id or UNNAMED) if evaluation else None,
+        measured=measured,
         arxiv=_ARXIV,
     )
 
@@ -248,13 +251,28 @@ def _samples(record: dict[str, Any]) -> dict[str, Any]:
     """What the card tells of the samples of a record, which may come from anywhere."""
     sources = record.get("sources")
     sources = sources if isinstance(sources, list) else []
-    names = [source.get("repo_id") for source in sources if isinstance(source, dict)]
+    sources = [source for source in sources if isinstance(source, dict)]
+    names = [source.get("repo_id") for source in sources]
     return {
         # Only what looks like a Hub id.
         "datasets": [name for name in names if isinstance(name, str) and _HUB_ID.fullmatch(name)],
         "data": record.get("data") if names and all(names) else "DATA",
         "seed": record.get("seed"),
+        "videos": _videos(record, sources),
     }
+
+
+def _videos(record: dict[str, Any], sources: list[dict[str, Any]]) -> str | None:
+    """How many of what the samples show are videos, and of how many frames; None for images alone."""
+    images, videos = (record.get(f"num_{kind}") for kind in ("images", "videos"))
+    if type(videos) is not int or videos < 1:
+        return None
+    frames = [source["frames"] for source in sources if type(source.get("frames")) is int]
+    text = f"{videos} video{'s' if videos > 1 else ''}"
+    text += f" of at most {max(frames)} frames" if frames else ""
+    if type(images) is int and images > 0:
+        text += f" and {images} image{'s' if images > 1 else ''}"
+    return text
 
 
 def _divergence(recipe: Recipe) -> dict[str, str] | None:

@@ -28,7 +28,9 @@ Base = Annotated[str, typer.Argument(metavar="BASE", help="Base model: a Hub id 
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the base.")]
 Data = Annotated[
     str,
-    typer.Option(help="Calibration data: 'paper', a Hub data set, or a folder with images and metadata.jsonl."),
+    typer.Option(
+        help="Calibration data: 'paper', a Hub data set, or a folder with images or videos and metadata.jsonl."
+    ),
 ]
 HeldOutData = Annotated[
     str | None,

@@ -148,9 +148,11 @@ class _Batch:
         if mask is not None and not bool(mask[:, -1].all()):
             raise ShortVError(f"batch {number} is padded on the right; set the tokenizer's padding_side to 'left'.")
         if not bool(visual.any(dim=1).all()):
-            raise ShortVError(f"batch {number} has a sample without visual tokens; give every sample an image.")
+            raise ShortVError(
+                f"batch {number} has a sample without visual tokens; give every sample an image or a video."
+            )
         if bool(visual[:, -1].any()):
-            raise ShortVError(f"batch {number} has a prompt that ends in an image; put text after it.")
+            raise ShortVError(f"batch {number} has a prompt that ends in an image or a video; put text after it.")
         with _recorded_calls(text_decoder(model)) as calls:
             model(**inputs, use_cache=False, logits_to_keep=1)
         if not all(isinstance(call["attention_mask"], Tensor | None) for call in calls):

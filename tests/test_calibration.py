@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shortv_export.base_model import load_base, resolve_base
-from shortv_export.calibration import DEFAULT_PROMPT, PAPER, Sample, Source, encode, load_calibration
+from shortv_export.calibration import (
+    DEFAULT_PROMPT,
+    DEFAULT_VIDEO_PROMPT,
+    PAPER,
+    Sample,
+    Source,
+    encode,
+    load_calibration,
+)
 from shortv_export.errors import ShortVError
 from shortv_export.loopback import LoopbackHub
 
@@ -221,6 +230,206 @@ def test_list_of_answers(tmp_path: Path) -> None:
     assert load_calibration(tmp_path, num_samples=1).samples[0].answer == "a"
 
 
+# Videos
+
+# Every fourth frame of thirty, rounded down: eight of them.
+EIGHT_OF_30 = [0, 3, 7, 11, 15, 18, 22, 26]
+
+
+def frame_colors(sample: Sample) -> list[bytes]:
+    (clip,) = sample.videos
+    return [frame.tobytes() for frame in clip.frames]
+
+
+def colors(*numbers: int) -> list[bytes]:
+    return [picture(number).tobytes() for number in numbers]
+
+
+@pytest.fixture
+def frames_folder(tmp_path: Path) -> Path:
+    """The frames of two clips, of thirty and of two, in folders of their own."""
+    for name, numbers in (("a", range(30)), ("b", range(40, 42))):
+        (tmp_path / name).mkdir()
+        for number in numbers:
+            (tmp_path / name / f"{number:02d}.png").write_bytes(png(number))
+    rows = [
+        {"video_file_names": [f"{name}/{number:02d}.png" for number in numbers], "question": f"{name} ?"}
+        for name, numbers in (("a", range(30)), ("b", range(40, 42)))
+    ]
+    write_rows(tmp_path / "metadata.jsonl", rows)
+    return tmp_path
+
+
+def test_folder_of_frames(frames_folder: Path) -> None:
+    calibration = load_calibration(frames_folder, num_samples=2)
+    samples = {sample.question: sample for sample in calibration.samples}
+    assert frame_colors(samples["a ?"]) == colors(*EIGHT_OF_30)
+    assert frame_colors(samples["b ?"]) == colors(40, 41)
+    digest = hashlib.sha256(b"video of 2 frames at None:")
+    for data in colors(40, 41):
+        digest.update(b"12x9:" + data)
+    digest.update(b"b ?")
+    assert samples["b ?"].digest == digest.hexdigest()
+    assert {sample.videos[0].fps for sample in calibration.samples} == {None}
+    record = calibration.record
+    assert (record["num_images"], record["num_videos"]) == (0, 2)
+    (source,) = record["sources"]
+    assert (source["video"], source["frames"]) == ("video", 8)
+    assert not {"image", "fps"} & source.keys()
+    assert json.loads(json.dumps(record)) == record
+
+
+def test_number_and_rate_of_frames(frames_folder: Path) -> None:
+    """Three of thirty frames that fill a second; every other way to show the clip is another sample."""
+    found = [
+        {sample.question: sample for sample in load_calibration(f"{frames_folder}:{keys}", num_samples=2).samples}
+        for keys in ("video=video,frames=3,fps=30", "frames=3", "frames=3,fps=15")
+    ]
+    assert frame_colors(found[0]["a ?"]) == colors(0, 10, 20)
+    assert [samples["a ?"].videos[0].fps for samples in found] == [3, None, 1.5]
+    assert found[0]["b ?"].videos[0].fps == 30
+    assert len({samples["a ?"].digest for samples in found}) == 3
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+def test_table_of_frames(frames_folder: Path, tmp_path: Path, kind: str) -> None:
+    from datasets import Dataset, Features, Image, List, Value
+
+    data = tmp_path / f"data.{kind}"
+    if kind == "parquet":
+        clips = [[{"bytes": png(number), "path": None} for number in range(30)]] * 2
+        features = Features({"frames": List(Image()), "question": Value("string")})
+        Dataset.from_dict({"frames": clips, "question": ["one ?", "two ?"]}, features).to_parquet(data)
+    else:
+        names = [f"a/{number:02d}.png" for number in range(30)]
+        write_rows(data, [{"frames": names, "question": "one ?"}, {"frames": names, "question": "two ?"}])
+    for sample in load_calibration(f"{data}:video=frames", num_samples=2).samples:
+        assert frame_colors(sample) == colors(*EIGHT_OF_30)
+        assert sample.images == ()
+
+
+def test_rows_of_images_and_of_videos(frames_folder: Path) -> None:
+    rows = [
+        {"image": "a/00.png", "video": None, "question": "image ?"},
+        {"image": None, "video": ["b/40.png", "b/41.png"], "question": "video ?"},
+        {"image": "a/01.png", "video": ["b/40.png"], "question": "both ?"},
+    ]
+    data = frames_folder / "rows.jsonl"
+    write_rows(data, rows)
+    calibration = load_calibration(f"{data}:image=image,video=video", num_samples=3)
+    samples = {sample.question: sample for sample in calibration.samples}
+    assert [len(samples[f"{kind} ?"].images) for kind in ("image", "video", "both")] == [1, 0, 1]
+    assert [len(samples[f"{kind} ?"].videos) for kind in ("image", "video", "both")] == [0, 1, 1]
+    assert (calibration.record["num_images"], calibration.record["num_videos"]) == (2, 2)
+    # Where nobody names a column, that of the images is taken.
+    write_rows(data, rows[2:])
+    (sample,) = load_calibration(data, num_samples=1).samples
+    assert sample.images
+    assert not sample.videos
+
+
+def test_unusable_frames(frames_folder: Path) -> None:
+    data = frames_folder / "rows.jsonl"
+
+    def refused(video: Any, keys: str = "video=video") -> str:
+        write_rows(data, [{"video": video, "question": "?"}])
+        return refusal(f"{data}:{keys}", num_samples=1)
+
+    picture(0, (6, 4)).save(frames_folder / "small.png")
+    assert "no readable video; the last one: the frames of the video differ" in refused(["a/00.png", "small.png"])
+    assert "the row has no video" in refused([])
+    assert "the row has no video" in refused(None)
+    assert "its column 'video' holds int, not images" in refused([1])
+    assert "its column 'video' holds int, not videos" in refused(1)
+    assert "has no column 'clip'" in refused([], "video=clip")
+    write_rows(data, [{"image": "a/00.png", "question": "?"}])
+    assert "name their column with video=COLUMN" in refusal(f"{data}:frames=2", num_samples=1)
+
+
+needs_av = pytest.mark.skipif(find_spec("av") is None, reason="needs PyAV")
+
+
+def movie(path: Path, numbers: range, codec: str = "ffv1", pixels: str = "bgr0") -> None:
+    """A film of ten frames a second, each in a colour of its own; by default without loss."""
+    import av
+
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=10)
+        stream.width, stream.height, stream.pix_fmt = 16, 16, pixels
+        for number in numbers:
+            container.mux(stream.encode(av.VideoFrame.from_image(picture(number, (16, 16)))))
+        container.mux(stream.encode())
+
+
+@needs_av
+@pytest.mark.parametrize("named", [True, False])
+def test_folder_of_films(tmp_path: Path, named: bool) -> None:
+    movie(tmp_path / "a.mkv", range(30))
+    movie(tmp_path / "b.mkv", range(40, 42))
+    if named:
+        rows = [{"video_file_name": f"{name}.mkv", "question": f"{name} ?"} for name in "ab"]
+        write_rows(tmp_path / "metadata.jsonl", rows)
+    before = snapshot(tmp_path)
+    calibration = load_calibration(tmp_path, num_samples=2)
+    samples = {len(sample.videos[0].frames): sample for sample in calibration.samples}
+    assert frame_colors(samples[8]) == [picture(number, (16, 16)).tobytes() for number in EIGHT_OF_30]
+    assert frame_colors(samples[2]) == [picture(number, (16, 16)).tobytes() for number in (40, 41)]
+    # Eight frames of three seconds, two of a fifth.
+    assert (samples[8].videos[0].fps, samples[2].videos[0].fps) == (pytest.approx(8 / 3), pytest.approx(10))
+    assert {sample.question for sample in samples.values()} == ({"a ?", "b ?"} if named else {DEFAULT_VIDEO_PROMPT})
+    assert calibration.record["num_videos"] == 2
+    assert str(tmp_path) not in json.dumps(calibration.record)
+    assert snapshot(tmp_path) == before
+    assert "its videos are files, which say their own fps" in refusal(f"{tmp_path}:fps=2", num_samples=1)
+
+
+@needs_av
+@pytest.mark.parametrize(
+    ("name", "codec"), [("a.mp4", "libx264"), ("a.webm", "libvpx-vp9"), ("a.avi", "mpeg4"), ("a.mov", "libx264")]
+)
+def test_formats_of_films(tmp_path: Path, name: str, codec: str) -> None:
+    """The right frames, as well as a lossy format keeps them; as files of a table and as its bytes."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from datasets import Dataset, Features, Value, Video
+
+    movie(tmp_path / name, range(0, 240, 8), codec, "yuv420p")
+    write_rows(tmp_path / "rows.jsonl", [{"video": name, "question": "?"}])
+    cell = {"bytes": (tmp_path / name).read_bytes(), "path": None}
+    pq.write_table(pa.table({"video": [cell["bytes"]], "question": ["?"]}), tmp_path / "bytes.parquet")
+    features = Features({"video": Video(decode=False), "question": Value("string")})
+    Dataset.from_dict({"video": [cell], "question": ["?"]}, features).to_parquet(tmp_path / "video.parquet")
+    for data in ("rows.jsonl", "bytes.parquet", "video.parquet"):
+        (sample,) = load_calibration(tmp_path / data, num_samples=1).samples
+        found = [frame.getpixel((8, 8))[1] for frame in sample.videos[0].frames]
+        assert found == pytest.approx([8 * number for number in EIGHT_OF_30], abs=5)
+
+
+@needs_av
+@pytest.mark.parametrize("damage", ["text", "nothing", "half", "list"])
+def test_unreadable_films_are_skipped_and_counted(tmp_path: Path, damage: str) -> None:
+    """One of them is a list of other files, which must not be opened."""
+    folder = tmp_path / "films"
+    folder.mkdir()
+    for number in range(5):
+        movie(folder / f"{number}.mp4", range(number, number + 2), "libx264", "yuv420p")
+    whole = (folder / "0.mp4").read_bytes()
+    listed = b"ffconcat version 1.0\nfile '1.mp4'\n"
+    content = {"text": b"not a film" * 99, "nothing": b"", "half": whole[: len(whole) // 2], "list": listed}
+    (folder / "0.mp4").write_bytes(content[damage])
+    calibration = load_calibration(folder, num_samples=4)
+    assert (len(calibration.samples), calibration.record["skipped"]) == (4, 1)
+    message = refusal(folder, num_samples=5)
+    assert "has 4 usable samples (1 unreadable)" in message
+
+
+def test_films_without_pyav(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    (tmp_path / "a.mp4").write_bytes(b"a film")
+    message = refusal(tmp_path, num_samples=1)
+    assert "reading video files needs PyAV: pip install 'shortv-export[video]'; or give each video as" in message
+
+
 # Refusals
 
 
@@ -303,6 +512,10 @@ def test_too_few_samples(photos_folder: Path) -> None:
         ("acme/photos:images=a", "needs images and image_id"),
         ("acme/photos:image_id=a", "needs images and image_id"),
         ("acme/photos:images=a,image_id=b,image=c", "needs images and image_id"),
+        ("acme/photos:images=a,image_id=b,video=c", "needs images and image_id"),
+        ("acme/photos:video=a,frames=0", "the key 'frames' in the calibration data 'acme/photos:video=a,frames=0' is"),
+        ("acme/photos:video=a,frames=1.5", "is '1.5'; give a number above zero"),
+        ("acme/photos:video=a,fps=nan", "is 'nan'; give a number above zero"),
     ],
 )
 def test_unusable_options(text: str, reason: str) -> None:
@@ -339,16 +552,20 @@ datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0.1
 for call in json.loads(sys.argv[1]):
     try:
         calibration = load_calibration(**call)
-        samples = [(s.question, s.answer, s.images[0].getpixel((0, 0))[1], s.digest) for s in calibration.samples]
+        shown = [[*s.images, *(f for clip in s.videos for f in clip.frames)] for s in calibration.samples]
+        greens = [[image.getpixel((0, 0))[1] for image in images] for images in shown]
+        samples = [(s.question, s.answer, *green, s.digest) for s, green in zip(calibration.samples, greens)]
         print(json.dumps({"samples": samples, "record": calibration.record}))
     except ShortVError as error:
         print(json.dumps(str(error)))
 """
 
 
-def probe(hub: LoopbackHub, home: Path, *calls: dict[str, Any]) -> list[Any]:
+def probe(hub: LoopbackHub, home: Path, *calls: dict[str, Any], logged_in: bool = True) -> list[Any]:
     """The outcome of each call: its samples and record, or its message."""
     environment = {**os.environ, **hub.env(), "HF_HOME": str(home), "HF_DATASETS_CACHE": str(home / "datasets")}
+    if not logged_in:
+        del environment["HF_TOKEN"]
     run = subprocess.run(
         [sys.executable, "-c", PROBE, json.dumps(calls)], env=environment, capture_output=True, text=True, timeout=240
     )
@@ -450,6 +667,43 @@ def test_hub(tmp_path: Path) -> None:
     assert "other/gated" in gated
     assert "revision v9 has no such revision" in no_revision
     assert all(len(message.splitlines()) == 1 for message in outcomes if isinstance(message, str))
+
+
+def test_frames_on_the_hub(tmp_path: Path) -> None:
+    clip = [{"bytes": png(number), "path": None} for number in range(30)]
+    columns = {"clip": [clip] * 3, "question": ["a ?", "b ?", "c ?"]}
+    with LoopbackHub() as hub:
+        files: dict[str, bytes | Path] = {"README.md": card(("default", "test", "t.parquet"))}
+        hub.create_repo("datasets/acme/clips", files=files | {"t.parquet": parquet(columns)})
+        (outcome,) = probe(hub, tmp_path / "home", {"data": "acme/clips:video=clip,frames=4,fps=2", "num_samples": 3})
+        assert hub.errors == []
+    assert {question for question, *_ in outcome["samples"]} == {"a ?", "b ?", "c ?"}
+    assert [greens for _, _, *greens, _ in outcome["samples"]] == [[0, 7, 15, 22]] * 3
+    assert outcome["record"]["num_videos"] == 3
+    assert outcome["record"]["data"] == "acme/clips:video=clip,frames=4,fps=2"
+
+
+@needs_av
+def test_films_on_the_hub(tmp_path: Path) -> None:
+    """As files of a repository that only its members may read, streamed; a film's path that is not one is refused."""
+    movie(tmp_path / "a.mkv", range(30))
+    films: dict[str, bytes | Path] = {
+        "a.mkv": (tmp_path / "a.mkv").read_bytes(),
+        "metadata.jsonl": b'{"video_file_name": "a.mkv", "question": "a ?"}\n',
+    }
+    outside: dict[str, bytes | Path] = {
+        "t.parquet": parquet({"video": [{"bytes": None, "path": str(tmp_path / "a.mkv")}], "question": ["?"]}),
+        "README.md": card(("default", "test", "t.parquet")),
+    }
+    with LoopbackHub() as hub:
+        hub.create_repo("datasets/loopback/films", files=films, private=True)
+        hub.create_repo("datasets/loopback/outside", files=outside)
+        calls = [{"data": f"loopback/{name}", "num_samples": 1, "token": hub.token} for name in ("films", "outside")]
+        found, refused = probe(hub, tmp_path / "home", *calls, logged_in=False)
+        assert hub.errors == []
+    ((question, _, *greens, _),) = found["samples"]
+    assert (question, greens) == ("a ?", EIGHT_OF_30)
+    assert "names a local file instead of holding its video" in refused
 
 
 def test_hub_data_is_not_downloaded_whole(tmp_path: Path) -> None:

@@ -179,9 +179,30 @@ def test_odd_calibration_records(base: BaseModel) -> None:
         scores = replace(SCORES, calibration=calibration)
         text = render_card(base, recipe_of(base, lc, scores), inherited_metadata(base), tag=TAG)
         assert "datasets" not in metadata_of(text)
+    for count in (0, -1, True, "9", [1], None):
+        scores = replace(SCORES, calibration=SCORES.calibration | {"num_videos": count, "num_images": 40})
+        assert "video" not in render_card(base, recipe_of(base, lc, scores), inherited_metadata(base), tag=TAG)
 
 
 # What it says
+
+
+def test_says_whether_it_was_calibrated_on_videos(base: BaseModel) -> None:
+    lc = Selection((7,), LAYERS, "lc", {"num_frozen": 1})
+
+    def says(**counts: Any) -> str:
+        source = {"repo_id": "acme/clips", "frames": 8}
+        calibration = {"data": "acme/clips:video=clip", "seed": 0, "sources": [source], **counts}
+        recipe = recipe_of(base, lc, replace(SCORES, calibration=calibration))
+        return render_card(base, recipe, inherited_metadata(base), tag=TAG)
+
+    text = says(num_images=0, num_videos=40)
+    assert "mean over 40 samples of `acme/clips` (40 videos of at most 8 frames); shaded" in text
+    assert "reading images and videos with less computation" in text
+    assert "A prompt without an image or a video costs" in text
+    assert "--data acme/clips:video=clip" in text
+    assert "(1 video of at most 8 frames and 39 images); shaded" in says(num_images=39, num_videos=1)
+    assert "mean over 40 samples of `acme/clips`; shaded" in says(num_images=40, num_videos=0)
 
 
 def test_snippet_pins_the_revision_and_is_python(base: BaseModel) -> None:

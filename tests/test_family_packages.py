@@ -13,6 +13,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,11 +22,13 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_families import tiny_model
+from tiny_families import TINY, tiny_model
 from tiny_processors import PROCESSORS, build_tiny_base, missing, older_layout, tiny_tokenizer
 
+from shortv_export import pipeline
 from shortv_export.base_model import load_base, load_processor, resolve_base
-from shortv_export.calibration import Calibration, Sample, encode
+from shortv_export.calibration import Calibration, Sample, encode, load_calibration
+from shortv_export.clips import Clip
 from shortv_export.errors import ShortVError
 from shortv_export.families import FAMILIES
 from shortv_export.hub import push_package
@@ -58,7 +62,12 @@ def parameters(names: Any) -> list[Any]:
     ]
 
 
+VIDEO = [name for name in FAMILIES if PROCESSORS[name].video]
+# Whose processors write into the prompt when each frame was seen.
+TIMED = ("qwen3_vl", "qwen3_vl_moe", "glm4v", "smolvlm")
+
 every_family = pytest.mark.parametrize("name", parameters(FAMILIES))
+every_video_family = pytest.mark.parametrize("name", parameters(VIDEO))
 isolated = pytest.mark.parametrize("name", parameters(ISOLATED))
 
 
@@ -105,17 +114,37 @@ def samples(photos: dict[str, Any]) -> list[Sample]:
     ]
 
 
+def clip(photo: Any, number: int, fps: float | None = None) -> Clip:
+    """A walk over a photograph."""
+    return Clip(tuple(photo.crop((20 * step, 0, 20 * step + 200, 160)) for step in range(number)), fps)
+
+
+def video_samples(photos: dict[str, Any]) -> list[Sample]:
+    astronaut, coffee, *_ = photos.values()
+    return [
+        Sample((), "what is in this picture ?", None, "two", videos=(clip(coffee, 4), clip(astronaut, 4))),
+        Sample((), "is there a cat ?", None, "one", videos=(clip(astronaut, 4),)),
+    ]
+
+
+@contextmanager
+def embeddings(model: Any) -> Iterator[list[Any]]:
+    """What the language model is given, in each forward pass while the context lasts."""
+    seen: list[Any] = []
+    hook = text_decoder(model).register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["inputs_embeds"]), with_kwargs=True
+    )
+    with hook:
+        yield seen
+
+
 @every_family
 def test_samples_become_inputs(base: Any, photos: dict[str, Any], name: str) -> None:
     """As the chat template's own call makes them; the stock model puts features into the rows that count as visual."""
     model, processor = load_base(base(name))
     batch = encode(processor, samples(photos))
     visual = visual_tokens(model.config, batch["input_ids"])
-    seen = []
-    hook = text_decoder(model).register_forward_pre_hook(
-        lambda module, args, kwargs: seen.append(kwargs["inputs_embeds"]), with_kwargs=True
-    )
-    with hook, torch.no_grad():
+    with embeddings(model) as seen, torch.no_grad():
         logits = model(**batch).logits[:, -1]
         embedded = model.get_input_embeddings()(batch["input_ids"])
     assert torch.equal((seen[0] != embedded).any(-1), visual)
@@ -128,12 +157,171 @@ def test_samples_become_inputs(base: Any, photos: dict[str, Any], name: str) -> 
             alone = model(**single).logits[0, -1]
         assert (logits[row] - alone).abs().max() <= 1e-4 * alone.abs().max()
         if processor.chat_template:
-            images = [{"type": "image", "image": image} for image in sample.images]
-            conversation = [{"role": "user", "content": [*images, {"type": "text", "text": sample.question}]}]
-            options = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
-            expected = processor.apply_chat_template(conversation, add_generation_prompt=True, **options)
-            assert single.keys() == expected.keys()
-            assert all(torch.equal(single[key], expected[key]) for key in expected)
+            assert_same(single, chat_inputs(processor, sample))
+
+
+@every_video_family
+def test_videos_become_inputs(base: Any, photos: dict[str, Any], name: str) -> None:
+    """As `test_samples_become_inputs`, for clips: two of one sample, and one of another."""
+    model, processor = load_base(base(name))
+    every = video_samples(photos)
+    batch = encode(processor, every)
+    visual = visual_tokens(model.config, batch["input_ids"])
+    with embeddings(model) as seen, torch.no_grad():
+        logits = model(**batch).logits[:, -1]
+        embedded = model.get_input_embeddings()(batch["input_ids"])
+    assert torch.equal((seen[0] != embedded).any(-1), visual)
+    assert visual[0].sum() == 2 * visual[1].sum() > 0
+    for row, sample in enumerate(every):
+        single = encode(processor, [sample])
+        with torch.no_grad():
+            alone = model(**single).logits[0, -1]
+        assert (logits[row] - alone).abs().max() <= 1e-4 * alone.abs().max()
+        assert_same(single, chat_inputs(processor, sample))
+
+
+def chat_inputs(processor: Any, sample: Sample, **options: Any) -> Any:
+    """A sample's inputs by the processor's own call on the conversation."""
+    images = [{"type": "image", "image": image} for image in sample.images]
+    videos = [{"type": "video", "video": list(video.frames)} for video in sample.videos]
+    conversation = [{"role": "user", "content": [*images, *videos, {"type": "text", "text": sample.question}]}]
+    return processor.apply_chat_template(
+        conversation,
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        processor_kwargs={"do_sample_frames": False, **options},
+    )
+
+
+def assert_same(inputs: Any, expected: Any) -> None:
+    assert inputs.keys() == expected.keys()
+    assert all(torch.equal(inputs[key], expected[key]) for key in expected)
+
+
+@every_video_family
+def test_the_rate_of_frames(base: Any, photos: dict[str, Any], name: str) -> None:
+    """Families that read the time are told it; an odd number of frames is fine where they go in pairs."""
+    number = 3
+    model, processor = load_base(base(name))
+    slow, fast, unknown = (
+        Sample((), "yes ?", None, "", videos=(clip(photos["coffee"], number, fps),)) for fps in (0.2, 2.0, None)
+    )
+    given = [encode(processor, [sample]) for sample in (slow, fast, unknown)]
+    for inputs, fps in zip(given, (0.2, 2.0), strict=False):
+        timing = {"total_num_frames": number, "fps": fps, "frames_indices": [*range(number)]}
+        expected = chat_inputs(processor, slow, video_metadata=[timing | {"duration": number / fps}])
+        assert_same(inputs, expected)
+        with torch.no_grad():
+            assert model(**inputs).logits.isfinite().all()
+    told = not all(torch.equal(given[0]["input_ids"], inputs["input_ids"]) for inputs in given[1:])
+    assert told == (name in TIMED)
+
+
+@pytest.mark.parametrize("name", parameters(["qwen2_5_vl"]))
+def test_images_and_videos_of_a_sample(base: Any, photos: dict[str, Any], name: str) -> None:
+    model, processor = load_base(base(name))
+    both = Sample((photos["rocket"],), "yes ?", None, "", videos=(clip(photos["coffee"], 4),))
+    inputs = encode(processor, [both])
+    assert_same(inputs, chat_inputs(processor, both))
+    with embeddings(model) as seen, torch.no_grad():
+        model(**inputs)
+    visual = visual_tokens(model.config, inputs["input_ids"])
+    assert torch.equal((seen[0] != model.get_input_embeddings()(inputs["input_ids"])).any(-1), visual)
+
+
+@pytest.mark.parametrize("name", parameters(["qwen3_vl"]))
+def test_video_that_the_processor_refuses(base: Any, photos: dict[str, Any], name: str) -> None:
+    single = Sample((), "yes ?", None, "", videos=(clip(photos["coffee"], 1),))
+    with pytest.raises(ShortVError, match="cannot read a video of 1 frame: t:1 must be larger"):
+        encode(load_processor(base(name)), [single])
+
+
+@pytest.mark.parametrize("name", parameters(["llava", "idefics3", "gemma3"]))
+def test_videos_for_a_base_that_takes_none(base: Any, photos: dict[str, Any], name: str) -> None:
+    processor = load_processor(base(name))
+    with pytest.raises(ShortVError, match=r"takes no videos .*; give images, or a list of frames as image=COLUMN"):
+        encode(processor, video_samples(photos))
+
+
+@pytest.mark.parametrize("name", parameters(["llava_next_video"]))
+def test_videos_without_a_chat_template_for_them(base: Any, photos: dict[str, Any], name: str) -> None:
+    """Without any template, the family's plain prompt; with one that writes nothing for a video, an error."""
+    processor = load_processor(base(name))
+    processor.chat_template = None
+    tokens = processor.tokenizer.convert_ids_to_tokens(encode(processor, video_samples(photos))["input_ids"][1])
+    assert [token for token in tokens if token not in ("<pad>", "<video>")] == [
+        *("<s>", "USER", ":", "is", "there", "a", "cat", "?", "ASSISTANT", ":")
+    ]
+    assert tokens.count("<video>") == 4 * 4  # frames of 4 x 4 patches, pooled
+    processor.chat_template = "{{ messages[0]['content'][-1]['text'] }}"
+    with pytest.raises(ShortVError, match="puts 0 of 1 videos into a prompt"):
+        encode(processor, video_samples(photos)[1:])
+
+
+@every_video_family
+def test_scores_of_videos(base: Any, photos: dict[str, Any], name: str) -> None:
+    """Layer Contribution by whole forward passes of the stock model, with one layer's visual rows put back."""
+    sample = video_samples(photos)[1]
+    found = Scorer(base(name))(Calibration((sample,), {}))
+    model, processor = load_base(base(name))
+    inputs = encode(processor, [sample])
+    visual = visual_tokens(model.config, inputs["input_ids"])
+
+    def log_probabilities(*layers: int) -> Any:
+        with torch.no_grad(), frozen_by_definition(text_decoder(model).layers, layers, visual):
+            return model(**inputs).logits[0, -1].double().log_softmax(-1)
+
+    whole = log_probabilities()
+    for layer, value in enumerate(found.visual):
+        expected = torch.nn.functional.kl_div(log_probabilities(layer), whole, log_target=True, reduction="sum")
+        assert value == pytest.approx(expected.item(), rel=1e-3, abs=1e-9)
+    assert min(found.visual[:-1]) > 0
+
+
+@pytest.mark.parametrize("name", parameters(["qwen3_vl"]))
+def test_from_a_folder_of_clips_to_a_card(base: Any, photos: dict[str, Any], tmp_path: Path, name: str) -> None:
+    """Scored, packaged and evaluated on videos; the divergence is the definition's, and the card says videos."""
+    data = tmp_path / "clips"
+    data.mkdir()
+    rows = []
+    for number, photo in enumerate(photos.values()):
+        names = [f"{number}-{step}.png" for step in range(5)]
+        for file_name, frame in zip(names, clip(photo, 5).frames, strict=True):
+            frame.save(data / file_name)
+        rows.append({"video_file_names": names, "question": "what is in this picture ?", "answer": "a cat"})
+    (data / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    text = f"{data}:frames=2,fps=1"
+    folder = base(name).path
+    scores = pipeline.score(
+        str(folder), tmp_path / "scores.json", calibration=pipeline.CalibrationChoice(text, num_samples=2)
+    )
+    assert (scores.calibration["num_images"], scores.calibration["num_videos"]) == (0, 2)
+    (source,) = scores.calibration["sources"]
+    assert (source["video"], source["frames"], source["fps"]) == ("video", 2, 1.0)
+    package = build_package(base(name), tmp_path / "package", Selection(FROZEN, 4, "lc"), scores=scores)
+    result = pipeline.evaluate(str(package), data=text, num_samples=2, max_new_tokens=3, speed=False, update_card=True)
+
+    model, processor = load_base(base(name))
+    expected = []
+    for sample in load_calibration(text, num_samples=4).samples:
+        if sample.digest not in result.data["sample_digests"]:
+            continue
+        assert [len(each.frames) for each in sample.videos] == [2]
+        inputs = encode(processor, [sample])
+        visual = visual_tokens(model.config, inputs["input_ids"])
+        with torch.no_grad():
+            whole = model(**inputs).logits[0, -1].double().log_softmax(-1)
+            with frozen_by_definition(text_decoder(model).layers, FROZEN, visual):
+                changed = model(**inputs).logits[0, -1].double().log_softmax(-1)
+        expected.append((whole.exp() * (whole - changed)).sum().item())
+    assert len(expected) == 2
+    assert result.chosen.fidelity.first_token_kl.mean == pytest.approx(sum(expected) / 2, rel=1e-3)
+    card = (package / "README.md").read_text(encoding="utf-8")
+    assert "reading images and videos with less computation" in card
+    assert "mean over 2 samples (2 videos of at most 2 frames); shaded" in card
+    assert "2 samples of the publisher's own data (2 videos of at most 2 frames) that no layer was chosen by" in card
 
 
 @pytest.mark.parametrize("name", parameters(["paligemma"]))
@@ -299,3 +487,5 @@ def test_verify_without_a_chat_template(tmp_path: Path, name: str) -> None:
 
 def test_every_family_has_a_processor() -> None:
     assert set(PROCESSORS) == set(FAMILIES) == set(COST)
+    # InternVL and SmolVLM make pictures of a clip's frames, and so have no other placeholder.
+    assert set(VIDEO) == {name for name, tiny in TINY.items() if tiny.videos} | {"internvl", "smolvlm"}

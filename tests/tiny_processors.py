@@ -30,23 +30,26 @@ class TinyProcessor:
     Attributes:
         make: the processor, given its tokenizer and chat template.
         image: what the chat template writes for a picture.
+        video: what it writes for a clip; empty if the family takes none.
         tokens: special tokens with an id of their own.
         extra: special tokens with any id.
         named: attributes of the tokenizer that name special tokens.
-        template: the chat template with ``IMAGE`` in the place of `image`; None for a family without one.
+        template: the chat template with ``IMAGE`` and ``VIDEO`` in the place of `image` and `video`; None for a
+            family without one.
         needs: what has to be installed for it, besides transformers and Pillow.
         images: how many pictures a prompt takes.
     """
 
     make: Callable[[Any, str | None], Any]
     image: str = "<image>"
+    video: str = ""
     tokens: dict[str, int] = field(default_factory=lambda: {"<image>": IMAGE})
     extra: tuple[str, ...] = ()
     named: dict[str, str] = field(default_factory=dict)
     template: str | None = (
-        "{% for message in messages %}{{ message['role'].upper() + ': ' }}"
-        "{% for content in message['content'] %}"
-        "{% if content['type'] == 'image' %}{{ 'IMAGE' }}{% else %}{{ content['text'] + ' ' }}{% endif %}"
+        "{% for message in messages %}{{ message['role'].upper() + ': ' }}{% for content in message['content'] %}"
+        "{% if content['type'] == 'image' %}{{ 'IMAGE' }}{% elif content['type'] == 'video' %}{{ 'VIDEO' }}"
+        "{% else %}{{ content['text'] + ' ' }}{% endif %}"
         "{% endfor %}{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
     )
     needs: tuple[str, ...] = ()
@@ -214,20 +217,24 @@ def _aria(tokenizer: Any, template: str | None) -> Any:
 
 _QWEN = {
     "image": "<|vision_start|><|image_pad|><|vision_end|>",
+    "video": "<|vision_start|><|video_pad|><|vision_end|>",
     "tokens": {
         **{"<|image_pad|>": IMAGE, "<|video_pad|>": VIDEO},
         **{"<|vision_start|>": VISION_START, "<|vision_end|>": VISION_END},
     },
     "needs": ("torchvision",),
 }
-_BOTH = {"tokens": {"<image>": IMAGE, "<video>": VIDEO}, "needs": ("torchvision",)}
+_DIGITS = tuple("0123456789")  # of the time at which a frame was seen
+_BOTH = {"video": "<video>\n", "tokens": {"<image>": IMAGE, "<video>": VIDEO}, "needs": ("torchvision",)}
 _IDEFICS = {
     "extra": (
         *("<fake_token_around_image>", "<end_of_utterance>", "<global-img>"),
         *(f"<row_{row}_col_{column}>" for row in (1, 2) for column in (1, 2)),
     ),
 }
-_QWEN3 = TinyProcessor(_grid("Qwen3VLProcessor", "Qwen2VLImageProcessor", "Qwen3VLVideoProcessor"), **_QWEN)
+_QWEN3 = TinyProcessor(
+    _grid("Qwen3VLProcessor", "Qwen2VLImageProcessor", "Qwen3VLVideoProcessor"), extra=_DIGITS, **_QWEN
+)
 
 PROCESSORS: dict[str, TinyProcessor] = {
     "llava": TinyProcessor(_llava, "<image>\n"),
@@ -242,6 +249,7 @@ PROCESSORS: dict[str, TinyProcessor] = {
     "internvl": TinyProcessor(
         _internvl,
         "<IMG_CONTEXT>\n",
+        "<video>\n",
         {"<IMG_CONTEXT>": IMAGE},
         extra=("<img>", "</img>", "<video>"),
         named={
@@ -251,13 +259,16 @@ PROCESSORS: dict[str, TinyProcessor] = {
         needs=("torchvision",),
     ),
     "smolvlm": TinyProcessor(
-        _idefics3("SmolVLM", "SmolVLMVideoProcessor"), **_IDEFICS, needs=("torchvision", "num2words")
+        _idefics3("SmolVLM", "SmolVLMVideoProcessor"),
+        video="<video>",
+        extra=_IDEFICS["extra"] + _DIGITS,
+        needs=("torchvision", "num2words"),
     ),
     "idefics3": TinyProcessor(_idefics3("Idefics3"), **_IDEFICS),
     "gemma3": TinyProcessor(
         _gemma3,
         "<start_of_image>",
-        {"<image_soft_token>": IMAGE, "<start_of_image>": VISION_START, "<end_of_image>": VISION_END},
+        tokens={"<image_soft_token>": IMAGE, "<start_of_image>": VISION_START, "<end_of_image>": VISION_END},
         named={
             **{"image_token": "<image_soft_token>", "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"}
         },
@@ -271,7 +282,7 @@ PROCESSORS: dict[str, TinyProcessor] = {
     "mistral3": TinyProcessor(
         _mistral3,
         "[IMG]",
-        {"[IMG]": IMAGE},
+        tokens={"[IMG]": IMAGE},
         extra=("[IMG_BREAK]", "[IMG_END]", "[INST]", "[/INST]"),
         needs=("torchvision",),
         template=(
@@ -284,11 +295,13 @@ PROCESSORS: dict[str, TinyProcessor] = {
     "glm4v": TinyProcessor(
         _grid("Glm4vProcessor", "Glm4vImageProcessor", "Glm4vVideoProcessor"),
         "<|begin_of_image|><|image|><|end_of_image|>",
+        "<|begin_of_video|><|video|><|end_of_video|>",
         {
             **{"<|image|>": IMAGE, "<|video|>": VIDEO},
             **{"<|begin_of_image|>": VISION_START, "<|end_of_image|>": VISION_END},
             **{"<|begin_of_video|>": 124, "<|end_of_video|>": 125},
         },
+        extra=_DIGITS,
         needs=("torchvision",),
     ),
     "aya_vision": TinyProcessor(
@@ -299,7 +312,7 @@ PROCESSORS: dict[str, TinyProcessor] = {
     "cohere2_vision": TinyProcessor(
         _cohere2_vision,
         "<|IMG_PATCH|>",
-        {"<|IMG_PATCH|>": IMAGE},
+        tokens={"<|IMG_PATCH|>": IMAGE},
         extra=("<|START_OF_IMG|>", "<|END_OF_IMG|>", "<|IMG_LINE_BREAK|>"),
         named={
             **{"image_token": "<|IMG_PATCH|>", "img_line_break_token": "<|IMG_LINE_BREAK|>"},
@@ -311,7 +324,7 @@ PROCESSORS: dict[str, TinyProcessor] = {
     "video_llava": TinyProcessor(_video_llava, "<image>\n", **_BOTH),
     "vipllava": TinyProcessor(_llava, "<image>\n"),
     "idefics2": TinyProcessor(_idefics2, extra=("<fake_token_around_image>", "<end_of_utterance>")),
-    "aria": TinyProcessor(_aria, "<|img|>", {"<|img|>": IMAGE}, named={"image_token": "<|img|>"}),
+    "aria": TinyProcessor(_aria, "<|img|>", tokens={"<|img|>": IMAGE}, named={"image_token": "<|img|>"}),
 }
 
 
@@ -352,7 +365,9 @@ def tiny_tokenizer(tiny: TinyProcessor) -> Any:
 def tiny_processor(model_type: str) -> Any:
     """The family's processor."""
     tiny = PROCESSORS[model_type]
-    template = tiny.template and tiny.template.replace("IMAGE", tiny.image.replace("\n", "\\n"))
+    template = tiny.template
+    for kind in ("image", "video") if template else ():
+        template = template.replace(kind.upper(), getattr(tiny, kind).replace("\n", "\\n"))
     return tiny.make(tiny_tokenizer(tiny), template)
 
 

@@ -26,7 +26,7 @@ class ShortVExportCommand(BaseOptimumCLICommand):
         "flops-ratio": "Freeze as few layers as bring the prefill FLOPs down to this share of the base's.",
         "max-kl": "Freeze as many layers as keep KL(base || frozen), measured on held-out samples, at most this.",
         "method": "'lc', or for comparison 'cosine' (of the hidden states) or 'random'.",
-        "data": "For --max-kl: 'paper', a Hub data set, or a folder with images and metadata.jsonl.",
+        "data": "For --max-kl: 'paper', a Hub data set, or a folder with images or videos and metadata.jsonl.",
         "num-samples": "Samples to measure on.",
         "seed": "Of every draw: held-out samples, --method random.",
         "dtype": "Precision of the measurement: auto, float32, bfloat16 or float16.",
