@@ -422,7 +422,7 @@ def check_code(name: str, config: dict[str, Any]) -> None:
 
 
 def _image_token_id(config: Mapping[str, Any], name: str = "the base") -> int:
-    for field in ("image_token_id", "image_token_index"):
+    for field in ("image_token_id", "image_token_index", "image_patch_id"):
         if type(config.get(field)) is int and config[field] >= 0:
             return config[field]
     raise ShortVError(

@@ -277,7 +277,7 @@ def encode(processor: ProcessorMixin, samples: Sequence[Sample]) -> BatchFeature
             padding=len(samples) > 1,
             padding_side="left",
             # A template that writes the first token itself must not get a second one.
-            add_special_tokens=not (bos and prompts[0].startswith(bos)),
+            **({"add_special_tokens": False} if bos and prompts[0].startswith(bos) else {}),
             return_tensors="pt",
         )
     except Exception as error:  # processors raise many kinds, such as over too few frames

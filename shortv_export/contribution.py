@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from .errors import ShortVError
 from .memory import out_of_memory
-from .oracle import cache_name, final_norm, input_device, text_decoder, visual_tokens
+from .oracle import cache_name, final_norm, placed, text_decoder, visual_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -142,7 +142,7 @@ class _Batch:
     @classmethod
     def prepare(cls, model: PreTrainedModel, inputs: Mapping[str, Tensor], number: int) -> _Batch:
         """Lets the stock model merge images and text, and make masks and positions, without its layers."""
-        inputs = {name: value.to(input_device(model)) for name, value in inputs.items()}
+        inputs = placed(model, inputs)
         visual = visual_tokens(model.config, inputs["input_ids"])
         mask = inputs.get("attention_mask")
         if mask is not None and not bool(mask[:, -1].all()):
@@ -154,7 +154,8 @@ class _Batch:
         if bool(visual[:, -1].any()):
             raise ShortVError(f"batch {number} has a prompt that ends in an image or a video; put text after it.")
         with _recorded_calls(text_decoder(model)) as calls:
-            model(**inputs, use_cache=False, logits_to_keep=1)
+            # By its index: Gemma 4 takes a number of rows for leave to drop the others early.
+            model(**inputs, use_cache=False, logits_to_keep=torch.tensor([-1]))
         if not all(isinstance(call["attention_mask"], Tensor | None) for call in calls):
             raise ShortVError("this attention implementation's masks are not tensors; load the model with 'sdpa'.")
         embeddings, *added = [call.pop("hidden_states") for call in calls]

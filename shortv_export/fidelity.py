@@ -21,7 +21,7 @@ from .answers import normalised
 from .calibration import encode
 from .errors import ShortVError
 from .finished import FinishedSamples
-from .oracle import input_device
+from .oracle import placed
 from .results import Accuracy, Estimate, Fidelity
 from .speed import UNCHANGED, Change
 
@@ -80,7 +80,7 @@ def measure_fidelity(
         missing = [change for change in changes if finished.get(sample.digest, _key(change)) is None]
         if missing:
             prompt = encode(processor, [sample])
-            inputs = {name: value.to(input_device(model)) for name, value in prompt.items()}
+            inputs = placed(model, prompt)
             tokens, base = _answer(model, UNCHANGED, inputs, max_new_tokens)
             text = _text(processor, tokens)
             for change in missing:

@@ -21,7 +21,7 @@ from .card import CARD_NAME, FIGURE_NAME, UNNAMED
 from .errors import ShortVError, one_line
 from .eval_results import EVALUATION_NAME
 from .hashing import file_sha256
-from .package import CONFIG_NAME, WEIGHT_FILES, expected_files, inspect_package, recipe_tag
+from .package import CONFIG_NAME, WEIGHT_FILES, carried_files, expected_files, inspect_package, recipe_tag
 from .recipe import RECIPE_NAME, Recipe, Selection
 from .xet import is_of_xet, xet_storage
 
@@ -436,11 +436,10 @@ class _Plan:
 
 def _content(package: Path, recipe: Recipe, repo_id: str) -> dict[str, LocalFile]:
     """The files to be published, by name. A card that does not know its repository's name yet is told it."""
-    content = {}
+    content, carried = {}, carried_files(recipe)
     for name in sorted(expected_files(recipe)):
         path = package / name
-        if name in recipe.base.files:
-            entry = recipe.base.files[name]
+        if entry := carried.get(name):
             content[name] = LocalFile(path, entry["size"], entry["sha256"])
             continue
         data = path.read_bytes()
@@ -452,7 +451,8 @@ def _content(package: Path, recipe: Recipe, repo_id: str) -> dict[str, LocalFile
 
 def _copyable(api: HfApi, recipe: Recipe, content: Mapping[str, LocalFile], added: tuple[str, ...]) -> frozenset[str]:
     """Large files that the base's repository holds just so."""
-    base, names = recipe.base, [name for name in added if name in recipe.base.files]
+    base, carried = recipe.base, carried_files(recipe)
+    names = [name for name in added if name in carried]
     found = _files_of_base(api, base.repo_id, base.revision, names)
     return frozenset(name for name, file in found.items() if _can_be_copied(file) and content[name].is_at(file))
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .errors import ShortVError
-from .oracle import frozen_by_definition, input_device, text_decoder, visual_tokens
+from .oracle import frozen_by_definition, placed, text_decoder, visual_tokens
 
 
 class JointDivergence:
@@ -30,8 +30,7 @@ class JointDivergence:
 
     def __init__(self, model: Any, inputs: Iterable[Mapping[str, Tensor]]) -> None:
         self.model = model
-        device = input_device(model)
-        self.inputs = [{name: value.to(device) for name, value in sample.items()} for sample in inputs]
+        self.inputs = [placed(model, sample) for sample in inputs]
         self.base = [self._log_probabilities(sample, ()) for sample in self.inputs]
 
     def __call__(self, frozen_layers: Sequence[int]) -> tuple[float, float]:

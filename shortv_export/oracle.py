@@ -32,12 +32,31 @@ def input_device(model: Any) -> torch.device:
     return torch.device("cpu") if weight.is_meta else weight.device
 
 
+def placed(model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Inputs as a model takes them: ``inputs.to(model.device, model.dtype)``, which cards tell people to write."""
+    device = input_device(model)
+    return {
+        name: value.to(device, model.dtype) if value.is_floating_point() else value.to(device)
+        for name, value in inputs.items()
+    }
+
+
 def cache_name(named: Mapping[str, Any]) -> str:
     """What the cache is called in a model's output or in the keyword arguments of its layers.
 
     It is `cache` since transformers 5.24.
     """
     return "cache" if "cache" in named else "past_key_values"
+
+
+def cached_states(layer: Any) -> list[torch.Tensor]:
+    """What one layer of a cache keeps: keys and values, or what linear attention or a convolution goes on from."""
+    if hasattr(layer, "keys"):
+        return [layer.keys, layer.values]
+    kept: list[Any] = []
+    for states in (layer.conv_states, layer.recurrent_states):  # since transformers 5.24, several of each, numbered
+        kept += states.values() if isinstance(states, dict) else [states]
+    return [states for states in kept if states is not None]
 
 
 def visual_tokens(config: Any, input_ids: torch.Tensor) -> torch.Tensor:

@@ -40,6 +40,7 @@ from .recipe import (
     write_text,
 )
 from .results import Evaluation
+from .tokenizer import TOKENIZER_CONFIG_NAME, tokenizer_classes, with_class
 
 CONFIG_NAME = "config.json"
 
@@ -97,9 +98,10 @@ def build_package(
         raise ShortVError(f"{base.name} is a folder, which nobody else can load weights from; leave out --weights.")
     inherited = card.inherited_metadata(base, license)
     check_room(base, out, weights)
+    classes = tokenizer_classes(base)
     versions = library_versions(*(("matplotlib", "pillow") if scores else ()))
     with _becoming(out) as folder:
-        _fill(folder, base, base.record(), selection, scores, inherited, weights, versions)
+        _fill(folder, base, base.record(), selection, scores, inherited, weights, versions, classes)
     return out
 
 
@@ -133,7 +135,8 @@ def rebuild_package(base: BaseModel, out: Path, recipe: Recipe, evaluation: Eval
     check_room(base, out, recipe.weights)
     with _becoming(out) as folder:
         made = _fill(
-            folder, base, recipe.base, selection, scores, inherited, recipe.weights, recipe.versions, evaluation
+            *(folder, base, recipe.base, selection, scores, inherited, recipe.weights, recipe.versions),
+            *(recipe.tokenizer_class, evaluation),
         )
         _check_same_recipe(made, recipe)
     return out
@@ -142,13 +145,33 @@ def rebuild_package(base: BaseModel, out: Path, recipe: Recipe, evaluation: Eval
 def expected_files(recipe: Recipe) -> set[str]:
     """The names of all files of a package, no more and no less."""
     names = {*carried_files(recipe), *recipe.code, *recipe.measured, CONFIG_NAME, RECIPE_NAME, card.CARD_NAME}
+    if recipe.tokenizer_class:
+        names.add(TOKENIZER_CONFIG_NAME)
     return names | {card.FIGURE_NAME} if recipe.figure else names
 
 
 def carried_files(recipe: Recipe) -> dict[str, dict[str, Any]]:
-    """Those of the base's files that are in the package: name to sha256 and size."""
-    files = recipe.base.files.items()
-    return {name: entry for name, entry in files if recipe.weights == "copy" or not name.endswith(WEIGHT_FILES)}
+    """Those of the base's files that are in the package, unchanged: name to sha256 and size."""
+    carried = dict(recipe.base.files)
+    if recipe.tokenizer_class:
+        del carried[TOKENIZER_CONFIG_NAME]
+    if recipe.weights != "copy":
+        carried = {name: entry for name, entry in carried.items() if not name.endswith(WEIGHT_FILES)}
+    return carried
+
+
+def base_tokenizer_config(package: Path, recipe: Recipe) -> str:
+    """The ``tokenizer_config.json`` of the base of a package that names another class.
+
+    Raises:
+        ShortVError: that cannot be told from the package's, or it is not the one that the recipe names.
+    """
+    assert recipe.tokenizer_class
+    text = (package / TOKENIZER_CONFIG_NAME).read_bytes().decode("utf-8", "replace")
+    text = with_class(text, recipe.tokenizer_class["package"], recipe.tokenizer_class["base"])
+    if hashlib.sha256(text.encode()).hexdigest() != recipe.base.files[TOKENIZER_CONFIG_NAME]["sha256"]:
+        raise ShortVError(f"{TOKENIZER_CONFIG_NAME} differs from the base's in more than its class.")
+    return text
 
 
 def recipe_tag(package: Path) -> str:
@@ -208,7 +231,7 @@ def referenced_weights(recipe: Recipe, token: str | None = None) -> tuple[Path, 
         _check_same_base(base, recipe.base)
     except ShortVError as error:
         return Path(), Check("base", False, str(error))
-    weights = [name for name in recipe.base.files if name not in carried_files(recipe)]
+    weights = [name for name in recipe.base.files if name.endswith(WEIGHT_FILES)]
     return base.path, Check("base", True, f"{base.name} has the recipe's {len(weights)} weight files")
 
 
@@ -224,6 +247,7 @@ def _fill(
     inherited: card.Inherited,
     weights: str,
     versions: dict[str, str],
+    classes: dict[str, str | None] | None,
     evaluation: Evaluation | None = None,
 ) -> Recipe:
     """Writes every file of a package; returns the recipe, which everything else follows from."""
@@ -241,11 +265,15 @@ def _fill(
         figure=hashlib.sha256(figure).hexdigest() if figure else None,
         code={name: _source_sha256(base.family, name) for name in base.family.code},
         versions=versions,
+        tokenizer_class=classes,
     )
     if evaluation is not None:
         recipe = add_measured(folder, recipe, evaluation)
     for name, entry in carried_files(recipe).items():
         _carry(base.path / name, folder / name, entry["sha256"])
+    if classes:
+        text = (base.path / TOKENIZER_CONFIG_NAME).read_bytes().decode("utf-8")
+        write_text(folder / TOKENIZER_CONFIG_NAME, with_class(text, classes["base"], classes["package"]))
     for name in recipe.code:
         write_text(folder / name, base.family.source(name))
     write_text(folder / CONFIG_NAME, _config(base, recipe))
@@ -428,6 +456,8 @@ def _look_at_recipe(recipe: Recipe) -> str:
         raise ShortVError(f"{RECIPE_NAME} names the family {recipe.family!r:.40}, which this release does not know.")
     if reason := _layers_problem(recipe.frozen_layers, recipe.num_layers):
         raise ShortVError(f"{RECIPE_NAME}: frozen_layers {reason}.")
+    if recipe.tokenizer_class and TOKENIZER_CONFIG_NAME not in recipe.base.files:
+        raise ShortVError(f"{RECIPE_NAME} names a tokenizer class of a base without {TOKENIZER_CONFIG_NAME}.")
     if recipe.weights == "reference" and not (recipe.base.repo_id and recipe.base.revision):
         raise ShortVError(f"{RECIPE_NAME} refers to the weights of a base without saying where they are.")
     return f"{len(recipe.frozen_layers)} of {recipe.num_layers} layers frozen"
@@ -452,6 +482,8 @@ def _look_at_hashes(package: Path, recipe: Recipe, weights: bool) -> str:
     for name, entry in files.items():
         if file_sha256(package / name) != entry["sha256"]:
             raise ShortVError(f"{name} differs from the base's file: its sha256 is not the recipe's.")
+    if recipe.tokenizer_class:
+        base_tokenizer_config(package, recipe)
     if recipe.figure and file_sha256(package / card.FIGURE_NAME) != recipe.figure:
         raise ShortVError(f"{card.FIGURE_NAME} was changed after the package was made.")
     for name, sha256 in recipe.measured.items():
@@ -485,7 +517,7 @@ def _look_at_config(package: Path, recipe: Recipe) -> str:
             raise ShortVError(f"{CONFIG_NAME}: {name} is not what the recipe says.")
     check_code(str(package), config)
     # A processor's or tokenizer's auto_map would make loaders run code that nobody looked at.
-    for name in sorted(carried_files(recipe)):
+    for name in sorted({*carried_files(recipe), *([TOKENIZER_CONFIG_NAME] if recipe.tokenizer_class else [])}):
         if name.endswith("config.json") and '"auto_map":' in json.dumps(read_json(package / name)):
             raise ShortVError(f"{name} names remote code of its own (auto_map), which a package does not carry.")
     return f"model type {config['model_type']}"

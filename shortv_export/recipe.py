@@ -28,6 +28,7 @@ _MAX_JSON_BYTES = 64 * 1024 * 1024
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB_ID = re.compile(r"\w[\w.-]*(?:/\w[\w.-]*)?", re.ASCII)
+_CLASS_NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 _FILE_NAME = re.compile(r"[\w-][\w.-]*", re.ASCII)  # flat, and not hidden
 _MEASURED_FILE = re.compile(r"evaluation\.json|[\w-]+\.png|\.eval_results/[\w-][\w.-]*\.yaml", re.ASCII)
 
@@ -167,6 +168,8 @@ class Recipe:
         figure: sha256 of the card's figure, if there are scores.
         code: sha256 of each remote-code file.
         versions: of the libraries that made the package.
+        tokenizer_class: ``{"base", "package"}``, the class that the ``tokenizer_config.json`` of each names, where
+            they differ (see `tokenizer`); else None.
         measured: sha256 of each file that an evaluation of the package added to it (see `eval_results`); empty if it
             was not evaluated.
     """
@@ -183,6 +186,7 @@ class Recipe:
     figure: str | None
     code: dict[str, str]
     versions: dict[str, str]
+    tokenizer_class: dict[str, str | None] | None = None
     measured: dict[str, str] = field(default_factory=dict)
     format: int = FORMAT
 
@@ -296,6 +300,14 @@ _RECIPE_FIELDS: dict[str, Callable[[Any], bool]] = {
         and all(_SHA256.fullmatch(sha256) for sha256 in value.values())
     ),
     "versions": lambda value: _is_texts(value) and {"shortv-export", "transformers"} <= value.keys(),
+    "tokenizer_class": lambda value: (
+        value is None
+        or (
+            value.keys() == {"base", "package"}
+            and bool(_CLASS_NAME.fullmatch(value["package"]))
+            and (value["base"] is None or bool(_CLASS_NAME.fullmatch(value["base"])))
+        )
+    ),
     "measured": lambda value: (
         all(_MEASURED_FILE.fullmatch(name) for name in value)
         and all(_SHA256.fullmatch(sha256) for sha256 in value.values())

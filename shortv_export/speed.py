@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .errors import ShortVError
 from .flops import LayerShape, layer_shapes, model_flops
-from .oracle import input_device, text_decoder, visual_tokens
+from .oracle import input_device, placed, text_decoder, visual_tokens
 from .results import Pair, Speed
 
 REPEATS = 7
@@ -103,7 +103,7 @@ def measure_speed(
     first_token = None
     if inputs is not None:
         visual = visual_tokens(model.config, inputs["input_ids"])
-        inputs = {name: value.to(device) for name, value in inputs.items()}
+        inputs = placed(model, inputs)
         first_token = _in_turn(model, change, inputs, repeats)
     else:
         assert tokens is not None

@@ -149,6 +149,11 @@ def load_streamed(
         raise ShortVError(f"the checkpoint lacks the tensors {missing}; download it again.")
     model.config.get_text_config().num_hidden_layers = num_layers
     layers = StreamedLayers(files, model.config, model.dtype, torch.device(device))
+    # Some decoders keep lists, one entry per layer, or numbers of layers, which came out empty.
+    empty = text_decoder(model)
+    for name, value in vars(text_decoder(layers.checkpoint.model)).items():
+        if not name.startswith("_") and isinstance(value, int | list | tuple | dict | set):
+            setattr(empty, name, value)
     return model.to(device).eval(), layers
 
 

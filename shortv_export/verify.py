@@ -23,8 +23,18 @@ from .errors import ShortVError, one_line
 from .families import FAMILIES
 from .hub import LocalFile
 from .memory import available_memory
-from .package import CONFIG_NAME, WEIGHT_FILES, Check, expected_files, inspect_package, referenced_weights
-from .recipe import RECIPE_NAME, Recipe, read_json, write_json
+from .package import (
+    CONFIG_NAME,
+    WEIGHT_FILES,
+    Check,
+    base_tokenizer_config,
+    carried_files,
+    expected_files,
+    inspect_package,
+    referenced_weights,
+)
+from .recipe import RECIPE_NAME, Recipe, read_json, write_json, write_text
+from .tokenizer import TOKENIZER_CONFIG_NAME
 from .xet import plain_if_xet_fails
 
 # What the child may know of this process's environment: where programs are, and how many threads to use.
@@ -174,20 +184,20 @@ def _compare_with_base(package: Path, recipe: Recipe, token: str | None) -> Chec
     from huggingface_hub.errors import HFValidationError, HTTPError
     from huggingface_hub.hf_api import RepoFile
 
-    base = recipe.base
+    base, carried = recipe.base, carried_files(recipe)
     if not (base.repo_id and base.revision):
         return Check("base", None, "not compared with the Hub: the base was a folder")
     try:
-        infos = HfApi(token=token).get_paths_info(base.repo_id, sorted(base.files), revision=base.revision)
+        infos = HfApi(token=token).get_paths_info(base.repo_id, sorted(carried), revision=base.revision)
     except (HTTPError, HFValidationError, OSError) as error:
         reason = hub_error(error, f"model {base.repo_id}")
         return Check("base", None, f"not compared with the Hub: {str(reason).rstrip('.')}")
     found = {info.path: info for info in infos if isinstance(info, RepoFile)}
-    for name, entry in base.files.items():
+    for name, entry in carried.items():
         if not LocalFile(package / name, entry["size"], entry["sha256"]).is_at(found.get(name)):
             state = "differs from" if name in found else "is not in"
             return Check("base", False, f"{name} {state} {base.repo_id} at {base.revision}.")
-    return Check("base", True, f"{len(base.files)} files, identical to {base.repo_id}'s at {base.revision[:12]}")
+    return Check("base", True, f"{len(carried)} files, identical to {base.repo_id}'s at {base.revision[:12]}")
 
 
 def _plan_memory(package: Path, recipe: Recipe) -> tuple[Check, int | None]:
@@ -283,12 +293,14 @@ def _run_child(
 
 
 def _write_stock(package: Path, weights: Path, recipe: Recipe, stock: Path) -> None:
-    """A folder from which the stock class loads the same weights: the base's own config again, and links."""
+    """The base again, of the same files: its own config, its tokenizer's own class, and links."""
     write_json(stock / CONFIG_NAME, _stock_config(package, recipe))
+    if recipe.tokenizer_class:
+        write_text(stock / TOKENIZER_CONFIG_NAME, base_tokenizer_config(package, recipe))
     for name in recipe.base.files:
         if name.endswith(WEIGHT_FILES):
             (stock / name).symlink_to(weights / name)
-        elif name == "generation_config.json":
+        elif not (stock / name).exists():
             (stock / name).symlink_to(package / name)
 
 

@@ -34,6 +34,7 @@ def main() -> None:
     looks: tuple[tuple[str, Callable[[], str]], ...] = (
         ("self-contained", _self_contained),
         ("loads", run.load),
+        ("inputs", run.same_inputs),
         ("frozen", run.frozen),
         ("generates", run.generate),
         ("definition", run.definition),
@@ -71,7 +72,7 @@ class _Run:
         self.model: Any = None
         self.inputs: Any = None
         self.logits = torch.empty(0)
-        self.keys_and_values: list[torch.Tensor] = []
+        self.cached: list[list[torch.Tensor]] = []
         self.visual = torch.empty(0)
         # With layers on disk, each token reads them all.
         self.new_tokens = _NEW_TOKENS if task["resident_layers"] is None else 1
@@ -82,21 +83,26 @@ class _Run:
         name = type(self.model).__name__
         if name != self.task["model_class"]:
             raise _Failed(f"AutoModel gave a {name}, not a {self.task['model_class']}.")
-        try:
-            processor = transformers.AutoProcessor.from_pretrained(self.task["package"], trust_remote_code=True)
-        except Exception as error:  # as above; an ImportError says what to install
-            raise _Failed(f"its processor does not load: {' '.join(str(error).split())[:300]}") from None
-        self.inputs = _inputs(processor, self.task["prompt"])
+        self.inputs = self._inputs_of("package", trust_remote_code=True)
         self.visual = self.oracle.visual_tokens(self.model.config, self.inputs["input_ids"])
         if not self.visual.any():
             raise _Failed("the processor puts no visual token into a prompt with an image.")
         return f"{name}, every weight found"
 
+    def same_inputs(self) -> str:
+        """The base's own processor, which transformers may choose by its model type, makes the same of them."""
+        expected = self._inputs_of("stock")
+        for name in sorted(expected.keys() | self.inputs.keys()):
+            found, wanted = self.inputs.get(name), expected.get(name)
+            if found is None or wanted is None or not torch.equal(found, wanted):
+                raise _Failed(f"its processor makes other {name} of an image and a question than the base's does.")
+        return "its processor makes of an image and a question what the base's does"
+
     def frozen(self) -> str:
         """One forward pass: what the model says it skipped must be what its list says."""
         with torch.inference_mode():
             output = self.model(**self.inputs, use_cache=True)
-        self.logits, self.keys_and_values = output.logits, _keys_and_values(output[self.oracle.cache_name(output)])
+        self.logits, self.cached = output.logits, self._cached(output)
         report = self.model.shortv_report()
         layers, visual = self.task["frozen_layers"], int(self.visual.sum())
         # Without frozen layers there is nothing to find visual tokens for.
@@ -131,16 +137,35 @@ class _Run:
         logits = _difference(self.logits, expected.logits)
         if not logits <= TOLERANCE:  # a NaN fails too
             raise _Failed(f"the logits differ from the definition by {logits:.2g} of their scale.")
-        cache = expected[self.oracle.cache_name(expected)]
-        pairs = zip(self.keys_and_values, _keys_and_values(cache), strict=True)
-        keys_and_values = [_difference(found, wanted) for found, wanted in pairs]
-        for layer, difference in enumerate(keys_and_values):
+        pairs = zip(self.cached, self._cached(expected), strict=True)
+        cached = [max(map(_difference, found, wanted)) for found, wanted in pairs]
+        for layer, difference in enumerate(cached):
             if not difference <= TOLERANCE:
                 raise _Failed(f"keys and values of layer {layer} differ from the definition by {difference:.2g}.")
         return (
-            f"logits within {logits:.2g}, keys and values of all layers within {max(keys_and_values):.2g} "
+            f"logits within {logits:.2g}, keys and values of all layers within {max(cached):.2g} "
             "of the base's with visual rows put back"
         )
+
+    def _inputs_of(self, folder: str, **options: Any) -> dict[str, torch.Tensor]:
+        try:
+            processor = transformers.AutoProcessor.from_pretrained(self.task[folder], **options)
+        except Exception as error:  # transformers raises many kinds; an ImportError says what to install
+            raise _Failed(f"the {folder} processor does not load: {' '.join(str(error).split())[:300]}") from None
+        inputs: dict[str, torch.Tensor] = self.oracle.placed(self.model, _inputs(processor, self.task["prompt"]))
+        return inputs
+
+    def _cached(self, output: Any) -> list[list[torch.Tensor]]:
+        """What a forward pass left in each layer's cache: keys and values, ``(batch, key heads, tokens)``.
+
+        Of each key and value, its component in one direction: all of them for a long prompt would take gigabytes.
+        """
+        kept = []
+        for layer in output[self.oracle.cache_name(output)].layers:
+            generator = torch.Generator().manual_seed(_SEED)
+            states = self.oracle.cached_states(layer)
+            kept.append([each.cpu() @ torch.randn(each.shape[-1], generator=generator) for each in states])
+        return kept
 
     def _from_pretrained(self, auto: Any, folder: str, **options: Any) -> Any:
         options |= {"dtype": torch.float32, "use_safetensors": True}
@@ -172,21 +197,6 @@ class _Run:
         kept = [name for name in names if not name.startswith(tuple(f"{layer}." for layer in layers))]
         device_map = {**dict.fromkeys(layers, "disk"), **dict.fromkeys(kept, "cpu")}
         return {"device_map": device_map, "offload_folder": self.task["offload_folder"]}
-
-
-def _keys_and_values(cache: Any) -> list[torch.Tensor]:
-    """What a forward pass left in each layer's cache: ``(2, batch, key heads, tokens)``.
-
-    Of each key and value, its component in one direction: all of them for a long prompt would take gigabytes.
-    """
-    kept = []
-    for layer in cache.layers:
-        generator = torch.Generator().manual_seed(_SEED)
-        keys, values = (
-            states.cpu() @ torch.randn(states.shape[-1], generator=generator) for states in (layer.keys, layer.values)
-        )
-        kept.append(torch.stack([keys, values]))
-    return kept
 
 
 def _difference(found: torch.Tensor, expected: torch.Tensor) -> float:

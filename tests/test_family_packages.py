@@ -47,6 +47,8 @@ ISOLATED = tuple(FAMILIES) if os.environ.get("SHORTV_ALL_FAMILIES") == "1" else 
 COST = {
     **dict.fromkeys(("llava", "vipllava", "video_llava", "llava_next_video", "llava_onevision", "paligemma"), 16),
     **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "glm4v"), 4),
+    **dict.fromkeys(("qwen3_5", "qwen3_5_moe", "ernie4_5_vl_moe", "llama4"), 4),
+    **{"gemma4": 64, "molmo2": 8, "lfm2_vl": 4 + 2 * 4},
     **dict.fromkeys(("internvl", "gemma3", "mistral3", "cohere2_vision", "aya_vision", "idefics2", "aria"), 4),
     **dict.fromkeys(("smolvlm", "idefics3"), 4 + 4 * 4),
     "llava_next": 5 * 16,
@@ -64,7 +66,7 @@ def parameters(names: Any) -> list[Any]:
 
 VIDEO = [name for name in FAMILIES if PROCESSORS[name].video]
 # Whose processors write into the prompt when each frame was seen.
-TIMED = ("qwen3_vl", "qwen3_vl_moe", "glm4v", "smolvlm")
+TIMED = ("qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "gemma4", "glm4v", "molmo2", "smolvlm")
 
 every_family = pytest.mark.parametrize("name", parameters(FAMILIES))
 every_video_family = pytest.mark.parametrize("name", parameters(VIDEO))
@@ -350,9 +352,12 @@ def test_recipe_and_card(base: Any, package: Any, name: str) -> None:
     assert recipe.cost["visual_tokens"] == COST[name]
     model, processor = load_base(base(name))
     for layer, shape in zip(text_decoder(model).layers, base(name).layer_shapes, strict=True):
+        if not hasattr(layer, "self_attn"):
+            assert (shape.query_size, shape.key_value_size) == (0, 0)
+            continue
         query, key = layer.self_attn.q_proj, layer.self_attn.k_proj
         assert shape.hidden_size == query.in_features
-        assert (shape.query_size, shape.key_value_size) == (query.out_features, key.out_features)
+        assert (shape.query_size + shape.gate_size, shape.key_value_size) == (query.out_features, key.out_features)
     assert recipe.code.keys() == set(family.code)
     text = (package(name) / "README.md").read_text(encoding="utf-8")
     assert f"a local {family.title} checkpoint" in text
@@ -393,8 +398,8 @@ def test_verify(package: Any, matrix: Any, name: str) -> None:
     result = verify(package(name))
     matrix(name, "verify", result.passed)
     result.raise_if_failed()
-    assert [check.name for check in result.checks][-5:] == [
-        *("self-contained", "loads", "frozen", "generates", "definition"),
+    assert [check.name for check in result.checks][-6:] == [
+        *("self-contained", "loads", "inputs", "frozen", "generates", "definition"),
     ]
 
 

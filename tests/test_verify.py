@@ -26,7 +26,7 @@ from shortv_export.recipe import Selection
 from shortv_export.verify import Verification, verify
 
 STATIC = ["recipe", "files", "hashes", "remote code", "config"]
-DYNAMIC = ["base", "memory", "self-contained", "loads", "frozen", "generates", "definition"]
+DYNAMIC = ["base", "memory", "self-contained", "loads", "inputs", "frozen", "generates", "definition"]
 
 
 def last(result: Verification) -> tuple[str, str]:
@@ -55,7 +55,7 @@ def test_good_packages(
     result.raise_if_failed()
     assert [check.name for check in result.checks] == STATIC + DYNAMIC
     assert [check.name for check in result.checks if not check.passed] == ["base"]
-    assert result.summary == "11 checks passed, not made: base"
+    assert result.summary == "12 checks passed, not made: base"
     assert sorted(path.name for path in package.iterdir()) == before
 
 

@@ -128,7 +128,7 @@ def _llava_onevision(tokenizer: Any, template: str | None) -> Any:
     )
 
 
-def _grid(name: str, images: str, videos: str) -> Callable[[Any, str | None], Any]:
+def _grid(name: str, images: str, videos: str, **video_options: Any) -> Callable[[Any, str | None], Any]:
     """Processors whose pictures keep their proportions: of at most 8 tokens, of 2 x 2 patches of 4 x 4 pixels each."""
 
     def make(tokenizer: Any, template: str | None) -> Any:
@@ -136,7 +136,10 @@ def _grid(name: str, images: str, videos: str) -> Callable[[Any, str | None], An
 
         options = {"patch_size": 4, "size": {"shortest_edge": 16 * 16, "longest_edge": 16 * 32}}
         return getattr(transformers, name)(
-            getattr(transformers, images)(**options), tokenizer, _video(videos, **options), chat_template=template
+            getattr(transformers, images)(**options),
+            tokenizer,
+            _video(videos, **options, **video_options),
+            chat_template=template,
         )
 
     return make
@@ -215,6 +218,40 @@ def _aria(tokenizer: Any, template: str | None) -> Any:
     return AriaProcessor(images, tokenizer, template, size_conversion={980: 4})
 
 
+def _gemma4(tokenizer: Any, template: str | None) -> Any:
+    from transformers import Gemma4AudioFeatureExtractor, Gemma4ImageProcessor, Gemma4Processor
+
+    size = {"patch_size": 4, "pooling_kernel_size": 2, "max_soft_tokens": 70}
+    videos = _video("Gemma4VideoProcessor", **size)
+    return Gemma4Processor(
+        Gemma4AudioFeatureExtractor(), Gemma4ImageProcessor(**size), tokenizer, videos, chat_template=template
+    )
+
+
+def _llama4(tokenizer: Any, template: str | None) -> Any:
+    from transformers import Llama4ImageProcessor, Llama4Processor
+
+    images = Llama4ImageProcessor(size=SQUARE, max_patches=2)
+    return Llama4Processor(images, tokenizer, patch_size=7, chat_template=template)
+
+
+def _molmo2(tokenizer: Any, template: str | None) -> Any:
+    from transformers import Molmo2ImageProcessor, Molmo2Processor
+
+    size = {"size": {"height": 16, "width": 16}, "patch_size": 4}
+    images = Molmo2ImageProcessor(**size, max_crops=1, overlap_margins=[1, 1])
+    return Molmo2Processor(images, _video("Molmo2VideoProcessor", **size), tokenizer, template)
+
+
+def _lfm2_vl(tokenizer: Any, template: str | None) -> Any:
+    from transformers import Lfm2VlImageProcessor, Lfm2VlProcessor
+
+    images = Lfm2VlImageProcessor(
+        encoder_patch_size=4, tile_size=16, min_tiles=2, max_tiles=2, min_image_tokens=4, max_image_tokens=4
+    )
+    return Lfm2VlProcessor(images, tokenizer, template)
+
+
 _QWEN = {
     "image": "<|vision_start|><|image_pad|><|vision_end|>",
     "video": "<|vision_start|><|video_pad|><|vision_end|>",
@@ -244,6 +281,8 @@ PROCESSORS: dict[str, TinyProcessor] = {
     ),
     "qwen3_vl": _QWEN3,
     "qwen3_vl_moe": _QWEN3,
+    "qwen3_5": _QWEN3,
+    "qwen3_5_moe": _QWEN3,
     "qwen2_vl": TinyProcessor(_grid("Qwen2VLProcessor", "Qwen2VLImageProcessor", "Qwen2VLVideoProcessor"), **_QWEN),
     "llava_onevision": TinyProcessor(_llava_onevision, "<image>\n", **_BOTH),
     "internvl": TinyProcessor(
@@ -278,6 +317,21 @@ PROCESSORS: dict[str, TinyProcessor] = {
             "{% if content['type'] == 'image' %}{{ 'IMAGE' }}{% else %}{{ content['text'] | trim }}{% endif %}"
             "{% endfor %}{{ '\n' }}{% endfor %}{% if add_generation_prompt %}{{ 'model\n' }}{% endif %}"
         ),
+    ),
+    "gemma4": TinyProcessor(
+        _gemma4,
+        "<|image|>",
+        "<|video|>",
+        {
+            **{"<|image|>": IMAGE, "<|video|>": VIDEO, "<|audio|>": 126},
+            **{"<|image>": VISION_START, "<image|>": VISION_END},
+        },
+        extra=("<|audio>", "<audio|>", *_DIGITS),
+        named={
+            **{"image_token": "<|image|>", "boi_token": "<|image>", "eoi_token": "<image|>"},
+            **{"audio_token": "<|audio|>", "boa_token": "<|audio>", "eoa_token": "<audio|>"},
+        },
+        needs=("torchvision",),
     ),
     "mistral3": TinyProcessor(
         _mistral3,
@@ -324,6 +378,54 @@ PROCESSORS: dict[str, TinyProcessor] = {
     "video_llava": TinyProcessor(_video_llava, "<image>\n", **_BOTH),
     "vipllava": TinyProcessor(_llava, "<image>\n"),
     "idefics2": TinyProcessor(_idefics2, extra=("<fake_token_around_image>", "<end_of_utterance>")),
+    "llama4": TinyProcessor(
+        _llama4,
+        "<|image|>",
+        tokens={"<|patch|>": IMAGE},
+        extra=(
+            *("<|image|>", "<|image_start|>", "<|image_end|>"),
+            *("<|tile_x_separator|>", "<|tile_y_separator|>"),
+        ),
+        needs=("torchvision",),
+    ),
+    "ernie4_5_vl_moe": TinyProcessor(
+        _grid(
+            *("Ernie4_5_VLMoeProcessor", "Ernie4_5_VLMoeImageProcessor", "Ernie4_5_VLMoeVideoProcessor"),
+            draw_on_frames=False,
+        ),
+        "<|IMAGE_START|><|IMAGE_PLACEHOLDER|><|IMAGE_END|>",
+        "<|VIDEO_START|><|VIDEO_PLACEHOLDER|><|VIDEO_END|>",
+        {
+            **{"<|IMAGE_PLACEHOLDER|>": IMAGE, "<|VIDEO_PLACEHOLDER|>": VIDEO},
+            **{"<|IMAGE_START|>": VISION_START, "<|IMAGE_END|>": VISION_END},
+            **{"<|VIDEO_START|>": 124, "<|VIDEO_END|>": 125},
+        },
+        named={
+            **{"image_token": "<|IMAGE_PLACEHOLDER|>", "video_token": "<|VIDEO_PLACEHOLDER|>"},
+            **{"image_start_token": "<|IMAGE_START|>", "image_end_token": "<|IMAGE_END|>"},
+            **{"video_start_token": "<|VIDEO_START|>", "video_end_token": "<|VIDEO_END|>"},
+        },
+        needs=("torchvision",),
+    ),
+    "molmo2": TinyProcessor(
+        _molmo2,
+        "<|image|>",
+        "<|video|>",
+        {"<im_patch>": IMAGE, "<im_start>": VISION_START, "<im_end>": VISION_END},
+        extra=(
+            *("<|image|>", "<|video|>", "<im_col>", "<low_res_im_start>", "<im_low>"),
+            *("<frame_start>", "<frame_end>", *_DIGITS),
+        ),
+        needs=("torchvision",),
+    ),
+    "lfm2_vl": TinyProcessor(
+        _lfm2_vl,
+        extra=(
+            *("<|image_start|>", "<|image_end|>", "<|img_thumbnail|>"),
+            *("<|img_row_1_col_1|>", "<|img_row_1_col_2|>", "<|img_row_2_col_1|>"),
+        ),
+        needs=("torchvision",),
+    ),
     "aria": TinyProcessor(_aria, "<|img|>", tokens={"<|img|>": IMAGE}, named={"image_token": "<|img|>"}),
 }
 
