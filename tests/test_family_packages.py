@@ -33,7 +33,7 @@ from shortv_export.errors import ShortVError
 from shortv_export.families import FAMILIES
 from shortv_export.hub import push_package
 from shortv_export.loopback import LoopbackHub
-from shortv_export.oracle import frozen_by_definition, text_decoder, visual_tokens
+from shortv_export.oracle import frozen_by_definition, placed, text_decoder, visual_tokens
 from shortv_export.package import build_package
 from shortv_export.recipe import RECIPE_NAME, Recipe, Selection
 from shortv_export.scoring import Scorer
@@ -121,10 +121,12 @@ def clip(photo: Any, number: int, fps: float | None = None) -> Clip:
     return Clip(tuple(photo.crop((20 * step, 0, 20 * step + 200, 160)) for step in range(number)), fps)
 
 
-def video_samples(photos: dict[str, Any]) -> list[Sample]:
+def video_samples(photos: dict[str, Any], name: str) -> list[Sample]:
+    """Of as many clips as the family takes in a prompt, and of one."""
     astronaut, coffee, *_ = photos.values()
+    clips = (clip(coffee, 4), clip(astronaut, 4))[-PROCESSORS[name].videos :]
     return [
-        Sample((), "what is in this picture ?", None, "two", videos=(clip(coffee, 4), clip(astronaut, 4))),
+        Sample((), "what is in this picture ?", None, "two", videos=clips),
         Sample((), "is there a cat ?", None, "one", videos=(clip(astronaut, 4),)),
     ]
 
@@ -147,7 +149,7 @@ def test_samples_become_inputs(base: Any, photos: dict[str, Any], name: str) -> 
     batch = encode(processor, samples(photos))
     visual = visual_tokens(model.config, batch["input_ids"])
     with embeddings(model) as seen, torch.no_grad():
-        logits = model(**batch).logits[:, -1]
+        logits = model(**placed(model, batch)).logits[:, -1]
         embedded = model.get_input_embeddings()(batch["input_ids"])
     assert torch.equal((seen[0] != embedded).any(-1), visual)
     assert (visual.sum(1) > 0).all()
@@ -156,7 +158,7 @@ def test_samples_become_inputs(base: Any, photos: dict[str, Any], name: str) -> 
         ids = single["input_ids"][0]
         assert torch.equal(batch["input_ids"][row, -len(ids) :], ids)
         with torch.no_grad():
-            alone = model(**single).logits[0, -1]
+            alone = model(**placed(model, single)).logits[0, -1]
         assert (logits[row] - alone).abs().max() <= 1e-4 * alone.abs().max()
         if processor.chat_template:
             assert_same(single, chat_inputs(processor, sample))
@@ -166,14 +168,14 @@ def test_samples_become_inputs(base: Any, photos: dict[str, Any], name: str) -> 
 def test_videos_become_inputs(base: Any, photos: dict[str, Any], name: str) -> None:
     """As `test_samples_become_inputs`, for clips: two of one sample, and one of another."""
     model, processor = load_base(base(name))
-    every = video_samples(photos)
+    every = video_samples(photos, name)
     batch = encode(processor, every)
     visual = visual_tokens(model.config, batch["input_ids"])
     with embeddings(model) as seen, torch.no_grad():
         logits = model(**batch).logits[:, -1]
         embedded = model.get_input_embeddings()(batch["input_ids"])
     assert torch.equal((seen[0] != embedded).any(-1), visual)
-    assert visual[0].sum() == 2 * visual[1].sum() > 0
+    assert visual[0].sum() == PROCESSORS[name].videos * visual[1].sum() > 0
     for row, sample in enumerate(every):
         single = encode(processor, [sample])
         with torch.no_grad():
@@ -244,7 +246,7 @@ def test_video_that_the_processor_refuses(base: Any, photos: dict[str, Any], nam
 def test_videos_for_a_base_that_takes_none(base: Any, photos: dict[str, Any], name: str) -> None:
     processor = load_processor(base(name))
     with pytest.raises(ShortVError, match=r"takes no videos .*; give images, or a list of frames as image=COLUMN"):
-        encode(processor, video_samples(photos))
+        encode(processor, video_samples(photos, name))
 
 
 @pytest.mark.parametrize("name", parameters(["llava_next_video"]))
@@ -252,20 +254,20 @@ def test_videos_without_a_chat_template_for_them(base: Any, photos: dict[str, An
     """Without any template, the family's plain prompt; with one that writes nothing for a video, an error."""
     processor = load_processor(base(name))
     processor.chat_template = None
-    tokens = processor.tokenizer.convert_ids_to_tokens(encode(processor, video_samples(photos))["input_ids"][1])
+    tokens = processor.tokenizer.convert_ids_to_tokens(encode(processor, video_samples(photos, name))["input_ids"][1])
     assert [token for token in tokens if token not in ("<pad>", "<video>")] == [
         *("<s>", "USER", ":", "is", "there", "a", "cat", "?", "ASSISTANT", ":")
     ]
     assert tokens.count("<video>") == 4 * 4  # frames of 4 x 4 patches, pooled
     processor.chat_template = "{{ messages[0]['content'][-1]['text'] }}"
     with pytest.raises(ShortVError, match="puts 0 of 1 videos into a prompt"):
-        encode(processor, video_samples(photos)[1:])
+        encode(processor, video_samples(photos, name)[1:])
 
 
 @every_video_family
 def test_scores_of_videos(base: Any, photos: dict[str, Any], name: str) -> None:
     """Layer Contribution by whole forward passes of the stock model, with one layer's visual rows put back."""
-    sample = video_samples(photos)[1]
+    sample = video_samples(photos, name)[1]
     found = Scorer(base(name))(Calibration((sample,), {}))
     model, processor = load_base(base(name))
     inputs = encode(processor, [sample])
@@ -412,7 +414,7 @@ from transformers import AutoModel, AutoProcessor
 repo_id, revision, prompt, photo = sys.argv[1:]
 processor = AutoProcessor.from_pretrained(repo_id, revision=revision, trust_remote_code=True)
 model = AutoModel.from_pretrained(repo_id, revision=revision, trust_remote_code=True)
-inputs = processor(images=Image.open(photo), text=prompt, return_tensors="pt")
+inputs = processor(images=Image.open(photo), text=prompt, return_tensors="pt").to(model.device, model.dtype)
 answer = model.generate(**inputs, max_new_tokens=6, do_sample=False)
 print(json.dumps({"class": type(model).__name__, "answer": answer[0].tolist(), "report": model.shortv_report()}))
 """
@@ -434,7 +436,7 @@ def test_published_and_loaded_by_a_stranger(
     inputs = processor(images=photos["coffee"], text=prompt, return_tensors="pt")
     visual = visual_tokens(model.config, inputs["input_ids"])
     with frozen_by_definition(text_decoder(model).layers, FROZEN, visual):
-        expected = model.generate(**inputs, max_new_tokens=6, do_sample=False)[0].tolist()
+        expected = model.generate(**placed(model, inputs), max_new_tokens=6, do_sample=False)[0].tolist()
 
     with LoopbackHub() as hub, pytest.MonkeyPatch.context() as patch:
         patch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tiny_families import IMAGE, PATCHES, TINY, VIDEO, VISION_END, VISION_START, VOCABULARY, tiny_model
+from tiny_families import IMAGE, PATCHES, TINY, VIDEO, VISION_END, VISION_START, VOCABULARY, broken, tiny_model
 
 from shortv_export.tiny import VOCABULARY_TEXT
 
@@ -37,7 +37,7 @@ class TinyProcessor:
         template: the chat template with ``IMAGE`` and ``VIDEO`` in the place of `image` and `video`; None for a
             family without one.
         needs: what has to be installed for it, besides transformers and Pillow.
-        images: how many pictures a prompt takes.
+        videos: how many clips a prompt takes.
     """
 
     make: Callable[[Any, str | None], Any]
@@ -53,7 +53,7 @@ class TinyProcessor:
         "{% endfor %}{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
     )
     needs: tuple[str, ...] = ()
-    images: int = 2
+    videos: int = 2
 
 
 def _clip() -> Any:
@@ -417,6 +417,7 @@ PROCESSORS: dict[str, TinyProcessor] = {
             *("<frame_start>", "<frame_end>", *_DIGITS),
         ),
         needs=("torchvision",),
+        videos=1,
     ),
     "lfm2_vl": TinyProcessor(
         _lfm2_vl,
@@ -431,8 +432,9 @@ PROCESSORS: dict[str, TinyProcessor] = {
 
 
 def missing(model_type: str) -> list[str]:
-    """What its processor needs that is not installed."""
-    return [name for name in PROCESSORS[model_type].needs if importlib.util.find_spec(name) is None]
+    """What the family needs that is not installed."""
+    lacks = [name for name in PROCESSORS[model_type].needs if importlib.util.find_spec(name) is None]
+    return [*lacks, "another release of transformers"] if broken(model_type) else lacks
 
 
 def tiny_tokenizer(tiny: TinyProcessor) -> Any:
