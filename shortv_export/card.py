@@ -164,6 +164,7 @@ def render_card(
         base=base,
         recipe=recipe,
         tag=tag,
+        since=base.family.since,
         commands=_commands(base, recipe, inherited),
         calibration=calibration,
         videos=bool(calibration["videos"] or (measured and measured["calibration"]["videos"])),

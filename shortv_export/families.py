@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from textwrap import fill
 from typing import Any
+
+from packaging.version import Version
 
 from .errors import ShortVError
 
@@ -43,6 +46,7 @@ class Family:
         text_models: the model types of its language model that frozen layers compute.
         like: the family whose remote code, with other names filled in, is this one's, unless it has files of its own.
         unless: fields of the text model's config that cannot be converted, and why.
+        since: the release of transformers from which on its published code works.
     """
 
     model_type: str
@@ -54,6 +58,7 @@ class Family:
     text_models: tuple[str, ...] = TEXT_MODELS
     like: str = "llava"
     unless: Mapping[str, str] = field(default_factory=dict)
+    since: str = "5.0"
 
     def check(self, text_config: Mapping[str, Any], name: str) -> None:
         """Refuses a text model that has what this family's frozen layers do not compute.
@@ -145,15 +150,16 @@ _WHOLE_PROMPT = (
 _ROWS = (
     _LLAVA,
     Family("llava_next", "LlavaNext", "LLaVA-NeXT", tiles=5),
-    Family("qwen2_5_vl", "Qwen2_5_VL", "Qwen2.5-VL"),
+    Family("qwen2_5_vl", "Qwen2_5_VL", "Qwen2.5-VL", since="5.5"),  # before, its layers gave tuples
     Family("qwen3_vl", "Qwen3VL", "Qwen3-VL", _DEEPSTACK),
-    Family("qwen3_vl_moe", "Qwen3VLMoe", "Qwen3-VL-MoE", f"{_DEEPSTACK} {_EXPERTS}"),
+    Family("qwen3_vl_moe", "Qwen3VLMoe", "Qwen3-VL-MoE", f"{_DEEPSTACK} {_EXPERTS}", since="5.19"),
     Family(
         "qwen3_5",
         "Qwen3_5",
         "Qwen3.5",
         _LINEAR,
         text_models=("qwen3_5_text",),
+        since="5.14",
     ),
     Family(
         "qwen3_5_moe",
@@ -162,8 +168,9 @@ _ROWS = (
         f"{_LINEAR} {_EXPERTS}",
         text_models=("qwen3_5_moe_text",),
         like="qwen3_5",
+        since="5.14",
     ),
-    Family("qwen2_vl", "Qwen2VL", "Qwen2-VL"),
+    Family("qwen2_vl", "Qwen2VL", "Qwen2-VL", since="5.5"),
     Family("llava_onevision", "LlavaOnevision", "LLaVA-OneVision"),
     Family("internvl", "InternVL", "InternVL"),
     Family("smolvlm", "SmolVLM", "SmolVLM"),
@@ -179,6 +186,7 @@ _ROWS = (
             "num_kv_shared_layers": "its last layers take the keys and values of earlier ones",
             "hidden_size_per_layer_input": "its layers take inputs of their own for each token",
         },
+        since="5.18",
     ),
     Family("mistral3", "Mistral3", "Mistral 3"),
     Family("paligemma", "PaliGemma", "PaliGemma", _WHOLE_PROMPT, prompt="<image>{question}"),
@@ -190,16 +198,17 @@ _ROWS = (
     Family("vipllava", "VipLlava", "ViP-LLaVA"),
     Family("idefics2", "Idefics2", "Idefics2"),
     Family("aria", "Aria", "Aria", _EXPERTS),
-    Family("llama4", "Llama4", "Llama 4", _EXPERTS, text_models=("llama4_text",)),
+    Family("llama4", "Llama4", "Llama 4", _EXPERTS, text_models=("llama4_text",), since="5.20"),
     Family(
         "ernie4_5_vl_moe",
         "Ernie4_5_VLMoe",
         "ERNIE 4.5 VL",
         f"{_EXPERTS} The experts for visual tokens rest there, but for the marks around a picture.",
         text_models=("ernie4_5_vl_moe_text",),
+        since="5.12",
     ),
-    Family("molmo2", "Molmo2", "Molmo 2", _BIDIRECTIONAL, text_models=("molmo2_text",)),
-    Family("lfm2_vl", "Lfm2Vl", "LFM2-VL", _LINEAR, text_models=("lfm2",)),
+    Family("molmo2", "Molmo2", "Molmo 2", _BIDIRECTIONAL, text_models=("molmo2_text",), since="5.20"),
+    Family("lfm2_vl", "Lfm2Vl", "LFM2-VL", _LINEAR, text_models=("lfm2",), since="5.22"),
 )
 
 FAMILIES: dict[str, Family] = {family.model_type: family for family in _ROWS}
@@ -221,7 +230,7 @@ def family_of(config: Mapping[str, Any], name: str) -> Family:
         name: the base as the user wrote it, for messages.
 
     Raises:
-        ShortVError: not a supported architecture, or its text model is not one.
+        ShortVError: not a supported architecture, or its text model is not one; transformers is too old for it.
     """
     model_type = config.get("model_type")
     if model_type in [family.shortv_model_type for family in FAMILIES.values()]:
@@ -241,6 +250,10 @@ def family_of(config: Mapping[str, Any], name: str) -> Family:
     if text_type not in family.text_models:
         supported = ", ".join(family.text_models)
         raise ShortVError(f"{name} has a {text_type!r:.60} text model, not a supported one; supported: {supported}.")
+    if Version(installed := version("transformers")) < Version(family.since):
+        raise ShortVError(
+            f"{name} needs transformers {family.since} or newer, not {installed}: pip install -U transformers."
+        )
     return family
 
 

@@ -14,6 +14,7 @@ import torch
 from conftest import CACHE, TOLERANCE, relative_error
 from tiny_families import IMAGE, TINY, VIDEO, batch, broken, tiny_model
 
+from shortv_export import families
 from shortv_export.errors import ShortVError
 from shortv_export.families import FAMILIES, REFUSED, TEXT_MODELS, family_of, modeling_dir
 from shortv_export.oracle import cached_states, frozen_by_definition, text_decoder, visual_tokens
@@ -34,6 +35,8 @@ class Pair:
     folder: Path
 
     def inputs(self, kind: str = "images") -> dict[str, Any]:
+        if (self.name, kind) == ("gemma4", "videos"):
+            needs_transformers("5.23")  # where clips came to lie one after the other
         rows = (
             [(5, 6, ..., 7, 8, 9, 10)] if self.name in STACKED else [(5, 6, ..., 7, 8, 9, 10, ..., 11), (11, ..., 12)]
         )
@@ -74,10 +77,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Any:
     made: dict[str, Pair] = {}
 
     def make(name: str) -> Pair:
-        if name in ("qwen2_vl", "qwen2_5_vl"):
-            needs_transformers("5.5")  # their layers gave tuples before
-        if name == "qwen3_vl_moe":
-            needs_transformers("5.19")  # where its experts load; between 5.0 and it none was tried
+        needs_transformers(FAMILIES[name].since)
         if broken(name):
             pytest.skip("the stock model fails in this version of transformers")
         if name not in made:
@@ -121,6 +121,23 @@ def test_refused_for_a_reason(name):
     with pytest.raises(ShortVError) as caught:
         family_of({"model_type": name}, "acme/base")
     assert str(caught.value) == f"acme/base is a {name} model, which cannot be converted: {REFUSED[name]}."
+
+
+def test_transformers_that_is_too_old(monkeypatch):
+    monkeypatch.setattr(families, "version", lambda name: "5.19.3")
+    with pytest.raises(ShortVError) as caught:
+        family_of({"model_type": "lfm2_vl"}, "acme/base")
+    assert str(caught.value) == (
+        "acme/base needs transformers 5.22 or newer, not 5.19.3: pip install -U transformers."
+    )
+
+
+@pytest.mark.parametrize("field", ["num_kv_shared_layers", "hidden_size_per_layer_input"])
+def test_a_text_model_with_what_frozen_layers_do_not_compute(field):
+    family = FAMILIES["gemma4"]
+    family.check({field: 0}, "acme/base")
+    with pytest.raises(ShortVError, match=rf"acme/base is a Gemma 4 model that cannot be converted \({field}\): its "):
+        family.check({field: 20}, "acme/base")
 
 
 def test_unknown_family():

