@@ -180,7 +180,7 @@ _ROWS = (
         "gemma4",
         "Gemma4",
         "Gemma 4",
-        f"{_BIDIRECTIONAL} Audio tokens count as text.",
+        f"{_BIDIRECTIONAL} It does so in layers with a sliding window, and not in every size. Audio counts as text.",
         text_models=("gemma4_text",),
         unless={
             "num_kv_shared_layers": "its last layers take the keys and values of earlier ones",
