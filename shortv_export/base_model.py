@@ -397,9 +397,12 @@ def _check_config(name: str, config: dict[str, Any]) -> Family:
         _check_size(name, "visual tokens", visual_tokens)
     for shape in shapes:
         for what, size in vars(shape).items():
-            # The others are 0 in layers without attention, and in models without experts and the like.
-            _check_size(name, what, size, least=1 if what in ("hidden_size", "intermediate_size") else 0)
+            everywhere = ("hidden_size", "intermediate_size", *(() if shape.mixer_flops else _ATTENTION))
+            _check_size(name, what, size, least=1 if what in everywhere else 0)
     return family
+
+
+_ATTENTION = ("query_size", "key_value_size")  # of a layer that has attention
 
 
 def _check_size(name: str, what: str, size: Any, *, least: int = 1, most: int = _LARGEST) -> None:

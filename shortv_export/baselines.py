@@ -238,7 +238,8 @@ class _Pruned:
         rows = self.rows.to(value.device)
         if name == "attention_mask":  # (batch, 1, tokens, tokens), or of padding (batch, tokens)
             return value.index_select(-1, rows).index_select(-2, rows) if value.dim() == 4 else value[:, rows]
-        return value.index_select(-1, rows) if name in ("position_ids", "cache_position") else value
+        # Positions, and whatever else has a value for each token.
+        return value.index_select(-1, rows) if value.shape[-1:] == self.visual.shape[1:] else value
 
 
 class _Keys:

@@ -133,15 +133,12 @@ def _with_experts(dense: LayerShape, config: Mapping[str, Any]) -> LayerShape:
         return replace(
             dense, intermediate_size=(active + shared) * width[0], router_size=experts, visual_intermediate_size=visual
         )
-    beside = config.get("shared_expert_intermediate_size") or 0
-    if config.get("enable_moe_block"):  # Gemma 4's experts are beside the FFN
+    beside = 0
+    if config.get("shared_expert_intermediate_size"):  # a shared expert of its own width, with a gate of its own
+        beside, experts = config["shared_expert_intermediate_size"], experts + 1
+    elif config.get("enable_moe_block"):  # Gemma 4's experts are beside the FFN
         beside = dense.intermediate_size
-    return replace(
-        dense,
-        intermediate_size=(active + shared) * width + beside,
-        # A shared expert of its own width has a gate of its own.
-        router_size=experts + bool(config.get("shared_expert_intermediate_size")),
-    )
+    return replace(dense, intermediate_size=(active + shared) * width + beside, router_size=experts)
 
 
 def _has_experts(config: Mapping[str, Any], layer: int) -> bool:

@@ -328,7 +328,9 @@ def test_any_value_in_a_config_is_accepted_or_refused(
         *(
             number
             for shape in base.layer_shapes
-            for number in vars(replace(shape, router_size=1, visual_intermediate_size=1)).values()
+            for number in vars(
+                replace(shape, router_size=1, visual_intermediate_size=1, gate_size=1, mixer_flops=1)
+            ).values()
         ),
     )
     assert all(type(number) is int and number > 0 for number in numbers)
