@@ -276,6 +276,22 @@ _QWEN3 = TinyProcessor(
     _grid("Qwen3VLProcessor", "Qwen2VLImageProcessor", "Qwen3VLVideoProcessor"), extra=_DIGITS, **_QWEN
 )
 
+
+def _glm(name: str) -> TinyProcessor:
+    return TinyProcessor(
+        _grid(f"{name}Processor", f"{name}ImageProcessor", f"{name}VideoProcessor"),
+        "<|begin_of_image|><|image|><|end_of_image|>",
+        "<|begin_of_video|><|video|><|end_of_video|>",
+        {
+            **{"<|image|>": IMAGE, "<|video|>": VIDEO},
+            **{"<|begin_of_image|>": VISION_START, "<|end_of_image|>": VISION_END},
+            **{"<|begin_of_video|>": 124, "<|end_of_video|>": 125},
+        },
+        extra=_DIGITS,
+        needs=("torchvision",),
+    )
+
+
 PROCESSORS: dict[str, TinyProcessor] = {
     "llava": TinyProcessor(_llava, "<image>\n"),
     "llava_next": TinyProcessor(_llava_next, "<image>\n"),
@@ -349,18 +365,9 @@ PROCESSORS: dict[str, TinyProcessor] = {
         ),
     ),
     "paligemma": TinyProcessor(_paligemma, template=None),
-    "glm4v": TinyProcessor(
-        _grid("Glm4vProcessor", "Glm4vImageProcessor", "Glm4vVideoProcessor"),
-        "<|begin_of_image|><|image|><|end_of_image|>",
-        "<|begin_of_video|><|video|><|end_of_video|>",
-        {
-            **{"<|image|>": IMAGE, "<|video|>": VIDEO},
-            **{"<|begin_of_image|>": VISION_START, "<|end_of_image|>": VISION_END},
-            **{"<|begin_of_video|>": 124, "<|end_of_video|>": 125},
-        },
-        extra=_DIGITS,
-        needs=("torchvision",),
-    ),
+    "glm4v": _glm("Glm4v"),
+    "glm4v_moe": _glm("Glm4v"),
+    "glm46v": _glm("Glm46V"),
     "aya_vision": TinyProcessor(
         _aya_vision,
         tokens={"<|IMG_PATCH|>": IMAGE},
