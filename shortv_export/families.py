@@ -19,7 +19,7 @@ from .errors import ShortVError
 # Text models whose keys and values `shortv_layers.py` computes; its own list.
 TEXT_MODELS = (
     *("llama", "mistral", "qwen2", "qwen3", "qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text", "qwen3_vl_moe_text"),
-    *("gemma", "gemma3_text", "cohere", "cohere2", "glm4v_text", "aria_text"),
+    *("gemma", "gemma3_text", "cohere", "cohere2", "glm4v_text", "glm4v_moe_text", "aria_text"),
 )
 
 # The auto classes that people load vision-language models with. AutoModel gives the *generative* class, as
@@ -191,6 +191,7 @@ _ROWS = (
     Family("mistral3", "Mistral3", "Mistral 3"),
     Family("paligemma", "PaliGemma", "PaliGemma", _WHOLE_PROMPT, prompt="<image>{question}"),
     Family("glm4v", "Glm4v", "GLM-4V"),
+    Family("glm4v_moe", "Glm4vMoe", "GLM-4.5V", _EXPERTS, since="5.18"),
     Family("aya_vision", "AyaVision", "Aya Vision"),
     Family("cohere2_vision", "Cohere2Vision", "Command A Vision"),
     Family("llava_next_video", "LlavaNextVideo", "LLaVA-NeXT-Video"),

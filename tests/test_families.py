@@ -231,7 +231,9 @@ def test_tensor_names(pairs, name):
 
     names = {
         **dict.fromkeys(("qwen2_vl", "qwen2_5_vl"), "model.layers.0."),
-        **dict.fromkeys(("qwen3_vl", "qwen3_vl_moe", "glm4v", "cohere2_vision"), "model.language_model.layers.0."),
+        **dict.fromkeys(
+            ("qwen3_vl", "qwen3_vl_moe", "glm4v", "glm4v_moe", "cohere2_vision"), "model.language_model.layers.0."
+        ),
         **dict.fromkeys(("qwen3_5", "qwen3_5_moe", "gemma4", "lfm2_vl"), "model.language_model.layers.0."),
         "ernie4_5_vl_moe": "model.layers.0.",
         "molmo2": "model.transformer.blocks.0.",

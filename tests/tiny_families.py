@@ -238,6 +238,11 @@ QWEN_FIELDS = {
     **{"image_token_id": IMAGE, "video_token_id": VIDEO},
     **{"vision_start_token_id": VISION_START, "vision_end_token_id": VISION_END},
 }
+GLM_FIELDS = {
+    **{**QWEN_FIELDS, "image_start_token_id": VISION_START, "image_end_token_id": VISION_END},
+    **{"video_start_token_id": 124, "video_end_token_id": 125},
+}
+GLM_VIDEOS = replace(grid_videos(frames=2, token_id=IMAGE), before=(124, VISION_START), after=(VISION_END, 125))
 SIGLIP = {name: value for name, value in CLIP.items() if name != "projection_dim"}
 
 SIGLIP_TOWER = {"model_type": "siglip_vision_model", **SIGLIP, "vision_use_head": False}
@@ -407,14 +412,19 @@ TINY: dict[str, Tiny] = {
         {**TEXT, "rope_parameters": {**MROPE, "mrope_section": [1, 1, 2], "partial_rotary_factor": 0.5}},
         GLM_VISION,
         grid_images(),
+        GLM_FIELDS,
+        GLM_VIDEOS,
+        types="mm_token_type_ids",
+    ),
+    "glm4v_moe": Tiny(
         {
-            **QWEN_FIELDS,
-            "image_start_token_id": VISION_START,
-            "image_end_token_id": VISION_END,
-            "video_start_token_id": 124,
-            "video_end_token_id": 125,
+            **{**TEXT, "rope_parameters": {**MROPE, "mrope_section": [1, 1, 2], "partial_rotary_factor": 0.5}},
+            **{"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1, "moe_intermediate_size": 48},
         },
-        replace(grid_videos(frames=2, token_id=IMAGE), before=(124, VISION_START), after=(VISION_END, 125)),
+        GLM_VISION,
+        grid_images(),
+        GLM_FIELDS,
+        GLM_VIDEOS,
         types="mm_token_type_ids",
     ),
     "aya_vision": Tiny(

@@ -275,6 +275,18 @@ _IDEFICS = {
 _QWEN3 = TinyProcessor(
     _grid("Qwen3VLProcessor", "Qwen2VLImageProcessor", "Qwen3VLVideoProcessor"), extra=_DIGITS, **_QWEN
 )
+_GLM = TinyProcessor(
+    _grid("Glm4vProcessor", "Glm4vImageProcessor", "Glm4vVideoProcessor"),
+    "<|begin_of_image|><|image|><|end_of_image|>",
+    "<|begin_of_video|><|video|><|end_of_video|>",
+    {
+        **{"<|image|>": IMAGE, "<|video|>": VIDEO},
+        **{"<|begin_of_image|>": VISION_START, "<|end_of_image|>": VISION_END},
+        **{"<|begin_of_video|>": 124, "<|end_of_video|>": 125},
+    },
+    extra=_DIGITS,
+    needs=("torchvision",),
+)
 
 PROCESSORS: dict[str, TinyProcessor] = {
     "llava": TinyProcessor(_llava, "<image>\n"),
@@ -349,18 +361,7 @@ PROCESSORS: dict[str, TinyProcessor] = {
         ),
     ),
     "paligemma": TinyProcessor(_paligemma, template=None),
-    "glm4v": TinyProcessor(
-        _grid("Glm4vProcessor", "Glm4vImageProcessor", "Glm4vVideoProcessor"),
-        "<|begin_of_image|><|image|><|end_of_image|>",
-        "<|begin_of_video|><|video|><|end_of_video|>",
-        {
-            **{"<|image|>": IMAGE, "<|video|>": VIDEO},
-            **{"<|begin_of_image|>": VISION_START, "<|end_of_image|>": VISION_END},
-            **{"<|begin_of_video|>": 124, "<|end_of_video|>": 125},
-        },
-        extra=_DIGITS,
-        needs=("torchvision",),
-    ),
+    **dict.fromkeys(("glm4v", "glm4v_moe"), _GLM),
     "aya_vision": TinyProcessor(
         _aya_vision,
         tokens={"<|IMG_PATCH|>": IMAGE},
