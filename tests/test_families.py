@@ -234,8 +234,11 @@ def test_tensor_names(pairs, name):
         **dict.fromkeys(
             ("qwen3_vl", "qwen3_vl_moe", "glm4v", "glm4v_moe", "cohere2_vision"), "model.language_model.layers.0."
         ),
-        **dict.fromkeys(("qwen3_5", "qwen3_5_moe", "gemma4", "lfm2_vl"), "model.language_model.layers.0."),
-        "ernie4_5_vl_moe": "model.layers.0.",
+        **dict.fromkeys(
+            ("qwen3_5", "qwen3_5_moe", "gemma4", "lfm2_vl", "video_llama_3", "lighton_ocr", "deepseek_vl"),
+            "model.language_model.layers.0.",
+        ),
+        **dict.fromkeys(("ernie4_5_vl_moe", "paddleocr_vl"), "model.layers.0."),
         "molmo2": "model.transformer.blocks.0.",
         **dict.fromkeys(STACKED, "model.text_model.layers.0."),
     }
