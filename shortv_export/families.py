@@ -213,6 +213,8 @@ _ROWS = (
     Family("lighton_ocr", "LightOnOcr", "LightOnOCR", since="5.18"),
     Family("paddleocr_vl", "PaddleOCRVL", "PaddleOCR-VL", since="5.18"),
     Family("deepseek_vl", "DeepseekVL", "DeepSeek-VL", since="5.18"),
+    Family("exaone4_5", "Exaone4_5_", "EXAONE 4.5", text_models=("exaone4",), since="5.18"),
+    Family("janus", "Janus", "Janus", since="5.18"),
     Family("lfm2_vl", "Lfm2Vl", "LFM2-VL", _LINEAR, text_models=("lfm2",), since="5.22"),
 )
 

@@ -235,7 +235,17 @@ def test_tensor_names(pairs, name):
             ("qwen3_vl", "qwen3_vl_moe", "glm4v", "glm4v_moe", "cohere2_vision"), "model.language_model.layers.0."
         ),
         **dict.fromkeys(
-            ("qwen3_5", "qwen3_5_moe", "gemma4", "lfm2_vl", "video_llama_3", "lighton_ocr", "deepseek_vl"),
+            (
+                "qwen3_5",
+                "qwen3_5_moe",
+                "gemma4",
+                "lfm2_vl",
+                "video_llama_3",
+                "lighton_ocr",
+                "deepseek_vl",
+                "exaone4_5",
+                "janus",
+            ),
             "model.language_model.layers.0.",
         ),
         **dict.fromkeys(("ernie4_5_vl_moe", "paddleocr_vl"), "model.layers.0."),

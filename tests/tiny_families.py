@@ -616,6 +616,35 @@ TINY: dict[str, Tiny] = {
         types="mm_token_type_ids",
     ),
     "deepseek_vl": Tiny({"model_type": "llama", **TEXT}, SIGLIP_TOWER, plain(), {"image_token_id": IMAGE}),
+    "exaone4_5": Tiny(
+        {
+            **{"model_type": "exaone4", **TEXT, "head_dim": 16, "sliding_window": 12, "sliding_window_pattern": 2},
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+        },
+        {
+            **{name: QWEN25_VISION[name] for name in QWEN25_VISION if name != "tokens_per_second"},
+            "num_key_value_heads": 1,
+        },
+        grid_images(),
+        {"image_token_id": IMAGE, "video_token_id": VIDEO},
+        grid_videos(),
+    ),
+    "janus": Tiny(
+        {"model_type": "llama", **TEXT},
+        {
+            **{"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 28, "patch_size": 7},
+            **{"mlp_ratio": 2, "projection_dim": 64, "num_image_tokens": PATCHES},
+        },
+        plain(before=(VISION_START,), after=(VISION_END,)),
+        {
+            "image_token_id": IMAGE,
+            "vq_config": {
+                **{"embed_dim": 8, "num_embeddings": 16, "latent_channels": 8, "base_channels": 32},
+                **{"channel_multiplier": [1, 1], "num_res_blocks": 1, "projection_dim": 64},
+                "image_token_embed_dim": 64,
+            },
+        },
+    ),
     "lfm2_vl": Tiny(
         {
             **{"model_type": "lfm2", **TEXT, "layer_types": ["conv", "full_attention"] * 2},

@@ -213,6 +213,12 @@ def _deepseek_vl(tokenizer: Any, template: str | None) -> Any:
     return DeepseekVLProcessor(DeepseekVLImageProcessor(size=SQUARE), tokenizer, template, num_image_tokens=PATCHES)
 
 
+def _janus(tokenizer: Any, template: str | None) -> Any:
+    from transformers import JanusImageProcessor, JanusProcessor
+
+    return JanusProcessor(JanusImageProcessor(size=SQUARE), tokenizer, template, num_image_tokens=PATCHES)
+
+
 def _paligemma(tokenizer: Any, template: str | None) -> Any:
     from transformers import PaliGemmaProcessor, SiglipImageProcessor
 
@@ -478,6 +484,27 @@ PROCESSORS: dict[str, TinyProcessor] = {
         "<image_placeholder>\n",
         tokens={"<image_placeholder>": IMAGE},
         named={"image_token": "<image_placeholder>"},
+        needs=("torchvision",),
+    ),
+    "exaone4_5": TinyProcessor(
+        _grid("Exaone4_5_Processor", "Qwen2VLImageProcessor", "Qwen2VLVideoProcessor"),
+        "<vision><|image_pad|></vision>",
+        "<vision><|video_pad|></vision>",
+        {
+            **{"<|image_pad|>": IMAGE, "<|video_pad|>": VIDEO},
+            **{"<vision>": VISION_START, "</vision>": VISION_END},
+        },
+        needs=("torchvision",),
+    ),
+    "janus": TinyProcessor(
+        _janus,
+        "<image_placeholder>\n",
+        tokens={
+            **{"<image_placeholder>": IMAGE, "<begin_of_image>": VISION_START, "<end_of_image>": VISION_END},
+        },
+        named={
+            **{"image_token": "<image_placeholder>", "boi_token": "<begin_of_image>", "eoi_token": "<end_of_image>"},
+        },
         needs=("torchvision",),
     ),
     "lfm2_vl": TinyProcessor(
