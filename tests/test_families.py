@@ -188,6 +188,23 @@ def test_generate(pairs, name, kind, cache, matrix):
     assert equal
 
 
+@pytest.mark.parametrize("name", ["cohere2_vision", "exaone4_5"])
+def test_flash_attention_where_some_layers_have_a_window(pairs, name, flash):
+    """Its masks do not contain the window: frozen layers have to know whether they have one."""
+    pair = pairs(name)
+    inputs = pair.inputs()
+    real = inputs["attention_mask"].bool()
+    frozen = visual_tokens(pair.stock.config, inputs["input_ids"]) | ~real
+    with torch.no_grad(), pair.defined(frozen):
+        expected = pair.stock(**inputs).logits
+        usual = pair.shortv.config.text_config._attn_implementation
+        try:
+            pair.shortv.set_attn_implementation({"text_config": flash})
+            assert relative_error(pair.shortv(**inputs).logits, expected, real) <= TOLERANCE
+        finally:
+            pair.shortv.set_attn_implementation({"text_config": usual})
+
+
 @pytest.mark.parametrize("name", TINY)
 def test_second_turn(pairs, name):
     """A second question with a picture of its own, on top of the cache of the first."""
