@@ -32,7 +32,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 # and keys, and a rotary embedding. Each was compared with its own forward.
 TEXT_MODELS = (
     *("llama", "mistral", "qwen2", "qwen3", "qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text", "qwen3_vl_moe_text"),
-    *("gemma", "gemma3_text", "cohere", "cohere2", "glm4v_text", "glm4v_moe_text", "aria_text"),
+    *("gemma", "gemma3_text", "cohere", "cohere2", "glm4v_text", "glm4v_moe_text", "aria_text", "paddleocr_vl_text"),
 )
 
 

@@ -19,7 +19,7 @@ from .errors import ShortVError
 # Text models whose keys and values `shortv_layers.py` computes; its own list.
 TEXT_MODELS = (
     *("llama", "mistral", "qwen2", "qwen3", "qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text", "qwen3_vl_moe_text"),
-    *("gemma", "gemma3_text", "cohere", "cohere2", "glm4v_text", "glm4v_moe_text", "aria_text"),
+    *("gemma", "gemma3_text", "cohere", "cohere2", "glm4v_text", "glm4v_moe_text", "aria_text", "paddleocr_vl_text"),
 )
 
 # The auto classes that people load vision-language models with. AutoModel gives the *generative* class, as
@@ -210,6 +210,12 @@ _ROWS = (
         since="5.12",
     ),
     Family("molmo2", "Molmo2", "Molmo 2", _BIDIRECTIONAL, text_models=("molmo2_text",), since="5.20"),
+    Family("video_llama_3", "VideoLlama3", "VideoLLaMA3", since="5.18"),
+    Family("lighton_ocr", "LightOnOcr", "LightOnOCR", since="5.18"),
+    Family("paddleocr_vl", "PaddleOCRVL", "PaddleOCR-VL", since="5.18"),
+    Family("deepseek_vl", "DeepseekVL", "DeepSeek-VL", since="5.18"),
+    Family("exaone4_5", "Exaone4_5_", "EXAONE 4.5", text_models=("exaone4",), since="5.18"),
+    Family("janus", "Janus", "Janus", since="5.18"),
     Family("lfm2_vl", "Lfm2Vl", "LFM2-VL", _LINEAR, text_models=("lfm2",), since="5.22"),
 )
 

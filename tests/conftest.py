@@ -87,6 +87,37 @@ def _cell(value: Any) -> str:
     return f"{value:.1e}"
 
 
+@pytest.fixture
+def flash() -> Any:
+    """The name of an attention that computes what flash kernels do, with their masks."""
+    import torch
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import flash_attention_mask
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    def attention(module, query, key, value, attention_mask, sliding_window=None, **kwargs):
+        assert query.shape[2] > 0, "flash kernels take no empty query"
+        if attention_mask is not None:  # of a static cache, only what the mask covers is used
+            key, value = (states[:, :, : attention_mask.shape[1]] for states in (key, value))
+        queries, keys = query.shape[2], key.shape[2]
+        row = torch.arange(queries)[:, None] + keys - queries
+        column = torch.arange(keys)
+        seen = column <= row
+        if sliding_window is not None:
+            seen = seen & (column > row - sliding_window)
+        seen = seen[None, None].expand(query.shape[0], -1, -1, -1)
+        if attention_mask is not None:
+            assert attention_mask.dim() == 2
+            seen = seen & attention_mask[:, None, None].bool()
+        return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, seen, **kwargs)
+
+    AttentionInterface.register("reference_flash", attention)
+    AttentionMaskInterface.register("reference_flash", flash_attention_mask)
+    yield "reference_flash"
+    for interface in (AttentionInterface, AttentionMaskInterface):
+        interface._global_mapping.pop("reference_flash")
+
+
 @pytest.fixture(scope="session")
 def photos() -> dict[str, Any]:
     """Four photographs of different shapes that come with scikit-image, as PIL images."""

@@ -188,6 +188,23 @@ def test_generate(pairs, name, kind, cache, matrix):
     assert equal
 
 
+@pytest.mark.parametrize("name", ["cohere2_vision", "exaone4_5"])
+def test_flash_attention_where_some_layers_have_a_window(pairs, name, flash):
+    """Its masks do not contain the window: frozen layers have to know whether they have one."""
+    pair = pairs(name)
+    inputs = pair.inputs()
+    real = inputs["attention_mask"].bool()
+    frozen = visual_tokens(pair.stock.config, inputs["input_ids"]) | ~real
+    with torch.no_grad(), pair.defined(frozen):
+        expected = pair.stock(**inputs).logits
+        usual = pair.shortv.config.text_config._attn_implementation
+        try:
+            pair.shortv.set_attn_implementation({"text_config": flash})
+            assert relative_error(pair.shortv(**inputs).logits, expected, real) <= TOLERANCE
+        finally:
+            pair.shortv.set_attn_implementation({"text_config": usual})
+
+
 @pytest.mark.parametrize("name", TINY)
 def test_second_turn(pairs, name):
     """A second question with a picture of its own, on top of the cache of the first."""
@@ -232,11 +249,22 @@ def test_tensor_names(pairs, name):
     names = {
         **dict.fromkeys(("qwen2_vl", "qwen2_5_vl"), "model.layers.0."),
         **dict.fromkeys(
-            ("qwen3_vl", "qwen3_vl_moe", "glm4v", "glm4v_moe", "glm46v", "cohere2_vision"),
+            (
+                *(
+                    "qwen3_vl",
+                    "qwen3_vl_moe",
+                    "glm4v",
+                    "glm4v_moe",
+                    "glm46v",
+                    "cohere2_vision",
+                    "qwen3_5",
+                    "qwen3_5_moe",
+                ),
+                *("gemma4", "lfm2_vl", "video_llama_3", "lighton_ocr", "deepseek_vl", "exaone4_5", "janus"),
+            ),
             "model.language_model.layers.0.",
         ),
-        **dict.fromkeys(("qwen3_5", "qwen3_5_moe", "gemma4", "lfm2_vl"), "model.language_model.layers.0."),
-        "ernie4_5_vl_moe": "model.layers.0.",
+        **dict.fromkeys(("ernie4_5_vl_moe", "paddleocr_vl"), "model.layers.0."),
         "molmo2": "model.transformer.blocks.0.",
         **dict.fromkeys(STACKED, "model.text_model.layers.0."),
     }

@@ -46,10 +46,12 @@ ISOLATED = tuple(FAMILIES) if os.environ.get("SHORTV_ALL_FAMILIES") == "1" else 
 # Visual tokens of a square picture, or of a tile of it, times the tiles of the paper's cost model.
 COST = {
     **dict.fromkeys(("llava", "vipllava", "video_llava", "llava_next_video", "llava_onevision", "paligemma"), 16),
+    **dict.fromkeys(("deepseek_vl", "janus"), 16),
     **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "glm4v", "glm4v_moe", "glm46v"), 4),
     **dict.fromkeys(("qwen3_5", "qwen3_5_moe", "ernie4_5_vl_moe", "llama4"), 4),
-    **{"gemma4": 64, "molmo2": 8, "lfm2_vl": 4 + 2 * 4},
+    **{"gemma4": 64, "molmo2": 8, "lfm2_vl": 4 + 2 * 4, "video_llama_3": 25},
     **dict.fromkeys(("internvl", "gemma3", "mistral3", "cohere2_vision", "aya_vision", "idefics2", "aria"), 4),
+    **dict.fromkeys(("lighton_ocr", "paddleocr_vl", "exaone4_5"), 4),
     **dict.fromkeys(("smolvlm", "idefics3"), 4 + 4 * 4),
     "llava_next": 5 * 16,
 }
@@ -77,6 +79,7 @@ TIMED = (
     "glm46v",
     "molmo2",
     "smolvlm",
+    "video_llama_3",
 )
 
 every_family = pytest.mark.parametrize("name", parameters(FAMILIES))

@@ -211,6 +211,32 @@ def shaped_images() -> Features:
     return Features(inputs, 4)
 
 
+def merged_images() -> Features:
+    """As `grid_images`, one step of time deep, with the number of patches in a token beside them."""
+
+    def inputs(count: int) -> dict[str, Any]:
+        return {
+            "pixel_values": noise(count * 32, 3 * 16),
+            "image_grid_thw": tensor([[1, 4, 8]] * count),
+            "image_merge_sizes": tensor([2] * count),
+        }
+
+    return Features(inputs, 8)
+
+
+def merged_videos() -> Features:
+    """Two frames, each as a picture of `merged_images`."""
+
+    def inputs(count: int) -> dict[str, Any]:
+        return {
+            "pixel_values_videos": noise(count * 64, 3 * 16),
+            "video_grid_thw": tensor([[2, 4, 8]] * count),
+            "video_merge_sizes": tensor([2] * count),
+        }
+
+    return Features(inputs, 8, VIDEO, frames=2, kind=2)
+
+
 def sized(count: int, size: int = CLIP["image_size"]) -> Any:
     return tensor([[size, size]] * count)
 
@@ -247,6 +273,10 @@ GLM_FIELDS = {
 GLM_VIDEOS = replace(grid_videos(frames=2, token_id=IMAGE), before=(124, VISION_START), after=(VISION_END, 125))
 SIGLIP = {name: value for name, value in CLIP.items() if name != "projection_dim"}
 
+PIXTRAL = {
+    **{"model_type": "pixtral", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2},
+    **{"num_attention_heads": 2, "head_dim": 16, "image_size": 28, "patch_size": 7},
+}
 SIGLIP_TOWER = {"model_type": "siglip_vision_model", **SIGLIP, "vision_use_head": False}
 COHERE2 = {
     "model_type": "cohere2",
@@ -396,10 +426,7 @@ TINY: dict[str, Tiny] = {
     ),
     "mistral3": Tiny(
         {"model_type": "mistral", **TEXT, "head_dim": 16, "sliding_window": None},
-        {
-            **{"model_type": "pixtral", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2},
-            **{"num_attention_heads": 2, "head_dim": 16, "image_size": 28, "patch_size": 7},
-        },
+        PIXTRAL,
         Features(lambda count: {"pixel_values": squares(count), "image_sizes": sized(count)}, 4),
         {"image_token_index": IMAGE, "spatial_merge_size": 2, "vision_feature_layer": -1},
     ),
@@ -555,6 +582,64 @@ TINY: dict[str, Tiny] = {
         },
         pooled_videos(),
         types="mm_token_type_ids",
+    ),
+    "video_llama_3": Tiny(
+        {"model_type": "qwen2", **TEXT},
+        {
+            **{"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2},
+            "patch_size": 4,
+        },
+        merged_images(),
+        {"image_token_id": IMAGE, "video_token_id": VIDEO},
+        merged_videos(),
+    ),
+    "lighton_ocr": Tiny(
+        {"model_type": "qwen3", **TEXT, "head_dim": 16},
+        PIXTRAL,
+        Features(lambda count: {"pixel_values": squares(count), "image_sizes": sized(count)}, 4),
+        {"image_token_id": IMAGE, "spatial_merge_size": 2},
+    ),
+    "paddleocr_vl": Tiny(
+        {**TEXT, "head_dim": 16, "rope_parameters": MROPE},
+        {**SIGLIP, "patch_size": 4},
+        Features(
+            lambda count: {"pixel_values": noise(count * 32, 3, 4, 4), "image_grid_thw": tensor([[1, 4, 8]] * count)},
+            8,
+            before=(VISION_START,),
+            after=(VISION_END,),
+        ),
+        QWEN_FIELDS,
+        types="mm_token_type_ids",
+    ),
+    "deepseek_vl": Tiny({"model_type": "llama", **TEXT}, SIGLIP_TOWER, plain(), {"image_token_id": IMAGE}),
+    "exaone4_5": Tiny(
+        {
+            **{"model_type": "exaone4", **TEXT, "head_dim": 16, "sliding_window": 12, "sliding_window_pattern": 2},
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+        },
+        {
+            **{name: QWEN25_VISION[name] for name in QWEN25_VISION if name != "tokens_per_second"},
+            "num_key_value_heads": 1,
+        },
+        grid_images(),
+        {"image_token_id": IMAGE, "video_token_id": VIDEO},
+        grid_videos(),
+    ),
+    "janus": Tiny(
+        {"model_type": "llama", **TEXT},
+        {
+            **{"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 28, "patch_size": 7},
+            **{"mlp_ratio": 2, "projection_dim": 64, "num_image_tokens": PATCHES},
+        },
+        plain(before=(VISION_START,), after=(VISION_END,)),
+        {
+            "image_token_id": IMAGE,
+            "vq_config": {
+                **{"embed_dim": 8, "num_embeddings": 16, "latent_channels": 8, "base_channels": 32},
+                **{"channel_multiplier": [1, 1], "num_res_blocks": 1, "projection_dim": 64},
+                "image_token_embed_dim": 64,
+            },
+        },
     ),
     "lfm2_vl": Tiny(
         {

@@ -132,7 +132,10 @@ def _llava_onevision(tokenizer: Any, template: str | None) -> Any:
 
 
 def _grid(name: str, images: str, videos: str, **video_options: Any) -> Callable[[Any, str | None], Any]:
-    """Processors whose pictures keep their proportions: of at most 8 tokens, of 2 x 2 patches of 4 x 4 pixels each."""
+    """Processors whose pictures keep their proportions: of at most 8 tokens, of 2 x 2 patches of 4 x 4 pixels each.
+
+    Those of VideoLLaMA3 have a token for each patch.
+    """
 
     def make(tokenizer: Any, template: str | None) -> Any:
         import transformers
@@ -188,6 +191,32 @@ def _mistral3(tokenizer: Any, template: str | None) -> Any:
 
     images = PixtralImageProcessor(size={"longest_edge": SIZE}, patch_size=7)
     return PixtralProcessor(images, tokenizer, patch_size=7, spatial_merge_size=2, chat_template=template)
+
+
+def _lighton_ocr(tokenizer: Any, template: str | None) -> Any:
+    from transformers import LightOnOcrProcessor, PixtralImageProcessor
+
+    images = PixtralImageProcessor(size={"longest_edge": SIZE}, patch_size=7)
+    return LightOnOcrProcessor(images, tokenizer, patch_size=7, spatial_merge_size=2, chat_template=template)
+
+
+def _paddleocr_vl(tokenizer: Any, template: str | None) -> Any:
+    from transformers import PaddleOCRVLImageProcessor, PaddleOCRVLProcessor
+
+    images = PaddleOCRVLImageProcessor(patch_size=4, size={"shortest_edge": 16 * 16, "longest_edge": 16 * 32})
+    return PaddleOCRVLProcessor(images, tokenizer, template)
+
+
+def _deepseek_vl(tokenizer: Any, template: str | None) -> Any:
+    from transformers import DeepseekVLImageProcessor, DeepseekVLProcessor
+
+    return DeepseekVLProcessor(DeepseekVLImageProcessor(size=SQUARE), tokenizer, template, num_image_tokens=PATCHES)
+
+
+def _janus(tokenizer: Any, template: str | None) -> Any:
+    from transformers import JanusImageProcessor, JanusProcessor
+
+    return JanusProcessor(JanusImageProcessor(size=SQUARE), tokenizer, template, num_image_tokens=PATCHES)
 
 
 def _paligemma(tokenizer: Any, template: str | None) -> Any:
@@ -428,6 +457,61 @@ PROCESSORS: dict[str, TinyProcessor] = {
         ),
         needs=("torchvision",),
         videos=1,
+    ),
+    "video_llama_3": TinyProcessor(
+        _grid("VideoLlama3Processor", "VideoLlama3ImageProcessor", "VideoLlama3VideoProcessor"),
+        "<image>\n",
+        **_BOTH,
+        extra=_DIGITS,
+        named={"image_token": "<image>", "video_token": "<video>"},
+    ),
+    "lighton_ocr": TinyProcessor(
+        _lighton_ocr,
+        "<|image_pad|>",
+        tokens={"<|image_pad|>": IMAGE},
+        extra=("<|vision_pad|>", "<|vision_end|>"),
+        named={
+            **{"image_token": "<|image_pad|>", "image_break_token": "<|vision_pad|>"},
+            "image_end_token": "<|vision_end|>",
+        },
+        needs=("torchvision",),
+    ),
+    "paddleocr_vl": TinyProcessor(
+        _paddleocr_vl,
+        "<|IMAGE_START|><|IMAGE_PLACEHOLDER|><|IMAGE_END|>",
+        tokens={
+            **{"<|IMAGE_PLACEHOLDER|>": IMAGE, "<|IMAGE_START|>": VISION_START, "<|IMAGE_END|>": VISION_END},
+        },
+        named={"image_token": "<|IMAGE_PLACEHOLDER|>"},
+        needs=("torchvision",),
+    ),
+    "deepseek_vl": TinyProcessor(
+        _deepseek_vl,
+        "<image_placeholder>\n",
+        tokens={"<image_placeholder>": IMAGE},
+        named={"image_token": "<image_placeholder>"},
+        needs=("torchvision",),
+    ),
+    "exaone4_5": TinyProcessor(
+        _grid("Exaone4_5_Processor", "Qwen2VLImageProcessor", "Qwen2VLVideoProcessor"),
+        "<vision><|image_pad|></vision>",
+        "<vision><|video_pad|></vision>",
+        {
+            **{"<|image_pad|>": IMAGE, "<|video_pad|>": VIDEO},
+            **{"<vision>": VISION_START, "</vision>": VISION_END},
+        },
+        needs=("torchvision",),
+    ),
+    "janus": TinyProcessor(
+        _janus,
+        "<image_placeholder>\n",
+        tokens={
+            **{"<image_placeholder>": IMAGE, "<begin_of_image>": VISION_START, "<end_of_image>": VISION_END},
+        },
+        named={
+            **{"image_token": "<image_placeholder>", "boi_token": "<begin_of_image>", "eoi_token": "<end_of_image>"},
+        },
+        needs=("torchvision",),
     ),
     "lfm2_vl": TinyProcessor(
         _lfm2_vl,
