@@ -12,7 +12,10 @@ from .shortv_weights import ShortVWeights
 
 
 class FrozenGemma4Attention(FrozenAttention):
-    """Values are normed, too; in some layers they are the keys before their norm and rotation."""
+    """Values are normed, too; in some layers they are the keys before their norm and rotation.
+
+    The sizes whose last layers take the keys and values of earlier ones are not computed here.
+    """
 
     def keys_and_values(self, all_rows, position_embeddings):
         heads = (*all_rows.shape[:-1], -1, self.head_dim)

@@ -70,7 +70,7 @@ class TextRows:
 
     def to(self, device, non_blocking=False):
         """A copy on another device: what accelerate calls on every argument of a layer that lives elsewhere."""
-        if self.rows.device == torch.device(device):
+        if device is None or self.rows.device == torch.device(device):
             return self
         filler = None if self.filler is None else self.filler.to(device, non_blocking=non_blocking)
         moved = TextRows(self.rows.to(device, non_blocking=non_blocking), filler, self.num_rows, self.num_visual)
@@ -99,12 +99,12 @@ class TextRows:
         return self._once(position_embeddings[0], lambda: tuple(map(self.take, position_embeddings)))
 
     def mask(
-        self, attention_mask, num_keys: int, dtype: torch.dtype, sliding_window: int | None = None
+        self, attention_mask, num_keys: int, dtype: torch.dtype, sliding_window: int | None = None, causal: bool = True
     ) -> torch.Tensor:
         """The text rows of the attention mask: additive, `(batch, 1, text, keys)`.
 
         Handles what transformers hands to its layers: a dense mask, a flex-attention block mask, and where the kernel
-        itself is causal, the last row seeing the last key, a padding mask (flash attention) or None.
+        itself knows whether it is causal, the last row seeing the last key, a padding mask (flash attention) or None.
         """
 
         def gather():
@@ -118,9 +118,9 @@ class TextRows:
                 visible = dense.gather(2, rows.expand(-1, dense.shape[1], -1, dense.shape[-1]))
             else:
                 own_key = rows + (num_keys - self.num_rows)  # the keys of earlier passes come first
-                visible = keys <= own_key
+                visible = keys <= own_key if causal else torch.ones_like(keys <= own_key)
                 if sliding_window is not None:
-                    visible = visible & (keys > own_key - sliding_window)
+                    visible = visible & ((keys - own_key).abs() < sliding_window)
                 if attention_mask is not None:
                     visible = visible & attention_mask[:, None, None].bool()
             if visible.dtype != torch.bool:
@@ -129,7 +129,7 @@ class TextRows:
             # finite number instead of -inf: a filler row may see no key at all.
             return torch.zeros_like(visible, dtype=dtype).masked_fill_(~visible, torch.finfo(dtype).min)
 
-        return self._once(attention_mask, gather, num_keys, dtype, sliding_window)
+        return self._once(attention_mask, gather, num_keys, dtype, sliding_window, causal)
 
     def _once(self, shared, make, *details):
         # Layers share masks and rotary tables: each is gathered once. Keeping `shared` keeps its id unique.
@@ -189,13 +189,13 @@ class FrozenAttention:
             filled = filled if attention_mask is None else attention_mask.shape[-1]
         elif attention_mask is None and text_rows.num_rows > 1:  # SDPA without a mask starts at the first key
             filled = text_rows.num_rows
-        kwargs["position_ids"] = None  # what they decide is in the position embeddings and in the mask
+        kwargs["position_ids"] = None  # they are of all rows; the rotary tables and the mask have what they decide
         output, weights = self._attention_function()(
             self,
             queries,
             keys[:, :, :filled],
             values[:, :, :filled],
-            text_rows.mask(attention_mask, filled, keys.dtype, sliding_window),
+            text_rows.mask(attention_mask, filled, keys.dtype, sliding_window, getattr(self, "is_causal", True)),
             dropout=self.attention_dropout if self.training else 0.0,
             scaling=self.scaling,
             **kwargs,
@@ -404,6 +404,8 @@ class ShortVMixin:
         padding = mask.cumsum(1) == 0 if is_padding_mask else None
         text_rows = find_text_rows(visual.to(torch.bool), padding)
         if text_rows is not None:
+            if kwargs.get("output_router_logits"):
+                raise ValueError("Frozen layers route text only: their router logits are not those of all tokens.")
             kwargs["text_rows"] = text_rows
             self._last_pass = (text_rows.num_visual, visual.numel(), text_rows.skipped)
         return args, kwargs
@@ -412,9 +414,11 @@ class ShortVMixin:
 def _take_cache(kwargs):
     """Takes the cache out of a layer's keyword arguments; None if there is none.
 
-    It goes by its class, as its name has changed: `past_key_values`, and since transformers 5.24 `cache`.
+    Its name has changed, from `past_key_values` to `cache` in transformers 5.24, and may again: it goes by class, too.
     """
-    name = next((name for name, value in kwargs.items() if isinstance(value, Cache)), None)
+    names = [name for name in ("cache", "past_key_values") if kwargs.get(name) is not None]
+    names += [name for name, value in kwargs.items() if isinstance(value, Cache)]
+    name = names[0] if names else None
     if name is None and kwargs.get("use_cache"):
         raise ValueError("Frozen layers were given no cache to fill; this transformers version is not supported.")
     return kwargs.pop(name, None)

@@ -390,7 +390,7 @@ def _check_config(name: str, config: dict[str, Any]) -> Family:
         _check_size(name, "num_hidden_layers", base.num_layers, most=_MOST_LAYERS)  # before so many are looked at
         visual_tokens = base._configured_visual_tokens
         shapes = base.layer_shapes
-    except (LookupError, TypeError, ArithmeticError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise ShortVError(f"{name}: its {_CONFIG} is not valid: {one_line(error)}") from error
     family.check(base.text_config, name)
     if visual_tokens is not None:  # else the processor will tell, where there is one to ask

@@ -270,7 +270,7 @@ def _attention_of_last_row(layer: Any, hidden_states: Tensor, call: dict[str, An
     attention.config._attn_implementation = "eager"
     try:
         _, weights = attention(
-            layer.input_layernorm(hidden_states[:, -1:].to(cached.keys.device)),
+            layer.normed(hidden_states[:, -1:].to(cached.keys.device)),
             position_embeddings=tuple(table[..., -1:, :] for table in call["position_embeddings"]),
             attention_mask=None,
             **{name: _Keys(cached.keys, cached.values)},

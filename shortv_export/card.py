@@ -165,13 +165,16 @@ def render_card(
         recipe=recipe,
         tag=tag,
         since=base.family.since,
+        broken=base.family.broken,
         commands=_commands(base, recipe, inherited),
         calibration=calibration,
         videos=bool(calibration["videos"] or (measured and measured["calibration"]["videos"])),
         divergence=_divergence(recipe),
         unit=unit,
         cost=cost,
-        shape=base.layer_shapes[0],  # all have its h and its projections
+        hidden_size=base.layer_shapes[0].hidden_size,
+        projections=_projection_sizes(base.layer_shapes),
+        mixers=sum(shape.mixer_flops > 0 for shape in base.layer_shapes),
         ffn_sizes=_ffn_sizes(base.layer_shapes),
         layers_differ=len({*base.layer_shapes}) > 1,
         figure=FIGURE_NAME,
@@ -417,6 +420,25 @@ def _ffn_sizes(shapes: Sequence[LayerShape]) -> str:
         else f"{shape.intermediate_size}"
         for shape in shapes
     )
+    return _by_layers(sizes)
+
+
+def _projection_sizes(shapes: Sequence[LayerShape]) -> str:
+    """What the formulas take to be h wide, where it is not: of all layers with attention, or of each kind of them."""
+    sizes: Counter[str] = Counter()
+    for shape in shapes:
+        if shape.query_size:
+            text = f"query {shape.query_size}, key and value {shape.key_value_size}"
+            text += f", gate {shape.gate_size}" if shape.gate_size else ""
+            sizes[
+                text if shape.value_projections else text.replace("key and value", "key, and values made of it,")
+            ] += 1
+    hidden = shapes[0].hidden_size
+    return "" if sizes.keys() == {f"query {hidden}, key and value {hidden}"} else _by_layers(sizes)
+
+
+def _by_layers(sizes: Counter[str]) -> str:
+    """One size, or each of several with the number of layers that have it."""
     if len(sizes) == 1:
         return next(iter(sizes))
     return " and ".join(f"{size} in {count} layer{'s' if count > 1 else ''}" for size, count in sizes.items())

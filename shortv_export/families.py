@@ -47,6 +47,7 @@ class Family:
         like: the family whose remote code, with other names filled in, is this one's, unless it has files of its own.
         unless: fields of the text model's config that cannot be converted, and why.
         since: the release of transformers from which on its published code works.
+        broken: releases since in which the base's own code fails.
     """
 
     model_type: str
@@ -59,6 +60,7 @@ class Family:
     like: str = "llava"
     unless: Mapping[str, str] = field(default_factory=dict)
     since: str = "5.0"
+    broken: tuple[str, ...] = ()
 
     def check(self, text_config: Mapping[str, Any], name: str) -> None:
         """Refuses a text model that has what this family's frozen layers do not compute.
@@ -200,7 +202,7 @@ _ROWS = (
     Family("vipllava", "VipLlava", "ViP-LLaVA"),
     Family("idefics2", "Idefics2", "Idefics2"),
     Family("aria", "Aria", "Aria", _EXPERTS),
-    Family("llama4", "Llama4", "Llama 4", _EXPERTS, text_models=("llama4_text",), since="5.20"),
+    Family("llama4", "Llama4", "Llama 4", _EXPERTS, text_models=("llama4_text",), since="5.20", broken=("5.24.0",)),
     Family(
         "ernie4_5_vl_moe",
         "Ernie4_5_VLMoe",
@@ -262,6 +264,8 @@ def family_of(config: Mapping[str, Any], name: str) -> Family:
         raise ShortVError(
             f"{name} needs transformers {family.since} or newer, not {installed}: pip install -U transformers."
         )
+    if installed in family.broken:
+        raise ShortVError(f"{name}: {family.title} itself fails in transformers {installed}; install another release.")
     return family
 
 

@@ -60,12 +60,14 @@ def layer_shapes(text_config: Mapping[str, Any]) -> tuple[LayerShape, ...]:
         text_config: the config, complete with the defaults of its class.
 
     Raises:
-        LookupError, TypeError, ArithmeticError: a field is missing, or holds something else than what it is for.
+        LookupError, TypeError, ValueError, AttributeError, ArithmeticError: a field is missing, or holds what does not
+            belong there.
     """
-    overrides = text_config.get("per_layer_config") or {}
+    # Numbers of layers are written as text, with leading zeros.
+    overrides = {int(layer): fields for layer, fields in (text_config.get("per_layer_config") or {}).items()}
     shapes = []
     for layer in range(text_config["num_hidden_layers"]):
-        config = {**text_config, **(overrides.get(str(layer)) or overrides.get(layer) or {})}
+        config = {**text_config, **overrides.get(layer, {})}
         kind = config["layer_types"][layer] if config.get("layer_types") else "full_attention"
         shape = _mixing(config, kind)
         shapes.append(_with_experts(shape, config) if _has_experts(config, layer) else shape)
@@ -75,20 +77,11 @@ def layer_shapes(text_config: Mapping[str, Any]) -> tuple[LayerShape, ...]:
 def _mixing(config: Mapping[str, Any], kind: str) -> LayerShape:
     """A layer with a dense FFN, and attention or what is in its place in layers of this kind."""
     hidden, intermediate = config["hidden_size"], _dense_width(config)
-    if (
-        kind == "linear_attention"
-    ):  # the gated delta rule, in chunks of 64 tokens, whose triangular systems do not count
-        heads, keys, values = (
-            config[f"linear_{name}"] for name in ("num_value_heads", "key_head_dim", "value_head_dim")
-        )
-        mixed = 2 * config["linear_num_key_heads"] * keys + heads * values
-        projections = 2 * hidden * (mixed + 2 * heads * values + 2 * heads)  # in, gate and out, decay and rate
-        rule = heads * (2 * 64 * (2 * keys + values) + 6 * keys * values)
-        return LayerShape(
-            hidden, intermediate, 0, 0, mixer_flops=projections + 2 * config["linear_conv_kernel_dim"] * mixed + rule
-        )
-    if kind == "conv":  # of LFM2: three projections in, a short convolution of each channel, one out
-        return LayerShape(hidden, intermediate, 0, 0, mixer_flops=2 * hidden * (4 * hidden + config["conv_L_cache"]))
+    without_attention = LayerShape(hidden, intermediate, query_size=0, key_value_size=0)
+    if kind == "linear_attention":
+        return replace(without_attention, mixer_flops=_delta_rule_flops(config))
+    if kind == "conv":  # of LFM2: three projections in and one out, around a short convolution of each channel
+        return replace(without_attention, mixer_flops=2 * hidden * (4 * hidden + config["conv_L_cache"]))
     heads = config["num_attention_heads"]
     head_dim = config.get("head_dim") or hidden // heads
     key_value_heads = config.get("num_key_value_heads") or heads
@@ -101,6 +94,17 @@ def _mixing(config: Mapping[str, Any], kind: str) -> LayerShape:
         # Models with such linear attention gate their other layers' attention.
         gate_size=heads * head_dim if "linear_num_value_heads" in config else 0,
     )
+
+
+def _delta_rule_flops(config: Mapping[str, Any]) -> int:
+    """FLOPs per token of linear attention by the gated delta rule, in chunks of 64 tokens; without the triangular
+    systems inside a chunk, as PyTorch's counter leaves them out."""
+    hidden, heads = config["hidden_size"], config["linear_num_value_heads"]
+    keys, values = config["linear_key_head_dim"], config["linear_value_head_dim"]
+    mixed = 2 * config["linear_num_key_heads"] * keys + heads * values
+    projections = 2 * hidden * (mixed + 2 * heads * values + 2 * heads)  # in, gate and out, decay and rate
+    convolution = 2 * config["linear_conv_kernel_dim"] * mixed
+    return projections + convolution + heads * (2 * 64 * (2 * keys + values) + 6 * keys * values)
 
 
 def _dense_width(config: Mapping[str, Any]) -> Any:

@@ -29,6 +29,7 @@ from .flops import flops_ratio
 from .hashing import file_sha256
 from .recipe import (
     RECIPE_NAME,
+    TOKENIZER_CONFIG_NAME,
     WEIGHTS,
     BaseRecord,
     Recipe,
@@ -40,7 +41,7 @@ from .recipe import (
     write_text,
 )
 from .results import Evaluation
-from .tokenizer import TOKENIZER_CONFIG_NAME, tokenizer_classes, with_class
+from .tokenizer import tokenizer_classes, with_class
 
 CONFIG_NAME = "config.json"
 
@@ -135,8 +136,16 @@ def rebuild_package(base: BaseModel, out: Path, recipe: Recipe, evaluation: Eval
     check_room(base, out, recipe.weights)
     with _becoming(out) as folder:
         made = _fill(
-            *(folder, base, recipe.base, selection, scores, inherited, recipe.weights, recipe.versions),
-            *(recipe.tokenizer_class, evaluation),
+            folder,
+            base,
+            recipe.base,
+            selection,
+            scores,
+            inherited,
+            recipe.weights,
+            recipe.versions,
+            recipe.tokenizer_class,
+            evaluation,
         )
         _check_same_recipe(made, recipe)
     return out
@@ -456,8 +465,6 @@ def _look_at_recipe(recipe: Recipe) -> str:
         raise ShortVError(f"{RECIPE_NAME} names the family {recipe.family!r:.40}, which this release does not know.")
     if reason := _layers_problem(recipe.frozen_layers, recipe.num_layers):
         raise ShortVError(f"{RECIPE_NAME}: frozen_layers {reason}.")
-    if recipe.tokenizer_class and TOKENIZER_CONFIG_NAME not in recipe.base.files:
-        raise ShortVError(f"{RECIPE_NAME} names a tokenizer class of a base without {TOKENIZER_CONFIG_NAME}.")
     if recipe.weights == "reference" and not (recipe.base.repo_id and recipe.base.revision):
         raise ShortVError(f"{RECIPE_NAME} refers to the weights of a base without saying where they are.")
     return f"{len(recipe.frozen_layers)} of {recipe.num_layers} layers frozen"

@@ -20,6 +20,7 @@ from typing import Any
 from .errors import ShortVError
 
 RECIPE_NAME = "shortv.json"
+TOKENIZER_CONFIG_NAME = "tokenizer_config.json"
 FORMAT = 1
 # Where a package's weights are: in it, or in the base's repository.
 WEIGHTS = ("copy", "reference")
@@ -221,6 +222,8 @@ class Recipe:
                 right = False
             if not right:
                 raise ShortVError(f"{path} is not a ShortV recipe: its {name} is missing, or not what belongs there.")
+        if data["tokenizer_class"] and TOKENIZER_CONFIG_NAME not in data["base"]["files"]:
+            raise ShortVError(f"{path} names a tokenizer class of a base without {TOKENIZER_CONFIG_NAME}.")
         fields = {name: data[name] for name in _RECIPE_FIELDS}
         fields |= {"base": BaseRecord(**data["base"]), "frozen_layers": tuple(data["frozen_layers"])}
         return cls(**fields)

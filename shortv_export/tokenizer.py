@@ -13,11 +13,10 @@ import re
 from typing import TYPE_CHECKING
 
 from .errors import ShortVError, one_line
+from .recipe import TOKENIZER_CONFIG_NAME
 
 if TYPE_CHECKING:
     from .base_model import BaseModel
-
-TOKENIZER_CONFIG_NAME = "tokenizer_config.json"
 
 
 def tokenizer_classes(base: BaseModel) -> dict[str, str | None] | None:
@@ -36,15 +35,15 @@ def tokenizer_classes(base: BaseModel) -> dict[str, str | None] | None:
 
     if TOKENIZER_CONFIG_NAME not in base.files:
         return None
-    config = AutoConfig.from_pretrained(base.path)
-    config._name_or_path = base.repo_id or ""  # some repositories are known by name
     try:
         right, plain = (
-            type(AutoTokenizer.from_pretrained(base.path, config=each)).__name__
-            for each in (config, PreTrainedConfig())
+            type(AutoTokenizer.from_pretrained(base.path, config=config)).__name__
+            for config in (AutoConfig.from_pretrained(base.path), PreTrainedConfig())
         )
     except Exception as error:  # transformers and tokenizers raise many kinds
         raise ShortVError(f"{base.name}: its tokenizer cannot be loaded: {one_line(error)}") from error
+    if right == "MistralCommonBackend":  # of a package that not everyone has; without it, transformers takes this
+        right = "TokenizersBackend"
     if right == plain:
         return None
     named = json.loads((base.path / TOKENIZER_CONFIG_NAME).read_text("utf-8")).get("tokenizer_class")

@@ -7,6 +7,7 @@ byte for byte, goes no further. Then a fresh, isolated process loads it as a str
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -33,8 +34,7 @@ from .package import (
     inspect_package,
     referenced_weights,
 )
-from .recipe import RECIPE_NAME, Recipe, read_json, write_json, write_text
-from .tokenizer import TOKENIZER_CONFIG_NAME
+from .recipe import RECIPE_NAME, TOKENIZER_CONFIG_NAME, Recipe, read_json, write_json, write_text
 from .xet import plain_if_xet_fails
 
 # What the child may know of this process's environment: where programs are, and how many threads to use.
@@ -184,20 +184,25 @@ def _compare_with_base(package: Path, recipe: Recipe, token: str | None) -> Chec
     from huggingface_hub.errors import HFValidationError, HTTPError
     from huggingface_hub.hf_api import RepoFile
 
-    base, carried = recipe.base, carried_files(recipe)
+    base = recipe.base
+    carried = carried_files(recipe).items()
+    files = {name: LocalFile(package / name, entry["size"], entry["sha256"]) for name, entry in carried}
+    if recipe.tokenizer_class:
+        content = base_tokenizer_config(package, recipe).encode()
+        files[TOKENIZER_CONFIG_NAME] = LocalFile(content, len(content), hashlib.sha256(content).hexdigest())
     if not (base.repo_id and base.revision):
         return Check("base", None, "not compared with the Hub: the base was a folder")
     try:
-        infos = HfApi(token=token).get_paths_info(base.repo_id, sorted(carried), revision=base.revision)
+        infos = HfApi(token=token).get_paths_info(base.repo_id, sorted(files), revision=base.revision)
     except (HTTPError, HFValidationError, OSError) as error:
         reason = hub_error(error, f"model {base.repo_id}")
         return Check("base", None, f"not compared with the Hub: {str(reason).rstrip('.')}")
     found = {info.path: info for info in infos if isinstance(info, RepoFile)}
-    for name, entry in carried.items():
-        if not LocalFile(package / name, entry["size"], entry["sha256"]).is_at(found.get(name)):
+    for name, file in files.items():
+        if not file.is_at(found.get(name)):
             state = "differs from" if name in found else "is not in"
             return Check("base", False, f"{name} {state} {base.repo_id} at {base.revision}.")
-    return Check("base", True, f"{len(carried)} files, identical to {base.repo_id}'s at {base.revision[:12]}")
+    return Check("base", True, f"{len(files)} files, identical to {base.repo_id}'s at {base.revision[:12]}")
 
 
 def _plan_memory(package: Path, recipe: Recipe) -> tuple[Check, int | None]:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import CACHE, TOLERANCE, relative_error
 from tiny_families import IMAGE, TINY, VIDEO, batch, broken, tiny_model
+from transformers import DynamicCache
 
 from shortv_export import families
 from shortv_export.errors import ShortVError
@@ -132,6 +133,13 @@ def test_transformers_that_is_too_old(monkeypatch):
     )
 
 
+def test_transformers_in_which_the_base_fails(monkeypatch):
+    monkeypatch.setattr(families, "version", lambda name: "5.24.0")
+    with pytest.raises(ShortVError) as caught:
+        family_of({"model_type": "llama4"}, "acme/base")
+    assert str(caught.value) == "acme/base: Llama 4 itself fails in transformers 5.24.0; install another release."
+
+
 @pytest.mark.parametrize("field", ["num_kv_shared_layers", "hidden_size_per_layer_input"])
 def test_a_text_model_with_what_frozen_layers_do_not_compute(field):
     family = FAMILIES["gemma4"]
@@ -239,6 +247,63 @@ def test_embeddings_and_text(pairs, name):
     ids = pair.shortv._visual_tokens("cpu").tolist()
     assert set(ids) <= {IMAGE, VIDEO}
     assert IMAGE in ids
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize(("name", "field"), [("gemma3", True), ("gemma4", "all")])
+def test_text_that_sees_what_comes_after_it(pairs, name, field, attention):
+    """Masks of such models are None, too, and then mean that every row sees every key."""
+    pair = pairs(name)
+    needs_transformers("5.18")
+    inputs = batch(name, (5, 6, ..., 7, 8, 9))
+    frozen = visual_tokens(pair.stock.config, inputs["input_ids"])
+    models = []
+    for model in (pair.stock, pair.shortv):
+        config = type(model.config)(**model.config.to_dict())
+        config.text_config.use_bidirectional_attention = field
+        config.text_config.is_causal = False
+        models.append(type(model)._from_config(config, attn_implementation=attention).eval())
+    stock, shortv = models
+    shortv.load_state_dict(pair.stock.state_dict())
+    stock.load_state_dict(pair.stock.state_dict())
+    with torch.no_grad(), frozen_by_definition(text_decoder(stock).layers, FROZEN, frozen):
+        expected = stock(**inputs).logits
+        causal = pair.stock(**inputs).logits
+        found = shortv(**inputs).logits
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert (causal - expected).abs().max() > 1e-2 * expected.abs().max()
+
+
+@pytest.mark.parametrize("name", ["llava", "gemma4", "ernie4_5_vl_moe", "lfm2_vl"])
+def test_a_cache_of_another_class(pairs, name):
+    """It goes by its name, too: frozen layers never leave a cache empty."""
+
+    class Wrapped:
+        def __init__(self, cache):
+            self.cache = cache
+
+        def __getattr__(self, attribute):
+            return getattr(self.cache, attribute)
+
+    pair = pairs(name)
+    inputs = batch(name, (5, 6, ..., 7, 8, 9))
+    cache = DynamicCache(config=pair.shortv.config.get_text_config())
+    frozen = visual_tokens(pair.stock.config, inputs["input_ids"])
+    with torch.no_grad(), pair.defined(frozen):
+        pair.shortv(**inputs, **{CACHE: Wrapped(cache)}, use_cache=True)
+        expected = pair.stock(**inputs, use_cache=True)[CACHE]
+    for layer, wanted in zip(cache.layers, expected.layers, strict=True):
+        for found, right in zip(cached_states(layer), cached_states(wanted), strict=True):
+            assert found.shape == right.shape
+            assert (found - right).abs().max() <= 1e-5 * right.abs().max()
+
+
+@pytest.mark.parametrize("name", ["qwen3_vl_moe", "ernie4_5_vl_moe"])
+def test_router_logits_are_refused(pairs, name):
+    pair = pairs(name)
+    with pytest.raises(ValueError, match="route text only"):
+        pair.shortv(**batch(name, (5, ..., 7, 8)), output_router_logits=True)
+    pair.shortv(**batch(name, (5, 7, 8)), output_router_logits=True)
 
 
 @pytest.mark.parametrize("name", TINY)

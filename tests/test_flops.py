@@ -31,6 +31,19 @@ PAPER = {
 }
 
 
+def test_layers_of_another_shape_by_their_numbers_in_the_config() -> None:
+    """transformers writes them with leading zeros once there are more than ten layers."""
+    from transformers import Gemma4TextConfig
+
+    config = Gemma4TextConfig(
+        **{"num_hidden_layers": 12, "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2},
+        **{"head_dim": 16, "global_head_dim": 32, "num_global_key_value_heads": 1, "attention_k_eq_v": True},
+    )
+    shapes = layer_shapes(config.to_dict())
+    kinds = [(shape.query_size, shape.key_value_size, shape.value_projections) for shape in shapes]
+    assert kinds == ([(64, 32, 1)] * 5 + [(128, 32, 0)]) * 2
+
+
 @pytest.mark.parametrize("model", PAPER)
 def test_papers_tables(model: str) -> None:
     shape, layers, num_frozen, visual, vanilla_tflops, shortv_tflops, percent = PAPER[model]

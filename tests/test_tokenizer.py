@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from huggingface_hub import HfApi
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoProcessor
@@ -15,9 +17,10 @@ from transformers import AutoProcessor
 from shortv_export import package as packaging
 from shortv_export.base_model import resolve_base
 from shortv_export.errors import ShortVError
+from shortv_export.loopback import LoopbackHub
 from shortv_export.package import build_package, inspect_package, rebuild_package
-from shortv_export.recipe import RECIPE_NAME, Recipe, Selection
-from shortv_export.tokenizer import TOKENIZER_CONFIG_NAME, with_class
+from shortv_export.recipe import RECIPE_NAME, TOKENIZER_CONFIG_NAME, Recipe, Selection
+from shortv_export.tokenizer import with_class
 from shortv_export.verify import verify
 
 FROZEN = Selection((1, 3), 4, "given")
@@ -97,6 +100,43 @@ def test_nothing_but_the_class_may_differ(base: Path, tmp_path: Path) -> None:
         failed = inspect_package(package)[-1]
         assert (failed.name, failed.passed) == ("hashes", False)
         assert reason in failed.detail
+
+
+def test_recipe_of_a_base_without_the_file(base: Path, tmp_path: Path) -> None:
+    package = build_package(resolve_base(base), tmp_path / "out", FROZEN)
+    recipe = json.loads((package / RECIPE_NAME).read_text())
+    del recipe["base"]["files"][TOKENIZER_CONFIG_NAME]
+    (package / RECIPE_NAME).write_text(json.dumps(recipe))
+    with pytest.raises(ShortVError, match="names a tokenizer class of a base without"):
+        Recipe.load(package / RECIPE_NAME)
+
+
+def test_the_base_on_the_hub_is_compared(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A changed file does not pass for the base's because the recipe was changed with it."""
+    with LoopbackHub() as hub:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+        api = HfApi(token=hub.token)
+        api.create_repo("loopback/base")
+        api.upload_folder(repo_id="loopback/base", folder_path=base)
+        package = build_package(resolve_base("loopback/base", token=hub.token), tmp_path / "out", FROZEN)
+        result = verify(package, token=hub.token)
+        result.raise_if_failed()
+        assert {check.name: check.passed for check in result.checks}["base"] is True
+
+        path = package / TOKENIZER_CONFIG_NAME
+        text = path.read_text().replace('"padding_side": "left"', '"padding_side": "right"')
+        assert text != path.read_text()
+        path.write_text(text)
+        original = with_class(text, "TokenizersBackend", "LlamaTokenizer").encode()
+        recipe = json.loads((package / RECIPE_NAME).read_text())
+        entry = {"sha256": hashlib.sha256(original).hexdigest(), "size": len(original)}
+        recipe["base"]["files"][TOKENIZER_CONFIG_NAME] = entry
+        (package / RECIPE_NAME).write_text(json.dumps(recipe))
+        failed = verify(package, token=hub.token).checks[-1]
+    assert (failed.name, failed.passed) == ("base", False)
+    assert f"{TOKENIZER_CONFIG_NAME} differs from loopback/base" in failed.detail
 
 
 def test_a_class_that_is_right_stays(tiny_base: Callable[..., Path], tmp_path: Path) -> None:
