@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from huggingface_hub import HfApi
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoProcessor
@@ -111,32 +110,26 @@ def test_recipe_of_a_base_without_the_file(base: Path, tmp_path: Path) -> None:
         Recipe.load(package / RECIPE_NAME)
 
 
-def test_the_base_on_the_hub_is_compared(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_base_on_the_hub_is_compared(base: Path, hub: LoopbackHub, tmp_path: Path) -> None:
     """A changed file does not pass for the base's because the recipe was changed with it."""
-    with LoopbackHub() as hub:
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-        api = HfApi(token=hub.token)
-        api.create_repo("loopback/base")
-        api.upload_folder(repo_id="loopback/base", folder_path=base)
-        package = build_package(resolve_base("loopback/base", token=hub.token), tmp_path / "out", FROZEN)
-        result = verify(package, token=hub.token)
-        result.raise_if_failed()
-        assert {check.name: check.passed for check in result.checks}["base"] is True
+    hub.create_repo("acme/base", files={path.name: path for path in base.iterdir()})
+    package = build_package(resolve_base("acme/base"), tmp_path / "out", FROZEN)
+    result = verify(package)
+    result.raise_if_failed()
+    assert {check.name: check.passed for check in result.checks}["base"] is True
 
-        path = package / TOKENIZER_CONFIG_NAME
-        text = path.read_text().replace('"padding_side": "left"', '"padding_side": "right"')
-        assert text != path.read_text()
-        path.write_text(text)
-        original = with_class(text, "TokenizersBackend", "LlamaTokenizer").encode()
-        recipe = json.loads((package / RECIPE_NAME).read_text())
-        entry = {"sha256": hashlib.sha256(original).hexdigest(), "size": len(original)}
-        recipe["base"]["files"][TOKENIZER_CONFIG_NAME] = entry
-        (package / RECIPE_NAME).write_text(json.dumps(recipe))
-        failed = verify(package, token=hub.token).checks[-1]
+    path = package / TOKENIZER_CONFIG_NAME
+    text = path.read_text().replace('"padding_side": "left"', '"padding_side": "right"')
+    assert text != path.read_text()
+    path.write_text(text)
+    original = with_class(text, "TokenizersBackend", "LlamaTokenizer").encode()
+    recipe = json.loads((package / RECIPE_NAME).read_text())
+    entry = {"sha256": hashlib.sha256(original).hexdigest(), "size": len(original)}
+    recipe["base"]["files"][TOKENIZER_CONFIG_NAME] = entry
+    (package / RECIPE_NAME).write_text(json.dumps(recipe))
+    failed = verify(package).checks[-1]
     assert (failed.name, failed.passed) == ("base", False)
-    assert f"{TOKENIZER_CONFIG_NAME} differs from loopback/base" in failed.detail
+    assert f"{TOKENIZER_CONFIG_NAME} differs from acme/base" in failed.detail
 
 
 def test_a_class_that_is_right_stays(tiny_base: Callable[..., Path], tmp_path: Path) -> None:
