@@ -154,8 +154,7 @@ class _Batch:
         if bool(visual[:, -1].any()):
             raise ShortVError(f"batch {number} has a prompt that ends in an image or a video; put text after it.")
         with _recorded_calls(text_decoder(model)) as calls:
-            # By its index: Gemma 4 takes a number of rows for leave to drop the others early.
-            model(**inputs, use_cache=False, logits_to_keep=torch.tensor([-1]))
+            model(**inputs, use_cache=False, logits_to_keep=1)
         if not all(isinstance(call["attention_mask"], Tensor | None) for call in calls):
             raise ShortVError("this attention implementation's masks are not tensors; load the model with 'sdpa'.")
         embeddings, *added = [call.pop("hidden_states") for call in calls]
