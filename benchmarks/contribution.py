@@ -32,10 +32,11 @@ from typing import Any
 
 import torch
 
-from shortv_export.contribution import MAX_BATCH_TOKENS, layer_contributions
-from shortv_export.oracle import frozen_by_definition
-from shortv_export.recipe import Scores, library_versions
-from shortv_export.streaming import load_streamed
+from shortv_export.base.definition import frozen_by_definition
+from shortv_export.measure.layer_contribution import MAX_BATCH_TOKENS, layer_contributions
+from shortv_export.measure.streaming import load_streamed
+from shortv_export.records.scores import Scores
+from shortv_export.records.versions import library_versions
 
 PATCH = 14
 GROWTH = [(6, 640), (12, 640), (24, 640), (24, 320), (24, 160)]
@@ -118,7 +119,7 @@ def compare_processes(num_layers: int, tokens: int, arguments: argparse.Namespac
 
     Starting up takes as long for many samples as for few: the rate is that of the samples that one run has more.
     """
-    from shortv_export.tiny import build_tiny_llava
+    from tests.support.tiny_llava import build_tiny_llava
 
     few, many = arguments.processes, arguments.processes * (1 + max(2, arguments.samples))
     with tempfile.TemporaryDirectory() as name:
@@ -186,8 +187,8 @@ def write_checkpoint(folder: Path, shape: dict[str, int], num_layers: int) -> in
     from safetensors.torch import save_file
     from transformers import AutoConfig
 
-    from shortv_export.streaming import CheckpointLayers
-    from shortv_export.tiny import build_tiny_llava, hub_tensor_name
+    from shortv_export.measure.streaming import CheckpointLayers
+    from tests.support.tiny_llava import build_tiny_llava, hub_tensor_name
 
     build_tiny_llava(folder, num_layers=1, image_size=4 * PATCH)
     (folder / "model.safetensors").unlink()

@@ -28,9 +28,9 @@ def main() -> None:
         folder = Path(temporary)
         os.environ["HF_HOME"] = str(folder / "hf-home")  # an empty cache; before huggingface_hub reads it
 
-        from shortv_export.base_model import resolve_base
-        from shortv_export.package import build_package
-        from shortv_export.selection import given_selection
+        from shortv_export.base.resolve import resolve_base
+        from shortv_export.packaging.build import build_package
+        from shortv_export.selection.presets import given_selection
 
         size = build_sparse_base(folder / "base")
         print(f"base: {size:,} bytes of weights in {len(list((folder / 'base').glob('*.safetensors')))} files")
@@ -51,7 +51,7 @@ def build_sparse_base(folder: Path) -> int:
     import torch
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-    from shortv_export.tiny import build_tiny_llava, hub_tensor_name
+    from tests.support.tiny_llava import build_tiny_llava, hub_tensor_name
 
     # Processor, tokenizer and card of a tiny model: they are small in a large one too.
     build_tiny_llava(folder)

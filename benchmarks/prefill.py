@@ -32,9 +32,10 @@ import torch.nn.functional as F
 import transformers
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from shortv_export.families import modeling_dir
-from shortv_export.flops import flops_ratio, layer_shapes
-from shortv_export.oracle import cache_name
+from shortv_export.base.cost import flops_ratio
+from shortv_export.base.definition import cache_name
+from shortv_export.base.shapes import layer_shapes
+from shortv_export.files.bundled import modeling_dir
 
 TEXT_TOKENS = 64
 # Visual tokens of the paper's cost model, and where they stand: after 35 tokens of prompt, as in LLaVA's template.

@@ -29,12 +29,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from shortv_export.base_model import resolve_base
-from shortv_export.card import CARD_NAME, UNNAMED
-from shortv_export.loopback import Commit, LoopbackHub, Request
-from shortv_export.package import build_package
-from shortv_export.recipe import Scores, Selection
-from shortv_export.tiny import build_tiny_llava
+from shortv_export.base.resolve import resolve_base
+from shortv_export.loopback.hub import Commit, LoopbackHub, Request
+from shortv_export.packaging.build import build_package
+from shortv_export.packaging.card import UNNAMED
+from shortv_export.records.file_names import CARD_NAME
+from shortv_export.records.scores import Scores
+from shortv_export.records.selection import Selection
+from tests.support.tiny_llava import build_tiny_llava
 
 BASE = "loopback/base"
 # A first push that uploads; one of weights that take a while to send; one that has the Hub copy the weights; an

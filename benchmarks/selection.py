@@ -23,15 +23,17 @@ from typing import Any
 import torch
 from PIL import Image
 
-from shortv_export import scenes
-from shortv_export.calibration import Sample, encode, load_calibration
-from shortv_export.contribution import layer_contributions
-from shortv_export.joint import JointDivergence
-from shortv_export.oracle import frozen_by_definition, text_decoder, visual_tokens
-from shortv_export.recipe import library_versions
-from shortv_export.statistics import ranking
+from shortv_export.base.definition import frozen_by_definition, text_decoder, visual_tokens
+from shortv_export.demo import scenes
+from shortv_export.measure.joint_divergence import JointDivergence
+from shortv_export.measure.layer_contribution import layer_contributions
+from shortv_export.records.versions import library_versions
+from shortv_export.samples.decode import Sample
+from shortv_export.samples.draw import load_calibration
+from shortv_export.samples.encode import encode_samples
+from shortv_export.selection.stability import ranking
 
-DEMO_MODEL = Path(scenes.__file__).with_name("demo_model")
+DEMO_MODEL = Path(scenes.__file__).with_name("model")
 COUNTS = (3, 5, 7, 9)
 """Layers frozen together."""
 RANDOM_ORDERS = 8
@@ -91,7 +93,7 @@ class Exam:
         for scene in map(scenes.make_scene, seeds):
             questions, image = scenes.ask(scene), Image.fromarray(scenes.draw(scene))
             samples = [Sample((image,), question.text, question.answer, "") for question in questions]
-            self.batches.append((encode(processor, samples), questions))
+            self.batches.append((encode_samples(processor, samples), questions))
 
     def __call__(self, frozen_layers: list[int]) -> dict[str, Any]:
         right: dict[str, list[bool]] = {task: [] for task in scenes.TASKS}
@@ -114,7 +116,7 @@ def draw(processor: Any, seeds: range, count: int, seed: int) -> list[Any]:
     with tempfile.TemporaryDirectory() as name:
         folder = scenes.write_folder(Path(name), seeds[seed * count : (seed + 1) * count])
         samples = load_calibration(folder, num_samples=count, seed=seed).samples
-    return [encode(processor, [sample]) for sample in samples]
+    return [encode_samples(processor, [sample]) for sample in samples]
 
 
 def orders(model: Any, samples: list[Any], *, randomly: bool) -> dict[str, list[int]]:

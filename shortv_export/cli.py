@@ -14,6 +14,7 @@ import typer
 
 from . import __version__
 from .errors import ShortVError
+from .evaluation import tables
 
 app = typer.Typer(
     name="shortv-export",
@@ -109,9 +110,8 @@ def score(
 ) -> None:
     """Measure each decoder layer's Layer Contribution."""
     from . import pipeline
-    from .memory import parse_max_memory
-    from .selection import default_count
-    from .statistics import boundary, describe
+    from .measure import parse_max_memory
+    from .selection import boundary, default_count, describe
 
     with _quiet_bars(as_json), _progress("Scoring samples", quiet=as_json) as progress:
         scores = pipeline.score(
@@ -171,7 +171,7 @@ def package(
 ) -> None:
     """Make the folder that gets published: weights, frozen-layer list, code and card."""
     from . import pipeline
-    from .memory import parse_max_memory
+    from .measure import parse_max_memory
 
     choice = pipeline.Choice(scores, preset, frozen_layers, num_frozen, flops_ratio, max_kl, method, seed)
     calibration = pipeline.CalibrationChoice(data, num_samples, seed)
@@ -276,7 +276,7 @@ def evaluate(
 ) -> None:
     """Measure how close a package stays to its base, how often both are right, and how much faster it is."""
     from . import pipeline
-    from .memory import parse_max_memory
+    from .measure import parse_max_memory
 
     if no_speed and at is not None:
         raise typer.BadParameter("there is nothing to time with --no-speed.", param_hint="'--at'")
@@ -311,7 +311,7 @@ def evaluate(
     if as_json:
         return _print_json(result.to_dict())
     _print(f"{package} against its base: {result.data['num_samples']} samples, {result.dtype}, {result.device}")
-    for title, lines in result.tables():
+    for title, lines in tables(result):
         _print_table(f"\n{title}", lines)
     for note in result.notes:
         _print(note)
@@ -367,8 +367,8 @@ def push(
 ) -> None:
     """Publish a package on the Hub in one commit; from a base model, run every step before."""
     from . import pipeline
-    from .hub import Push
-    from .memory import parse_max_memory
+    from .measure import parse_max_memory
+    from .publish import Push
 
     with _quiet_bars(as_json), _progress("Scoring samples", quiet=as_json) as progress:
         result = pipeline.push(
@@ -407,7 +407,7 @@ def demo(
     show: Annotated[bool, typer.Option("--open/--no-open", help="At a terminal, open the card in the end.")] = True,
 ) -> None:
     """The whole way on a small trained model, with a Hub on this machine; no account, no download."""
-    from .demo import run_demo
+    from .demo.run import run_demo
 
     card = run_demo(output, report=_print, table=_print_table)
     if show and sys.stdout.isatty():

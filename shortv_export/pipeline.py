@@ -11,21 +11,19 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .base_model import BaseModel, resolve_base
+from .base import BaseModel, resolve_base
 from .errors import ShortVError
-from .hashing import file_sha256
-from .memory import MaxMemory
-from .process import placement
-from .recipe import RECIPE_NAME, Recipe, Scores
-from .selection import Measure, Selection, given_selection, preset_selection, select_layers
-from .statistics import describe
-from .verify import verify
+from .files import file_sha256
+from .measure import MaxMemory, device_map_for
+from .records import RECIPE_NAME, Recipe, Scores, Selection
+from .selection import Measure, describe, given_selection, preset_selection, select_layers
+from .verification import verify
 
 if TYPE_CHECKING:
-    from .calibration import Calibration
     from .evaluation import Checked
-    from .hub import Forecast, Push
-    from .results import Evaluation
+    from .publish import Forecast, Push
+    from .records import Evaluation
+    from .samples import Calibration
 
 __all__ = ["CalibrationChoice", "Choice", "evaluate", "package", "push", "score", "verify"]
 
@@ -205,9 +203,9 @@ def score(
     Raises:
         ShortVError: the base or the calibration data cannot be used; a number is out of range; too little memory.
     """
-    from . import contribution
-    from .calibration import load_calibration
-    from .scoring import Scorer
+    from .measure import Scorer
+    from .measure import layer_contribution as contribution
+    from .samples import load_calibration
 
     directions = {"forward": contribution.FORWARD, "reverse": contribution.REVERSE}
     if divergence not in directions:
@@ -305,8 +303,7 @@ def package(
     Raises:
         ShortVError: the base, the choice or the folder cannot be used; nothing is left behind.
     """
-    from .card import inherited_metadata
-    from .package import build_package, check_room, check_target
+    from .packaging import build_package, check_room, check_target, inherited_metadata
 
     resolved = resolve_base(base, revision=revision)
     held_out: dict[str, Any] = {}
@@ -329,7 +326,7 @@ def package(
 
 def _held_out_samples(scores: Scores | None, data: str | None, num_samples: int, seed: int) -> Calibration:
     """Samples that the scores were not measured on."""
-    from .calibration import load_calibration
+    from .samples import load_calibration
 
     used: list[str] = []
     if scores is not None:
@@ -346,14 +343,14 @@ def _joint_divergence(
     base: BaseModel, samples: Calibration, dtype: str, device_map: str | None, max_memory: MaxMemory | None
 ) -> Measure:
     """What measures the divergence of a base from itself with layers frozen."""
-    from .base_model import load_base
-    from .calibration import encode
-    from .joint import JointDivergence
+    from .base import load_base
+    from .measure import JointDivergence
+    from .samples import encode_samples
 
     model, processor = load_base(
-        base, dtype=dtype, device_map=placement(device_map, max_memory), max_memory=max_memory
+        base, dtype=dtype, device_map=device_map_for(device_map, max_memory), max_memory=max_memory
     )
-    return JointDivergence(model, (encode(processor, [sample]) for sample in samples.samples))
+    return JointDivergence(model, (encode_samples(processor, [sample]) for sample in samples.samples))
 
 
 def rebuild(recipe: Path, out: Path, *, base: str | None = None) -> Recipe:
@@ -368,9 +365,8 @@ def rebuild(recipe: Path, out: Path, *, base: str | None = None) -> Recipe:
         ShortVError: the recipe or the folder cannot be used, the base is not the recipe's, or this release would make
             another package of it; nothing is left behind.
     """
-    from .eval_results import EVALUATION_NAME
-    from .package import rebuild_package
-    from .results import Evaluation
+    from .packaging import rebuild_package
+    from .records import EVALUATION_NAME, Evaluation
 
     loaded = Recipe.load(recipe)
     base = base or loaded.base.repo_id
@@ -439,9 +435,8 @@ def evaluate(
         ShortVError: the package or the data cannot be used, too few held-out samples are left, or the card cannot be
             updated.
     """
-    from . import evaluation
-    from .eval_results import check_task
-    from .evaluated import add_evaluation, check_evaluable
+    from .evaluation import comparison as evaluation
+    from .packaging import add_evaluation, check_evaluable, check_task
 
     evaluable = check_evaluable(package, sweep=sweep is not None) if update_card else None
     checked = evaluation.check_package(package, revision=revision, token=token)
@@ -487,8 +482,8 @@ def _evaluation_samples(
     token: str | None,
 ) -> Calibration:
     """Samples that a package's layers were not chosen by, unless that is forced, and the record of how many were."""
-    from .calibration import load_calibration
     from .evaluation import with_overlap
+    from .samples import load_calibration
 
     selection = checked.recipe.selection
     # The samples of the scores, and those that a bound on the divergence was held against.
@@ -559,9 +554,8 @@ def push(
     Raises:
         ShortVError: a step failed; what is finished stays for the next try.
     """
-    from .card import inherited_metadata
-    from .hub import forecast_push, preflight, push_package
-    from .package import check_room, check_target
+    from .packaging import check_room, check_target, inherited_metadata
+    from .publish import forecast_push, preflight, push_package
 
     target: dict[str, Any] = {
         "private": private,

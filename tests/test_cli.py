@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 
 from shortv_export import pipeline
-from shortv_export.base_model import resolve_base
+from shortv_export.base.cost import flops_ratio
+from shortv_export.base.resolve import resolve_base
 from shortv_export.errors import ShortVError
-from shortv_export.flops import flops_ratio
-from shortv_export.loopback import LoopbackHub
-from shortv_export.recipe import Scores
-from shortv_export.results import Evaluation
+from shortv_export.loopback.hub import LoopbackHub
+from shortv_export.records.evaluation import Evaluation
+from shortv_export.records.scores import Scores
 
 
 @pytest.fixture
@@ -75,13 +75,14 @@ def kl_of_the_lowest(base: Path, order: list[int], photo_folder: Path, digests: 
     from torch.nn import functional
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    from shortv_export.calibration import encode, load_calibration
-    from shortv_export.oracle import frozen_by_definition
+    from shortv_export.base.definition import frozen_by_definition
+    from shortv_export.samples.draw import load_calibration
+    from shortv_export.samples.encode import encode_samples
 
     model = AutoModelForImageTextToText.from_pretrained(base).eval()
     processor = AutoProcessor.from_pretrained(base)
     every = load_calibration(photo_folder, num_samples=1000, allow_fewer=True).samples
-    inputs = [encode(processor, [sample]) for digest in digests for sample in every if sample.digest == digest]
+    inputs = [encode_samples(processor, [sample]) for digest in digests for sample in every if sample.digest == digest]
     means = []
     for count in range(1, len(order) + 1):
         divergences = []
@@ -248,7 +249,7 @@ def test_rounds_select_by_the_budget(tiny_base: Any, question_folder: Path, tmp_
 def test_rounds_measure_no_sample_twice(
     run: Any, tiny_base: Any, question_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from shortv_export.finished import FinishedSamples
+    from shortv_export.measure.partial_results import FinishedSamples
 
     measured = []
     add = FinishedSamples.add

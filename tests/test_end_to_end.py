@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from shortv_export.base_model import resolve_base
-from shortv_export.loopback import LoopbackHub
-from shortv_export.package import build_package
-from shortv_export.recipe import Selection
+from shortv_export.base.resolve import resolve_base
+from shortv_export.loopback.hub import LoopbackHub
+from shortv_export.packaging.build import build_package
+from shortv_export.records.selection import Selection
 
 CANARY = "hf_CanaryCanaryCanaryCanaryCanary"
 BASE, REPO = "loopback/base", "loopback/faster"

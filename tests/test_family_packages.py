@@ -22,22 +22,27 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_families import TINY, tiny_model
-from tiny_processors import PROCESSORS, build_tiny_base, missing, older_layout, tiny_tokenizer
 
 from shortv_export import pipeline
-from shortv_export.base_model import load_base, load_processor, resolve_base
-from shortv_export.calibration import Calibration, Sample, encode, load_calibration
-from shortv_export.clips import Clip
+from shortv_export.base.definition import frozen_by_definition, placed, text_decoder, visual_tokens
+from shortv_export.base.families import FAMILIES
+from shortv_export.base.model import load_base, load_processor
+from shortv_export.base.resolve import resolve_base
 from shortv_export.errors import ShortVError
-from shortv_export.families import FAMILIES
-from shortv_export.hub import push_package
-from shortv_export.loopback import LoopbackHub
-from shortv_export.oracle import frozen_by_definition, placed, text_decoder, visual_tokens
-from shortv_export.package import build_package
-from shortv_export.recipe import RECIPE_NAME, Recipe, Selection
-from shortv_export.scoring import Scorer
-from shortv_export.verify import verify
+from shortv_export.loopback.hub import LoopbackHub
+from shortv_export.measure.scorer import Scorer
+from shortv_export.packaging.build import build_package
+from shortv_export.publish.push import push_package
+from shortv_export.records.file_names import RECIPE_NAME
+from shortv_export.records.recipe import Recipe
+from shortv_export.records.selection import Selection
+from shortv_export.samples.decode import Sample
+from shortv_export.samples.draw import Calibration, load_calibration
+from shortv_export.samples.encode import encode_samples
+from shortv_export.samples.video import Clip
+from shortv_export.verification.checks import verify
+from tests.support.tiny_families import TINY, tiny_model
+from tests.support.tiny_processors import PROCESSORS, build_tiny_base, missing, older_layout, tiny_tokenizer
 
 FROZEN = (0, 3)  # where layers differ, one of each kind
 # One with other names of its layers, one whose masks know images, one with experts.
@@ -160,7 +165,7 @@ def embeddings(model: Any) -> Iterator[list[Any]]:
 def test_samples_become_inputs(base: Any, photos: dict[str, Any], name: str) -> None:
     """As the chat template's own call makes them; the stock model puts features into the rows that count as visual."""
     model, processor = load_base(base(name))
-    batch = encode(processor, samples(photos))
+    batch = encode_samples(processor, samples(photos))
     visual = visual_tokens(model.config, batch["input_ids"])
     with embeddings(model) as seen, torch.no_grad():
         logits = model(**placed(model, batch)).logits[:, -1]
@@ -168,7 +173,7 @@ def test_samples_become_inputs(base: Any, photos: dict[str, Any], name: str) -> 
     assert torch.equal((seen[0] != embedded).any(-1), visual)
     assert (visual.sum(1) > 0).all()
     for row, sample in enumerate(samples(photos)):
-        single = encode(processor, [sample])
+        single = encode_samples(processor, [sample])
         ids = single["input_ids"][0]
         assert torch.equal(batch["input_ids"][row, -len(ids) :], ids)
         with torch.no_grad():
@@ -184,7 +189,7 @@ def test_videos_become_inputs(base: Any, photos: dict[str, Any], name: str) -> N
     """As `test_samples_become_inputs`, for clips: two of one sample, and one of another."""
     model, processor = load_base(base(name))
     every = video_samples(photos, name)
-    batch = encode(processor, every)
+    batch = encode_samples(processor, every)
     visual = visual_tokens(model.config, batch["input_ids"])
     with embeddings(model) as seen, torch.no_grad():
         logits = model(**batch).logits[:, -1]
@@ -192,7 +197,7 @@ def test_videos_become_inputs(base: Any, photos: dict[str, Any], name: str) -> N
     assert torch.equal((seen[0] != embedded).any(-1), visual)
     assert visual[0].sum() == PROCESSORS[name].videos * visual[1].sum() > 0
     for row, sample in enumerate(every):
-        single = encode(processor, [sample])
+        single = encode_samples(processor, [sample])
         with torch.no_grad():
             alone = model(**single).logits[0, -1]
         assert (logits[row] - alone).abs().max() <= 1e-4 * alone.abs().max()
@@ -227,7 +232,7 @@ def test_the_rate_of_frames(base: Any, photos: dict[str, Any], name: str) -> Non
     slow, fast, unknown = (
         Sample((), "yes ?", None, "", videos=(clip(photos["coffee"], number, fps),)) for fps in (0.2, 2.0, None)
     )
-    given = [encode(processor, [sample]) for sample in (slow, fast, unknown)]
+    given = [encode_samples(processor, [sample]) for sample in (slow, fast, unknown)]
     for inputs, fps in zip(given, (0.2, 2.0), strict=False):
         timing = {"total_num_frames": number, "fps": fps, "frames_indices": [*range(number)]}
         expected = chat_inputs(processor, slow, video_metadata=[timing | {"duration": number / fps}])
@@ -242,7 +247,7 @@ def test_the_rate_of_frames(base: Any, photos: dict[str, Any], name: str) -> Non
 def test_images_and_videos_of_a_sample(base: Any, photos: dict[str, Any], name: str) -> None:
     model, processor = load_base(base(name))
     both = Sample((photos["rocket"],), "yes ?", None, "", videos=(clip(photos["coffee"], 4),))
-    inputs = encode(processor, [both])
+    inputs = encode_samples(processor, [both])
     assert_same(inputs, chat_inputs(processor, both))
     with embeddings(model) as seen, torch.no_grad():
         model(**inputs)
@@ -254,14 +259,14 @@ def test_images_and_videos_of_a_sample(base: Any, photos: dict[str, Any], name: 
 def test_video_that_the_processor_refuses(base: Any, photos: dict[str, Any], name: str) -> None:
     single = Sample((), "yes ?", None, "", videos=(clip(photos["coffee"], 1),))
     with pytest.raises(ShortVError, match="cannot read a video of 1 frame: t:1 must be larger"):
-        encode(load_processor(base(name)), [single])
+        encode_samples(load_processor(base(name)), [single])
 
 
 @pytest.mark.parametrize("name", parameters(["llava", "idefics3", "gemma3"]))
 def test_videos_for_a_base_that_takes_none(base: Any, photos: dict[str, Any], name: str) -> None:
     processor = load_processor(base(name))
     with pytest.raises(ShortVError, match=r"takes no videos .*; give images, or a list of frames as image=COLUMN"):
-        encode(processor, video_samples(photos, name))
+        encode_samples(processor, video_samples(photos, name))
 
 
 @pytest.mark.parametrize("name", parameters(["llava_next_video"]))
@@ -269,14 +274,16 @@ def test_videos_without_a_chat_template_for_them(base: Any, photos: dict[str, An
     """Without any template, the family's plain prompt; with one that writes nothing for a video, an error."""
     processor = load_processor(base(name))
     processor.chat_template = None
-    tokens = processor.tokenizer.convert_ids_to_tokens(encode(processor, video_samples(photos, name))["input_ids"][1])
+    tokens = processor.tokenizer.convert_ids_to_tokens(
+        encode_samples(processor, video_samples(photos, name))["input_ids"][1]
+    )
     assert [token for token in tokens if token not in ("<pad>", "<video>")] == [
         *("<s>", "USER", ":", "is", "there", "a", "cat", "?", "ASSISTANT", ":")
     ]
     assert tokens.count("<video>") == 4 * 4  # frames of 4 x 4 patches, pooled
     processor.chat_template = "{{ messages[0]['content'][-1]['text'] }}"
     with pytest.raises(ShortVError, match="puts 0 of 1 videos into a prompt"):
-        encode(processor, video_samples(photos, name)[1:])
+        encode_samples(processor, video_samples(photos, name)[1:])
 
 
 @every_video_family
@@ -285,7 +292,7 @@ def test_scores_of_videos(base: Any, photos: dict[str, Any], name: str) -> None:
     sample = video_samples(photos, name)[1]
     found = Scorer(base(name))(Calibration((sample,), {}))
     model, processor = load_base(base(name))
-    inputs = encode(processor, [sample])
+    inputs = encode_samples(processor, [sample])
     visual = visual_tokens(model.config, inputs["input_ids"])
 
     def log_probabilities(*layers: int) -> Any:
@@ -328,7 +335,7 @@ def test_from_a_folder_of_clips_to_a_card(base: Any, photos: dict[str, Any], tmp
         if sample.digest not in result.data["sample_digests"]:
             continue
         assert [len(each.frames) for each in sample.videos] == [2]
-        inputs = encode(processor, [sample])
+        inputs = encode_samples(processor, [sample])
         visual = visual_tokens(model.config, inputs["input_ids"])
         with torch.no_grad():
             whole = model(**inputs).logits[0, -1].double().log_softmax(-1)
@@ -347,7 +354,7 @@ def test_from_a_folder_of_clips_to_a_card(base: Any, photos: dict[str, Any], tmp
 def test_prompt_of_a_family_without_chat_template(base: Any, photos: dict[str, Any], name: str) -> None:
     """Pictures, the first token, the question, an end of line: what the model was trained on."""
     processor = load_processor(base(name))
-    inputs = encode(processor, samples(photos)[:1])
+    inputs = encode_samples(processor, samples(photos)[:1])
     tokens = processor.tokenizer.convert_ids_to_tokens(inputs["input_ids"][0])
     assert tokens == ["<image>"] * 32 + ["<s>", "what", "is", "in", "this", "picture", "?"]
     assert "labels" not in inputs
@@ -394,7 +401,7 @@ def test_older_layout_of_the_files(base: Any, photos: dict[str, Any], tmp_path: 
     assert (older.num_layers, older.layer_shapes) == (newer.num_layers, newer.layer_shapes)
     package = build_package(older, tmp_path / "package", Selection(FROZEN, 4, "given"))
     processor = AutoProcessor.from_pretrained(package, trust_remote_code=True)
-    inputs, expected = (encode(each, samples(photos)) for each in (processor, load_processor(newer)))
+    inputs, expected = (encode_samples(each, samples(photos)) for each in (processor, load_processor(newer)))
     assert inputs.keys() == expected.keys()
     assert all(torch.equal(inputs[key], expected[key]) for key in expected)
     model, found = AutoModel.from_pretrained(package, trust_remote_code=True, output_loading_info=True)

@@ -35,7 +35,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from shortv_export import demo_layout, scenes
+from shortv_export.demo import scenes
+from training import demo_layout
 
 HIDDEN, HEADS, FFN = 128, 4, 256
 HEAD = HIDDEN // HEADS

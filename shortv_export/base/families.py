@@ -1,0 +1,275 @@
+"""The base architectures that can be converted: one row each.
+
+A new family is one row here and one tiny model in the tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from textwrap import fill
+from typing import Any
+
+from packaging.version import Version
+
+from ..errors import ShortVError
+from ..files import modeling_dir
+
+# Text models whose keys and values `shortv_layers.py` computes; its own list.
+TEXT_MODELS = (
+    *("llama", "mistral", "qwen2", "qwen3", "qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text", "qwen3_vl_moe_text"),
+    *("gemma", "gemma3_text", "cohere", "cohere2", "glm4v_text", "glm4v_moe_text", "aria_text", "paddleocr_vl_text"),
+)
+
+# The auto classes that people load vision-language models with. AutoModel gives the *generative* class, as
+# remote-code VLMs on the Hub do; every class left out would be an error for somebody.
+_AUTO_MODEL_CLASSES = (
+    "AutoModel",
+    "AutoModelForCausalLM",
+    "AutoModelForImageTextToText",
+    "AutoModelForMultimodalLM",
+)
+
+
+@dataclass(frozen=True)
+class Family:
+    """How a base architecture becomes a ShortV one.
+
+    Attributes:
+        model_type: the base's ``config.json`` model type.
+        name: what the names of its classes in transformers begin with.
+        title: what people call it.
+        note: what frozen visual tokens mean in this family beside what they mean everywhere; for its code and card.
+        tiles: into how many tiles a picture is cut in the paper's cost model (an overview and 2 x 2 details).
+        prompt: what a picture and a question become where the processor has no chat template.
+        text_models: the model types of its language model that frozen layers compute.
+        like: the family whose remote code, with other names filled in, is this one's, unless it has files of its own.
+        unless: fields of the text model's config that cannot be converted, and why.
+        since: the release of transformers from which on its published code works.
+        broken: releases since in which the base's own code fails.
+    """
+
+    model_type: str
+    name: str
+    title: str
+    note: str = ""
+    tiles: int = 1
+    prompt: str = "USER: <image>\n{question} ASSISTANT:"
+    text_models: tuple[str, ...] = TEXT_MODELS
+    like: str = "llava"
+    unless: Mapping[str, str] = field(default_factory=dict)
+    since: str = "5.0"
+    broken: tuple[str, ...] = ()
+
+    def check(self, text_config: Mapping[str, Any], name: str) -> None:
+        """Refuses a text model that has what this family's frozen layers do not compute.
+
+        Args:
+            text_config: complete.
+            name: the base as the user wrote it, for messages.
+
+        Raises:
+            ShortVError: it has.
+        """
+        for what, why in self.unless.items():
+            if text_config.get(what):
+                raise ShortVError(f"{name} is a {self.title} model that cannot be converted ({what}): {why}.")
+
+    @property
+    def base_class(self) -> str:
+        """Its generative class in transformers."""
+        return f"{self.name}ForConditionalGeneration"
+
+    @property
+    def model_class(self) -> str:
+        """The generative class of the remote code."""
+        return f"ShortV{self.base_class}"
+
+    @property
+    def config_class(self) -> str:
+        """The configuration class of the remote code."""
+        return f"ShortV{self.name}Config"
+
+    @property
+    def shortv_model_type(self) -> str:
+        """The package's own model type: loading without ``trust_remote_code`` fails; it never gives a dense model."""
+        return f"shortv_{self.model_type}"
+
+    @property
+    def auto_map(self) -> dict[str, str]:
+        """``config.json``'s ``auto_map``: which class of which file each auto class loads."""
+        configuration, modeling = (name.removesuffix(".py") for name in self.code[:2])
+        models = dict.fromkeys(_AUTO_MODEL_CLASSES, f"{modeling}.{self.model_class}")
+        return {"AutoConfig": f"{configuration}.{self.config_class}", **models}
+
+    @property
+    def code(self) -> tuple[str, ...]:
+        """The names of the files of remote code that a package carries: configuration and model first."""
+        own = (f"configuration_shortv_{self.model_type}.py", f"modeling_shortv_{self.model_type}.py")
+        return (*own, "shortv_layers.py", "shortv_weights.py")
+
+    def source(self, name: str) -> str:
+        """The text of a file of remote code.
+
+        It is a file in ``modeling/``. Configuration and model are there for families with layers of their own kind;
+        those of others are LLaVA's (or of another family that theirs is like), with their names filled in.
+        """
+        if name not in self.code[:2]:
+            return (modeling_dir() / name).read_text("utf-8")
+        for pattern in (self, FAMILIES[self.like], _LLAVA):
+            path = modeling_dir() / name.replace(f"_{self.model_type}.py", f"_{pattern.model_type}.py")
+            if path.exists():
+                break
+        text = path.read_text("utf-8")
+        for what in ("title", "name", "model_type"):
+            text = text.replace(getattr(pattern, what), getattr(self, what))
+        if self.note:
+            text = text.replace("visual tokens.\n\n", f"visual tokens.\n\n{fill(self.note, 119)}\n\n", 1)
+        return text
+
+
+_LLAVA = Family("llava", "Llava", "LLaVA-1.5")
+
+_BIDIRECTIONAL = (
+    "The stock model lets the tokens of an image see each other in both directions. Text tokens keep their rows of "
+    "that mask: a frozen layer computes them from the same keys and values as the stock layer does."
+)
+_DEEPSTACK = (
+    "The vision tower's deepstack features are added to the visual tokens after each of the first decoder layers, as "
+    "in the stock model: where such a layer is frozen, they are all that changes visual tokens there."
+)
+_EXPERTS = "The experts of a frozen layer see text tokens only; which experts a text token goes to does not change."
+_LINEAR = (
+    "Layers with linear attention or a convolution in the place of attention pass each token's state on to the next: "
+    "where one is frozen, that part still runs for every token, and visual tokens skip the feed-forward network only."
+)
+_WHOLE_PROMPT = (
+    "The stock model lets all tokens of the prompt see each other in both directions. Text tokens keep their rows of "
+    "that mask: a frozen layer computes them from the same keys and values as the stock layer does."
+)
+
+_ROWS = (
+    _LLAVA,
+    Family("llava_next", "LlavaNext", "LLaVA-NeXT", tiles=5),
+    Family("qwen2_5_vl", "Qwen2_5_VL", "Qwen2.5-VL", since="5.5"),  # before, its layers gave tuples
+    Family("qwen3_vl", "Qwen3VL", "Qwen3-VL", _DEEPSTACK),
+    Family("qwen3_vl_moe", "Qwen3VLMoe", "Qwen3-VL-MoE", f"{_DEEPSTACK} {_EXPERTS}", since="5.19"),
+    Family(
+        "qwen3_5",
+        "Qwen3_5",
+        "Qwen3.5",
+        _LINEAR,
+        text_models=("qwen3_5_text",),
+        since="5.14",
+    ),
+    Family(
+        "qwen3_5_moe",
+        "Qwen3_5Moe",
+        "Qwen3.5-MoE",
+        f"{_LINEAR} {_EXPERTS}",
+        text_models=("qwen3_5_moe_text",),
+        like="qwen3_5",
+        since="5.14",
+    ),
+    Family("qwen2_vl", "Qwen2VL", "Qwen2-VL", since="5.5"),
+    Family("llava_onevision", "LlavaOnevision", "LLaVA-OneVision"),
+    Family("internvl", "InternVL", "InternVL"),
+    Family("smolvlm", "SmolVLM", "SmolVLM"),
+    Family("idefics3", "Idefics3", "Idefics3"),
+    Family("gemma3", "Gemma3", "Gemma 3", _BIDIRECTIONAL),
+    Family(
+        "gemma4",
+        "Gemma4",
+        "Gemma 4",
+        f"{_BIDIRECTIONAL} It does so in layers with a sliding window, and not in every size. Audio counts as text.",
+        text_models=("gemma4_text",),
+        unless={
+            "num_kv_shared_layers": "its last layers take the keys and values of earlier ones",
+            "hidden_size_per_layer_input": "its layers take inputs of their own for each token",
+        },
+        since="5.18",
+    ),
+    Family("mistral3", "Mistral3", "Mistral 3"),
+    Family("paligemma", "PaliGemma", "PaliGemma", _WHOLE_PROMPT, prompt="<image>{question}"),
+    Family("glm4v", "Glm4v", "GLM-4V"),
+    Family("glm4v_moe", "Glm4vMoe", "GLM-4.5V", _EXPERTS, since="5.18"),
+    Family("glm46v", "Glm46V", "GLM-4.6V", since="5.18"),
+    Family("aya_vision", "AyaVision", "Aya Vision"),
+    Family("cohere2_vision", "Cohere2Vision", "Command A Vision"),
+    Family("llava_next_video", "LlavaNextVideo", "LLaVA-NeXT-Video"),
+    Family("video_llava", "VideoLlava", "Video-LLaVA"),
+    Family("vipllava", "VipLlava", "ViP-LLaVA"),
+    Family("idefics2", "Idefics2", "Idefics2"),
+    Family("aria", "Aria", "Aria", _EXPERTS),
+    Family("llama4", "Llama4", "Llama 4", _EXPERTS, text_models=("llama4_text",), since="5.20", broken=("5.24.0",)),
+    Family(
+        "ernie4_5_vl_moe",
+        "Ernie4_5_VLMoe",
+        "ERNIE 4.5 VL",
+        f"{_EXPERTS} The experts for visual tokens rest there, but for the marks around a picture.",
+        text_models=("ernie4_5_vl_moe_text",),
+        since="5.12",
+    ),
+    Family("molmo2", "Molmo2", "Molmo 2", _BIDIRECTIONAL, text_models=("molmo2_text",), since="5.20"),
+    Family("video_llama_3", "VideoLlama3", "VideoLLaMA3", since="5.18"),
+    Family("lighton_ocr", "LightOnOcr", "LightOnOCR", since="5.18"),
+    Family("paddleocr_vl", "PaddleOCRVL", "PaddleOCR-VL", since="5.18"),
+    Family("deepseek_vl", "DeepseekVL", "DeepSeek-VL", since="5.18"),
+    Family("exaone4_5", "Exaone4_5_", "EXAONE 4.5", text_models=("exaone4",), since="5.18"),
+    Family("janus", "Janus", "Janus", since="5.18"),
+    Family("lfm2_vl", "Lfm2Vl", "LFM2-VL", _LINEAR, text_models=("lfm2",), since="5.22"),
+)
+
+FAMILIES: dict[str, Family] = {family.model_type: family for family in _ROWS}
+
+
+REFUSED: dict[str, str] = {
+    "mllama": "its images enter by cross-attention, so there are no visual tokens to freeze",
+    "gemma3n": "its layers share keys and values, and take inputs per layer that freezing does not reach",
+    "phi4_multimodal": "its attention makes queries, keys and values in one projection, which freezing cannot split",
+}
+"""Architectures that people ask for and that cannot be converted, and why."""
+
+
+def family_of(config: Mapping[str, Any], name: str) -> Family:
+    """The family of a base's ``config.json``.
+
+    Args:
+        config: the parsed ``config.json``.
+        name: the base as the user wrote it, for messages.
+
+    Raises:
+        ShortVError: not a supported architecture, or its text model is not one; transformers is too old for it.
+    """
+    model_type = config.get("model_type")
+    if model_type in [family.shortv_model_type for family in FAMILIES.values()]:
+        raise ShortVError(f"{name} is a ShortV model already; convert the base it was made from.")
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        if reason := REFUSED.get(str(model_type)):
+            raise ShortVError(f"{name} is a {model_type} model, which cannot be converted: {reason}.")
+        supported = ", ".join(FAMILIES)
+        raise ShortVError(
+            f"{name} has model_type {model_type!r:.60}, which is not supported; supported: {supported}. "
+            "CONTRIBUTING.md says how to add one."
+        )
+    family, text_config = FAMILIES[model_type], config.get("text_config")
+    # Configs leave out what equals the default, which is the first of these.
+    default = family.text_models[0]
+    text_type = text_config.get("model_type", default) if isinstance(text_config, Mapping) else default
+    if text_type not in family.text_models:
+        supported = ", ".join(family.text_models)
+        raise ShortVError(f"{name} has a {text_type!r:.60} text model, not a supported one; supported: {supported}.")
+    if Version(installed := version("transformers")) < Version(family.since):
+        raise ShortVError(
+            f"{name} needs transformers {family.since} or newer, not {installed}: pip install -U transformers."
+        )
+    if installed in family.broken:
+        raise ShortVError(f"{name}: {family.title} itself fails in transformers {installed}; install another release.")
+    return family
+
+
+def plain_prompt(processor: object) -> str:
+    """`Family.prompt` for a processor without chat template: that of its own family, or else LLaVA's."""
+    name = type(processor).__name__
+    return next((family for family in _ROWS if name == f"{family.name}Processor"), _LLAVA).prompt

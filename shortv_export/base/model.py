@@ -1,0 +1,250 @@
+"""A base model: what is known of it, and how it is loaded."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ShortVError, one_line
+from ..files import file_sha256
+from ..hub import hub_error
+from ..records import CONFIG_NAME, BaseRecord
+from .families import Family
+from .shapes import LayerShape, layer_shapes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, ProcessorMixin
+
+# What visual tokens are counted in where no config says how many there are: LLaVA-1.5's picture.
+_REFERENCE_PICTURE = (336, 336)
+# Packages that some processors need, beside what this one depends on.
+_OF_PROCESSORS = ("torchvision", "num2words", "sentencepiece", "tiktoken")
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A resolved, pinned and checked base.
+
+    Attributes:
+        name: the base as the user wrote it.
+        repo_id: on the Hub; None for a local folder.
+        revision: the commit, 40 hex digits; None for a local folder.
+        path: the folder of its files: a snapshot in the Hub's cache, or the local folder.
+        config: its ``config.json`` as it stands, without the defaults that it leaves out.
+        family: how it becomes a ShortV model.
+        files: sorted names of the files that a package carries unchanged: not ``config.json``, not the card.
+    """
+
+    name: str
+    repo_id: str | None
+    revision: str | None
+    path: Path
+    config: dict[str, Any]
+    family: Family
+    files: tuple[str, ...]
+
+    @cached_property
+    def complete_config(self) -> dict[str, Any]:
+        """`config` with every default filled in by the stock class."""
+        return _complete(self.config, self.name)
+
+    @property
+    def text_config(self) -> dict[str, Any]:
+        """The language model's config, complete."""
+        return self.complete_config["text_config"]
+
+    @property
+    def num_layers(self) -> int:
+        """Decoder layers of the language model."""
+        return self.text_config["num_hidden_layers"]
+
+    @property
+    def layer_shapes(self) -> tuple[LayerShape, ...]:
+        """The widths of every decoder layer."""
+        return layer_shapes(self.text_config)
+
+    @cached_property
+    def visual_tokens(self) -> int:
+        """Visual tokens of one image, or of one tile where the family cuts images into tiles.
+
+        Where the config does not tell, the processor is asked: how many it makes of a square picture.
+
+        Raises:
+            ShortVError: the processor cannot be loaded, or makes none.
+        """
+        tokens = self._configured_visual_tokens
+        return _processed_visual_tokens(self) if tokens is None else tokens
+
+    @property
+    def prompt_visual_tokens(self) -> int:
+        """Visual tokens of the paper's cost model: 576 for LLaVA-1.5, 2880 for LLaVA-NeXT."""
+        return self.family.tiles * self.visual_tokens
+
+    @property
+    def image_token_id(self) -> int:
+        """The id that stands in ``input_ids`` wherever a visual token is."""
+        return find_image_token(self.config)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Size of the weight files, whether they are here yet or not.
+
+        Raises:
+            ShortVError: they are not, and the Hub cannot be asked.
+        """
+        names = [name for name in self.files if name.endswith(".safetensors")]
+        if self.repo_id is None or all((self.path / name).exists() for name in names):
+            return sum((self.path / name).stat().st_size for name in names)
+        from huggingface_hub import HfApi
+        from huggingface_hub.errors import HTTPError
+
+        try:
+            info = HfApi().model_info(self.repo_id, revision=self.revision, files_metadata=True)
+        except (HTTPError, OSError) as error:
+            raise hub_error(error, f"model {self.name}") from error
+        return sum(file.size or 0 for file in info.siblings or () if file.rfilename in names)
+
+    @property
+    def _configured_visual_tokens(self) -> int | None:
+        """`visual_tokens` by the config alone; None where it has no fields for them."""
+        if type(self.config.get("image_seq_length")) is int:
+            return self.config["image_seq_length"]
+        vision = self.complete_config.get("vision_config") or {}
+        strategy = self.complete_config.get("vision_feature_select_strategy")
+        image_size, patch_size = (vision.get(name) for name in ("image_size", "patch_size"))
+        if strategy is None or image_size is None or patch_size is None or isinstance(image_size, list | tuple):
+            return None
+        if self.complete_config.get("downsample_factor"):  # several patches become a token
+            return None
+        patches = (image_size // patch_size) ** 2
+        # CLIP puts a class token before the patches; "full" keeps it. Other vision models have none.
+        return patches + (strategy == "full" and vision["model_type"] == "clip_vision_model")
+
+    def record(self) -> BaseRecord:
+        """The pin of a recipe: sha256 and size of every file in `files` (reads all of them, large ones once)."""
+
+        def entry(name: str) -> dict[str, Any]:
+            path = self.path / name
+            return {"sha256": file_sha256(path, remembered=True), "size": path.stat().st_size}
+
+        # Hashing takes a core per file; more readers than this only wait for the disk.
+        with ThreadPoolExecutor(max_workers=4) as workers:
+            files = dict(zip(self.files, workers.map(entry, self.files), strict=True))
+        return BaseRecord(self.repo_id, self.revision, file_sha256(self.path / CONFIG_NAME), files)
+
+
+def load_base(
+    base: BaseModel, *, dtype: Any = "auto", device_map: Any = None, max_memory: Any = None
+) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """The stock model of a base, in eval mode, and its processor.
+
+    Args:
+        base: what to load.
+        dtype, device_map, max_memory: as in ``from_pretrained``.
+
+    Raises:
+        ShortVError: it cannot be loaded, or its weights are not the ones that its config describes.
+    """
+    from transformers import AutoModelForImageTextToText
+
+    try:
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
+            base.path,
+            dtype=dtype,
+            device_map=device_map,
+            max_memory=max_memory,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except Exception as error:  # transformers and torch raise many kinds; the cause stays for --debug
+        raise ShortVError(f"{base.name} cannot be loaded: {one_line(error)}") from error
+    model, loading = loaded
+    for kind, keys in loading.items():
+        if keys:
+            what = kind.replace("_", " ")
+            example = min(map(str, keys))
+            raise ShortVError(
+                f"{base.name}: its weights do not match its config ({len(keys)} {what}, such as {example}); "
+                "use a base whose weights are complete."
+            )
+    return model.eval(), load_processor(base)
+
+
+def load_processor(base: BaseModel) -> ProcessorMixin:
+    """The processor of a base.
+
+    Raises:
+        ShortVError: it cannot be loaded.
+    """
+    from transformers import AutoProcessor
+
+    try:
+        processor: ProcessorMixin = AutoProcessor.from_pretrained(
+            base.path, trust_remote_code=False, local_files_only=True
+        )
+    except Exception as error:  # as above: tokenizers raises bare Exception
+        if package := _missing_package(error):
+            raise ShortVError(
+                f"{base.name}: its processor needs {package}, which is not installed: pip install {package}."
+            ) from error
+        raise ShortVError(f"{base.name}: its processor cannot be loaded: {one_line(error)}") from error
+    return processor
+
+
+def _missing_package(error: Exception) -> str | None:
+    """The package that a processor was not made for want of, if that is what an error of transformers says."""
+    text = str(error).lower()
+    return next((name for name in _OF_PROCESSORS if name in text and find_spec(name) is None), None)
+
+
+def find_image_token(config: Mapping[str, Any], name: str = "the base") -> int:
+    for field in ("image_token_id", "image_token_index", "image_patch_id"):
+        if type(config.get(field)) is int and config[field] >= 0:
+            return config[field]
+    raise ShortVError(
+        f"{name}: its {CONFIG_NAME} names no image token (image_token_index or image_token_id), "
+        "so its visual tokens cannot be found; add it."
+    )
+
+
+def _processed_visual_tokens(base: BaseModel) -> int:
+    """Visual tokens of one picture, counted in what the base's own processor makes of it."""
+    from PIL import Image
+    from transformers import AutoConfig
+
+    from .definition import visual_tokens
+
+    processor: Any = load_processor(base)
+    try:
+        if getattr(processor, "chat_template", None):
+            content = [{"type": "image"}, {"type": "text", "text": "?"}]
+            prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        else:
+            prompt = processor.image_token
+        picture = Image.new("RGB", _REFERENCE_PICTURE)
+        inputs = processor(images=[picture], text=[prompt], return_tensors="pt")
+        config = AutoConfig.for_model(**copy.deepcopy(base.config))
+        count = int(visual_tokens(config, inputs["input_ids"]).sum())
+    except Exception as error:  # the processor classes raise many kinds
+        raise ShortVError(f"{base.name}: its processor cannot be used: {one_line(error)}") from error
+    if not count:
+        raise ShortVError(f"{base.name}: its processor puts no image token into a prompt; complete its files.")
+    return count
+
+
+def _complete(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The config with the defaults of the stock class, which never runs code of the base."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.for_model(**copy.deepcopy(dict(config))).to_dict()
+    except Exception as error:  # the config classes raise many kinds over wrong types and values
+        raise ShortVError(f"{name}: its {CONFIG_NAME} is not valid: {one_line(error)}") from error

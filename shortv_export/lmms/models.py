@@ -1,0 +1,88 @@
+"""lmms-eval's `llava_hf`, with another way to load the model and none to lose an error.
+
+Prompts, generation settings and all else are inherited, so that a package's numbers stand beside those of its base
+with ``--model llava_hf`` of the same lmms-eval. What goes wrong ends the process with status 1: lmms-eval answers ""
+where `generate` fails, and ends with status 0 after any other exception.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lmms_eval.models.chat.llava_hf import LlavaHf as LlavaHfChat
+from lmms_eval.models.simple import llava_hf
+from loguru import logger
+from transformers import AutoConfig
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+from ..errors import ShortVError, one_line
+from ..evaluation import check_package
+from ..measure import this_process
+
+
+class ShortVSimple(llava_hf.LlavaHf):
+    """As with ``--force_simple``.
+
+    Args:
+        pretrained: a package's folder, or a repository. It is checked as by `evaluation.check_package` before any of
+            its code runs: a model that freezes nothing, or code of another release, is refused.
+        revision: of the repository.
+        device: where it runs; the first GPU, if there is one.
+        options: as of `llava_hf`.
+    """
+
+    def __init__(
+        self, pretrained: str, revision: str | None = None, device: str | None = None, **options: Any
+    ) -> None:
+        with _errors_end_the_process():
+            package = check_package(pretrained, revision=revision)
+            config = AutoConfig.from_pretrained(package.folder, trust_remote_code=True)
+            model_class: Any = get_class_from_dynamic_module(config.auto_map["AutoModel"], str(package.folder))
+            # `llava_hf` looks up the class of a model type here, and loads its config without remote code.
+            AutoConfig.register(config.model_type, model_class.config_class, exist_ok=True)
+            llava_hf.model_map[config.model_type] = model_class
+            options["trust_remote_code"] = True  # for the processor
+            device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+            if this_process().num_processes == 1:  # where there are more, it places them itself
+                options.setdefault("device_map", device)
+            super().__init__(str(package.folder), device=device, **options)
+            if tuple(self.model.shortv_report()["frozen_layers"]) != package.recipe.frozen_layers:
+                raise ShortVError(f"{pretrained} does not freeze the layers that its recipe names.")
+
+    def generate_until(self, requests: Any) -> Any:
+        with _errors_end_the_process():
+            return super().generate_until(requests)
+
+    def loglikelihood(self, requests: Any) -> Any:
+        with _errors_end_the_process():
+            return super().loglikelihood(requests)
+
+    def generate_until_multi_round(self, requests: Any) -> Any:
+        with _errors_end_the_process():
+            return super().generate_until_multi_round(requests)
+
+
+class ShortV(ShortVSimple, LlavaHfChat):
+    """With the chat template of the model's processor; what lmms-eval takes unless told otherwise."""
+
+
+@contextmanager
+def _errors_end_the_process() -> Iterator[None]:
+    """Ends the process with status 1 at an exception, and at what `llava_hf` catches and logs as an error."""
+
+    def end(message: Any) -> None:
+        raise SystemExit(f"error: {one_line(message)}")
+
+    sink = logger.add(end, level="ERROR", format="{message}")
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, ShortVError):
+            traceback.print_exc()
+        raise SystemExit(f"error: {one_line(error)}") from None
+    finally:
+        logger.remove(sink)

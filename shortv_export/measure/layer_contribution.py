@@ -1,0 +1,321 @@
+"""Layer Contribution, exact and layer-major (ShortV, arXiv 2504.00502, Eq. 2).
+
+The LC of decoder layer *i* for a token set *X* (visual or text tokens) is the KL divergence, at the last
+prompt position, between the model's next-token distribution and that of the model in which *X* leaves layer
+*i* as it entered it. Layers before *i* do not notice, and layer *i* itself computes what it always does, so
+one walk over the layers serves every ablation: at layer *j* the original states and those of the ablations of
+all layers before *j* pass together, and the ablation of *j* is the layer's original output with the rows of
+*X* taken from its input. That is L(L+1)/2 layer passes per token set instead of L² + L, and each layer is
+needed once. In the last layer only the last prompt position is computed.
+
+The stock model makes the embeddings, masks and position embeddings itself; the decoder layers are called as
+they are, through whatever hooks placed them (`accelerate`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..base.definition import cache_name, final_norm, placed, text_decoder, visual_tokens
+from ..errors import ShortVError
+from .memory import out_of_memory
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+FORWARD = "kl(original||ablated)"
+"""The paper's Eq. 2."""
+REVERSE = "kl(ablated||original)"
+"""What the paper's reference code computes."""
+
+MAX_BATCH_TOKENS = 2560
+"""Tokens per call of a decoder layer: enough to keep an accelerator busy, and a CPU is slower with more, as what one
+operation writes is no longer in its caches when the next one reads it."""
+
+
+@dataclass(frozen=True)
+class LayerContributions:
+    """Layer Contributions of each sample, in nats; all ``(samples, layers)`` float64 on the CPU.
+
+    Attributes:
+        visual, text: of the visual and of the text tokens.
+        visual_cosine_distance: 1 - cosine similarity of a visual token's hidden state before and after the layer,
+            mean over the visual tokens; what the paper compares LC with.
+    """
+
+    visual: Tensor
+    text: Tensor
+    visual_cosine_distance: Tensor
+
+
+def layer_contributions(
+    model: PreTrainedModel,
+    inputs: Iterable[Mapping[str, Tensor]],
+    *,
+    layers: Iterable[nn.Module] | None = None,
+    divergence: str = FORWARD,
+    max_batch_tokens: int = MAX_BATCH_TOKENS,
+    max_state_bytes: int = 0,
+    on_sample: Callable[[Tensor], None] | None = None,
+) -> LayerContributions:
+    """Measures the Layer Contribution of every decoder layer, for visual and for text tokens.
+
+    Beside the model and one layer call of `max_batch_tokens`, a batch needs memory for its states: (2L-1) x
+    samples x tokens x hidden size x bytes per value.
+
+    Args:
+        model: a stock model of a supported family, in evaluation mode; it may be dispatched over devices.
+        inputs: what its processor returns, one sample or a left-padded batch at a time.
+        layers: the decoder layers, if not the model's own (see `streaming.StreamedLayers`); iterated once per group.
+        divergence: `FORWARD` (the paper's Eq. 2) or `REVERSE` (its reference code).
+        max_batch_tokens: tokens per layer call; at least one state passes at a time, however long it is.
+        max_state_bytes: how much memory the states of the batches that pass a layer together may take. Zero:
+            batches go one by one, which costs nothing while the layers stay in memory.
+        on_sample: called with each finished sample's visual LC, text LC and visual cosine distance, ``(3, layers)``,
+            in order.
+
+    Raises:
+        ShortVError: a sample without visual tokens, with one at the last prompt position, or padded on the
+            right; logits that are not finite; too little memory.
+    """
+    if divergence not in (FORWARD, REVERSE):
+        raise ShortVError(f"divergence must be {FORWARD!r} or {REVERSE!r}, not {divergence!r}.")
+    if model.training:
+        raise ShortVError("the model is in training mode; call model.eval() first.")
+    decoder: Iterable[nn.Module] = text_decoder(model).layers if layers is None else layers
+    finished: list[Tensor] = []
+    advice = f"lower --max-batch-tokens (now {max_batch_tokens}), or use --stream or --device-map auto"
+    with torch.inference_mode(), out_of_memory(advice):
+        batches = (_Batch.prepare(model, batch_inputs, number) for number, batch_inputs in enumerate(inputs, start=1))
+        for group in _groups(batches, max_state_bytes):
+            for index, layer in enumerate(decoder):
+                for batch in group:
+                    batch.advance(index, layer, max_batch_tokens)
+            for batch in group:
+                for sample in batch.contributions(model, divergence):
+                    finished.append(sample)
+                    if on_sample is not None:
+                        on_sample(sample)
+    if not finished:
+        raise ShortVError("there are no samples to measure on.")
+    return LayerContributions(*torch.stack(finished, dim=1))
+
+
+class _Batch:
+    """Some samples on their way through the layers: the original states and those of every ablation so far.
+
+    Attributes:
+        number: of the batch, for messages.
+        visual: ``(samples, tokens)`` bool.
+        calls: the keyword arguments that the stock model gives to each layer.
+        added: what it adds to the states after each layer but the last, as deepstack features; or None.
+        states: ``(2L-1, samples, tokens, hidden)``; first the original, then the visual and the text ablation
+            of layer 0, those of layer 1, and so on. The last layer's need no place, as no layer follows.
+        outcome: after the last layer, ``(2L, samples, hidden)`` at the last prompt position: of all states in
+            their order, then of the last layer's text ablation.
+        cosine_distances: of the original visual states over each layer so far, ``(samples,)`` each.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        embeddings: Tensor,
+        visual: Tensor,
+        calls: list[dict[str, Any]],
+        added: list[Tensor | None],
+    ) -> None:
+        self.number = number
+        self.visual = visual
+        self.calls = calls
+        self.added = added
+        self.states = embeddings.new_empty(2 * len(calls) - 1, *embeddings.shape)
+        self.states[0] = embeddings
+        self.outcome = embeddings[:0]
+        self.cosine_distances: list[Tensor] = []
+
+    @classmethod
+    def prepare(cls, model: PreTrainedModel, inputs: Mapping[str, Tensor], number: int) -> _Batch:
+        """Lets the stock model merge images and text, and make masks and positions, without its layers."""
+        inputs = placed(model, inputs)
+        visual = visual_tokens(model.config, inputs["input_ids"])
+        mask = inputs.get("attention_mask")
+        if mask is not None and not bool(mask[:, -1].all()):
+            raise ShortVError(f"batch {number} is padded on the right; set the tokenizer's padding_side to 'left'.")
+        if not bool(visual.any(dim=1).all()):
+            raise ShortVError(
+                f"batch {number} has a sample without visual tokens; give every sample an image or a video."
+            )
+        if bool(visual[:, -1].any()):
+            raise ShortVError(f"batch {number} has a prompt that ends in an image or a video; put text after it.")
+        with _recorded_calls(text_decoder(model)) as calls:
+            model(**inputs, use_cache=False, logits_to_keep=1)
+        if not all(isinstance(call["attention_mask"], Tensor | None) for call in calls):
+            raise ShortVError("this attention implementation's masks are not tensors; load the model with 'sdpa'.")
+        embeddings, *added = [call.pop("hidden_states") for call in calls]
+        return cls(number, embeddings, visual, calls, [states if states.any() else None for states in added])
+
+    def advance(self, index: int, layer: nn.Module, max_batch_tokens: int) -> None:
+        """Takes every state through decoder layer `index`, and adds the ablations of that layer."""
+        device = next(layer.parameters()).device
+        if device.type != "meta":
+            self.states, self.visual = self.states.to(device), self.visual.to(device)
+        samples, tokens = self.visual.shape
+        before = self.states[0].clone()
+        parts = self.states[: 1 + 2 * index].split(max(1, max_batch_tokens // (samples * tokens)))
+        if index == len(self.calls) - 1:
+            # Accelerate may run a layer that was offloaded on another device than that of its input.
+            rows = [_last_row(layer, part.flatten(0, 1), self._call(index, part)).to(before.device) for part in parts]
+            # Text frozen in this layer: its last prompt position leaves as it entered.
+            self.outcome = torch.cat([*rows, before[:, -1]]).view(-1, samples, before.shape[-1])
+            # Only the cosine distance asks what the last layer does to the visual tokens.
+            after = layer(before, **self._call(index, self.states[:1])).to(before.device)
+            self.cosine_distances.append(_cosine_distance(before, after, self.visual))
+            del self.states
+            return
+        for part in parts:
+            part.copy_(layer(part.flatten(0, 1), **self._call(index, part)).view_as(part))
+        visual, after = self.visual[..., None], self.states[0]
+        self.cosine_distances.append(_cosine_distance(before, after, self.visual))
+        torch.where(visual, before, after, out=self.states[1 + 2 * index])
+        torch.where(visual, after, before, out=self.states[2 + 2 * index])
+        if (added := self.added[index]) is not None:
+            self.states[: 3 + 2 * index] += added.to(device)
+
+    def _call(self, index: int, part: Tensor) -> dict[str, Any]:
+        """The keyword arguments of layer `index` for some states: what differs by sample is repeated."""
+        samples = part.shape[1]
+
+        def repeated(value: Any, dim: int = 0) -> Any:
+            if isinstance(value, tuple):  # rotary tables: (..., samples, tokens, width)
+                return tuple(repeated(item, item.dim() - 3) for item in value)
+            if isinstance(value, Tensor) and value.dim() and value.shape[dim] == samples:
+                return torch.cat([value] * len(part), dim)
+            return value
+
+        return {name: repeated(value) for name, value in self.calls[index].items()}
+
+    def contributions(self, model: PreTrainedModel, divergence: str) -> Tensor:
+        """After the last layer: visual LC, text LC and visual cosine distance, ``(samples, 3, layers)`` float64."""
+        head: Any = model.get_output_embeddings()
+        logits = head(final_norm(text_decoder(model))(self.outcome))
+        # In float64, because a small divergence is a sum of differences that nearly cancel.
+        log_probabilities = logits.cpu().double().log_softmax(-1)
+        if not bool(log_probabilities.isfinite().all()):
+            raise ShortVError(f"batch {self.number} gives logits that are not finite; use dtype bfloat16 or float32.")
+        first, second = log_probabilities[:1], log_probabilities[1:]
+        if divergence == REVERSE:
+            first, second = second, first
+        values = (first.exp() * (first - second)).sum(-1)
+        # The last layer's visual LC is 0 by definition: nothing reads the visual states after it.
+        visual = torch.cat([values[:-1:2], torch.zeros_like(values[:1])])
+        text = torch.cat([values[1::2], values[-1:]])
+        cosine_distance = torch.stack([distance.cpu().double() for distance in self.cosine_distances])
+        return torch.stack([visual, text, cosine_distance]).permute(2, 0, 1)
+
+
+def _cosine_distance(before: Tensor, after: Tensor, visual: Tensor) -> Tensor:
+    """1 - cosine similarity of the visual tokens' states, mean per sample: ``(samples,)`` float32.
+
+    Args:
+        before, after: ``(samples, tokens, hidden)``.
+        visual: ``(samples, tokens)`` bool.
+    """
+    distance = 1 - nn.functional.cosine_similarity(before.float(), after.float(), dim=-1)
+    return distance.where(visual, 0).sum(1) / visual.sum(1)
+
+
+def _groups(batches: Iterable[_Batch], max_state_bytes: int) -> Iterator[list[_Batch]]:
+    """Batches that pass each layer together: one, or as many as fit if the next is like the last."""
+    group: list[_Batch] = []
+    size = 0
+    for batch in batches:
+        group.append(batch)
+        size += batch.states.nbytes
+        if size + batch.states.nbytes > max_state_bytes:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+class _Recorder(nn.Module):
+    """Stands in for a decoder layer: keeps what it was called with, and gives zeros.
+
+    What the next one is called with is therefore what the model itself adds between the two.
+    """
+
+    def __init__(self, calls: list[dict[str, Any]]) -> None:
+        super().__init__()
+        self.calls = calls
+
+    def forward(self, hidden_states: Tensor, *args: None, **kwargs: Any) -> Tensor:
+        self.calls.append({"hidden_states": hidden_states, **kwargs})
+        return torch.zeros_like(hidden_states)
+
+
+@contextmanager
+def _recorded_calls(text_model: Any) -> Iterator[list[dict[str, Any]]]:
+    """While the context lasts, the text model's decoder layers only record the arguments of their calls."""
+    calls: list[dict[str, Any]] = []
+    layers = text_model.layers
+    text_model.layers = nn.ModuleList(_Recorder(calls) for _ in range(text_model.config.num_hidden_layers))
+    try:
+        yield calls
+    finally:
+        text_model.layers = layers
+
+
+class _KeysAndValuesComplete(Exception):
+    """A `_KeysAndValues` has what it is for."""
+
+
+class _KeysAndValues:
+    """Stands in for a cache in two calls of a layer: takes keys and values, then gives them."""
+
+    def __init__(self) -> None:
+        self.keys_and_values: tuple[Tensor, Tensor] | None = None
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """How many tokens come before those of the call."""
+        return 0 if self.keys_and_values is None else self.keys_and_values[0].shape[2] - 1
+
+    def update(self, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if self.keys_and_values is None:
+            self.keys_and_values = keys, values
+            raise _KeysAndValuesComplete
+        return self.keys_and_values
+
+
+def _last_row(layer: nn.Module, hidden_states: Tensor, call: dict[str, Any]) -> Tensor:
+    """A decoder layer's output at the last token: keys and values of all tokens, all else of that token only.
+
+    Args:
+        layer: a stock decoder layer.
+        hidden_states: ``(rows, tokens, hidden)``.
+        call: the layer's keyword arguments.
+
+    Returns:
+        ``(rows, hidden)``.
+    """
+    if not hasattr(layer, "self_attn"):  # linear attention has no rows of its own
+        return layer(hidden_states, **call)[:, -1]
+    call = call | {cache_name(call): _KeysAndValues()}
+    with suppress(_KeysAndValuesComplete):
+        layer(hidden_states, **call)
+    tables = call["position_embeddings"]  # Llama 4's is one of complex numbers
+    last = [item[..., -1:, :] for item in ([tables] if isinstance(tables, Tensor) else tables)]
+    call["position_embeddings"] = last[0] if isinstance(tables, Tensor) else tuple(last)
+    for name, value in call.items():
+        if not isinstance(value, Tensor):
+            continue
+        if name == "attention_mask":
+            call[name] = value[:, :, -1:] if value.dim() == 4 else value
+        elif value.shape[1:] == hidden_states.shape[1:2]:  # positions, and the like
+            call[name] = value[:, -1:]
+    return layer(hidden_states[:, -1:], **call)[:, 0]

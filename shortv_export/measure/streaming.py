@@ -1,0 +1,173 @@
+"""A stock model whose decoder layers are read from disk one at a time, for models that are larger than memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from ..base.definition import text_decoder
+from ..errors import ShortVError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+
+class CheckpointLayers:
+    """Which tensors of a checkpoint make which decoder layer, whatever they are called there.
+
+    The names and conversions are those by which transformers itself loads the checkpoint.
+
+    Args:
+        config: of the stock model.
+        dtype: of its layers; None takes that of the config.
+
+    Attributes:
+        model: the stock model, without any weights.
+        layers: its decoder layers.
+        mapping: how transformers reads the checkpoint.
+    """
+
+    def __init__(self, config: PreTrainedConfig, dtype: torch.dtype | None = None) -> None:
+        from transformers import AutoModelForImageTextToText
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightConverter, WeightRenaming
+
+        with torch.device("meta"):
+            self.model: Any = AutoModelForImageTextToText.from_config(config, dtype=dtype).eval()
+        self.layers: nn.ModuleList = text_decoder(self.model).layers
+        self.mapping: list[Any] = get_model_conversion_mapping(self.model)
+        self._renamings = [entry for entry in self.mapping if isinstance(entry, WeightRenaming)]
+        self._converters = [entry for entry in self.mapping if isinstance(entry, WeightConverter)]
+        self._parameters = self.model.state_dict()
+        self._prefix = next(f"{name}." for name, module in self.model.named_modules() if module is self.layers)
+
+    def layer_of(self, name: str) -> int | None:
+        """The number of the decoder layer that a tensor of the checkpoint belongs to; None for all others."""
+        from transformers.core_model_loading import rename_source_key
+
+        prefix = self.model.base_model_prefix
+        name, _ = rename_source_key(name, self._renamings, self._converters, prefix, self._parameters)
+        if not name.startswith(self._prefix):
+            return None
+        number = int(name.removeprefix(self._prefix).partition(".")[0])
+        return number if number < len(self.layers) else None
+
+
+class StreamedLayers:
+    """The decoder layers of a checkpoint, read from its safetensors one at a time and dropped after use.
+
+    Iterating yields stock layers in order; a layer's weights are gone once the next one is asked for.
+
+    Args:
+        files: the checkpoint's safetensors files.
+        config: of the stock model.
+        dtype, device: of the layers.
+
+    Raises:
+        ShortVError: a layer's tensors are missing or have other shapes.
+    """
+
+    def __init__(
+        self, files: Sequence[Path], config: PreTrainedConfig, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        from safetensors import safe_open
+
+        self.dtype = dtype
+        self.device = device
+        self.checkpoint = CheckpointLayers(config, dtype)
+        self.layers = self.checkpoint.layers
+        # For each layer, {file: names of its tensors in the file}.
+        self.places: list[dict[Path, list[str]]] = [{} for _ in self.layers]
+        for file in files:
+            with safe_open(file, framework="pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118 (not a mapping)
+                    if (number := self.checkpoint.layer_of(name)) is not None:
+                        self.places[number].setdefault(file, []).append(name)
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        from safetensors import safe_open
+
+        for number, (layer, places) in enumerate(zip(self.layers, self.places, strict=True)):
+            weights: dict[str, torch.Tensor] = {}
+            for file, names in places.items():
+                with safe_open(file, framework="pt", device=str(self.device)) as tensors:
+                    weights.update((name, tensors.get_tensor(name)) for name in names)
+            self._load(number, layer, weights)
+            weights.clear()
+            yield layer
+            layer.to("meta")
+
+    def _load(self, number: int, layer: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
+        """Gives a layer its weights, the way transformers does."""
+        from transformers.core_model_loading import convert_and_load_state_dict_in_model
+        from transformers.modeling_utils import LoadStateDictConfig
+
+        how = LoadStateDictConfig(
+            weight_mapping=self.checkpoint.mapping, device_map={"": self.device}, dtype=self.dtype
+        )
+        with _quiet():
+            loaded, _ = convert_and_load_state_dict_in_model(self.checkpoint.model, dict(weights), how)
+        wrong = [f"{name} has other shapes" for name, *_ in sorted(loaded.mismatched_keys)]
+        wrong += [f"{name} is missing" for name, value in layer.state_dict().items() if value.is_meta]
+        if wrong:
+            raise ShortVError(f"decoder layer {number} cannot be read: {wrong[0]}; download it again.")
+
+
+def load_streamed(
+    folder: Path, files: Sequence[Path], *, dtype: str | torch.dtype = "auto", device: torch.device | str = "cpu"
+) -> tuple[PreTrainedModel, StreamedLayers]:
+    """The stock model without its decoder layers, and the layers to stream.
+
+    Args:
+        folder: of the checkpoint.
+        files: its safetensors files.
+        dtype, device: of both.
+
+    Raises:
+        ShortVError: the checkpoint lacks tensors.
+    """
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    config = AutoConfig.from_pretrained(folder)
+    num_layers = config.get_text_config().num_hidden_layers
+    config.get_text_config().num_hidden_layers = 0
+    with _quiet():  # every decoder tensor is unexpected, on purpose
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
+            folder, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True
+        )
+    model, info = loaded
+    if info["missing_keys"]:
+        missing = ", ".join(sorted(info["missing_keys"])[:3])
+        raise ShortVError(f"the checkpoint lacks the tensors {missing}; download it again.")
+    model.config.get_text_config().num_hidden_layers = num_layers
+    layers = StreamedLayers(files, model.config, model.dtype, torch.device(device))
+    # Some decoders keep lists, one entry per layer, or numbers of layers, which came out empty.
+    empty = text_decoder(model)
+    for name, value in vars(text_decoder(layers.checkpoint.model)).items():
+        if not name.startswith("_") and isinstance(value, int | list | tuple | dict | set):
+            setattr(empty, name, value)
+    return model.to(device).eval(), layers
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' warnings about what is missing on purpose, and without a bar for every layer."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

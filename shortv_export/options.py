@@ -1,0 +1,327 @@
+"""What people can ask for. Every option is declared here once: its type, its default and its help.
+
+The functions of `pipeline` take these values. The command line, optimum's command and the commands on cards read the
+same fields. A help text or an error names an option as `field_name`; the command line shows it as ``--field-name``.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_type_hints
+
+from .errors import ShortVError
+
+MaxMemory = Mapping[int | str, int | str]
+"""As in ``from_pretrained``: GPU number or ``"cpu"`` -> bytes, or a text such as ``"20GiB"``."""
+
+
+@dataclass(frozen=True)
+class Help:
+    """How the command line shows an option.
+
+    Attributes:
+        text: the help.
+        metavar: what stands for the value; None lets the command line choose.
+        least: the smallest number allowed.
+        parse: from what was typed to the value; raises a ValueError that says what is wrong.
+    """
+
+    text: str
+    metavar: str | None = None
+    least: int | None = None
+    parse: Callable[[str], Any] | None = None
+
+
+def parse_max_memory(text: str) -> dict[int | str, str]:
+    """``"0=10GiB,cpu=20GiB"`` -> ``{0: "10GiB", "cpu": "20GiB"}``.
+
+    Raises:
+        ShortVError: it does not have this form, or names a place twice.
+    """
+    limits: dict[int | str, str] = {}
+    for item in text.split(","):
+        place, _, size = map(str.strip, item.partition("="))
+        key: int | str = int(place) if place.isascii() and place.isdigit() else place
+        if not (isinstance(key, int) or key == "cpu") or key in limits:
+            raise ShortVError(f"{item!r:.60} is no limit of memory; give a GPU's number or cpu once, as in cpu=20GiB.")
+        limits[key] = size
+    return limits
+
+
+def parse_counts(text: str) -> tuple[int, ...]:
+    """``"0,4,8"`` -> ``(0, 4, 8)``."""
+    return tuple(_numbers(item, 1, "0,4,8")[0] for item in text.split(","))
+
+
+def parse_lengths(text: str) -> tuple[tuple[int, int], ...]:
+    """``"64+576,64+2880"`` -> ``((64, 576), (64, 2880))``: numbers of text and of visual tokens."""
+    lengths = []
+    for item in text.split(","):
+        text_tokens, visual_tokens = _numbers(item, 2, "64+576,64+2880")
+        if min(text_tokens, visual_tokens) < 1:
+            raise ValueError("a prompt has text and visual tokens; give at least 1 of each.")
+        lengths.append((text_tokens, visual_tokens))
+    return tuple(lengths)
+
+
+def _numbers(text: str, count: int, example: str) -> list[int]:
+    """So many whole numbers, joined by plus signs."""
+    parts = [part.strip() for part in text.split("+")]
+    if len(parts) != count or not all(part.isascii() and part.isdigit() and len(part) < 8 for part in parts):
+        raise ValueError(f"{text!r} is not understood; write it as in {example}.")
+    return [int(part) for part in parts]
+
+
+Base = Annotated[str, Help("Base model: a Hub id or a folder.", "BASE")]
+Revision = Annotated[str | None, Help("Branch, tag or commit of the repository.")]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Samples to measure on."""
+
+    data: Annotated[
+        str | None,
+        Help(
+            "'paper', a Hub data set, or a folder with images or videos and metadata.jsonl. Default: the data that "
+            "the layers were scored on, or else 'paper'."
+        ),
+    ] = None
+    num_samples: Annotated[int, Help("Number of samples.", least=1)] = 40
+    seed: Annotated[int, Help("Random seed: of the samples, of held-out samples, and of `method` random.")] = 0
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How layers are scored."""
+
+    until_stable: Annotated[bool, Help("Add samples in rounds until the selected layers stop changing.")] = False
+    max_samples: Annotated[int, Help("With `until_stable`: stop at this many samples.", least=1)] = 160
+    divergence: Annotated[
+        str,
+        Help("'forward': KL(original || ablated), as the paper defines it; 'reverse': as its code computes it."),
+    ] = "forward"
+    max_batch_tokens: Annotated[int, Help("Tokens per call of a decoder layer; fewer need less memory.", least=1)] = (
+        2560  # keeps an accelerator busy; on a CPU, more would leave its caches
+    )
+    stream: Annotated[
+        bool, Help("Read decoder layers from disk one at a time, for a base that is larger than memory.")
+    ] = False
+
+    def __post_init__(self) -> None:
+        if self.divergence not in ("forward", "reverse"):
+            raise ShortVError(f"unknown `divergence` {self.divergence!r}; choose forward or reverse.")
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the model runs."""
+
+    dtype: Annotated[str, Help("Precision: auto, float32, bfloat16 or float16.")] = "auto"
+    device_map: Annotated[str | None, Help("Placement by accelerate, such as 'auto' or 'cuda'.")] = None
+    max_memory: Annotated[
+        MaxMemory | None,
+        Help(
+            "Memory that the model may use, such as 0=10GiB,cpu=20GiB. Implies `device_map` auto, unless it is streamed.",
+            parse=parse_max_memory,
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which layers to freeze."""
+
+    scores: Annotated[Path | None, Help("The lowest scores of this file, which `shortv-export score` wrote.")] = None
+    preset: Annotated[str | None, Help("'paper': the paper's list for this base; needs no scores.")] = None
+    frozen_layers: Annotated[str | None, Help("Exactly these layers, such as 31,29,30.")] = None
+    method: Annotated[
+        str,
+        Help("'lc': lowest Layer Contribution. To compare with: 'cosine' (of hidden states) or 'random'."),
+    ] = "lc"
+
+    @property
+    def sources(self) -> list[str]:
+        """The options given that say where the list comes from; more than one contradict each other."""
+        given = {"`scores`": self.scores, "`preset`": self.preset, "`frozen_layers`": self.frozen_layers}
+        random = ["`method` random"] if self.method == "random" else []
+        return [option for option, value in given.items() if value is not None] + random
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How many layers to freeze (one of these; default: 60 % of the layers)."""
+
+    num_frozen: Annotated[int | None, Help("This many layers.")] = None
+    flops_ratio: Annotated[
+        float | None, Help("As few layers as bring the prefill FLOPs down to this share of the base's.")
+    ] = None
+    max_kl: Annotated[
+        float | None,
+        Help("As many layers as keep KL(base || frozen), measured on held-out samples, at or below this."),
+    ] = None
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What the package holds."""
+
+    license: Annotated[str | None, Help("Licence of the package, if the base's card names none.")] = None
+    weights: Annotated[
+        str, Help("'copy', or 'reference': publish no weights; they are loaded from the base's Hub repository.")
+    ] = "copy"
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What the models are asked."""
+
+    group_by: Annotated[
+        str | None, Help("A column of the data, such as 'task': show accuracy for each of its values.")
+    ] = None
+    accuracy: Annotated[bool, Help("Refuse data without answers.")] = False
+    task: Annotated[
+        str | None, Help("The data is a benchmark on the Hub: its task. Writes .eval_results/ into the package.")
+    ] = None
+    force_overlap: Annotated[bool, Help("Draw also from the samples that the layers were chosen by.")] = False
+    max_new_tokens: Annotated[int, Help("Most tokens of an answer.", least=1)] = 32
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is compared with the base."""
+
+    sweep: Annotated[
+        tuple[int, ...] | None,
+        Help("Also these numbers of frozen layers, such as 0,4,8, on one load.", parse=parse_counts),
+    ] = None
+    baselines: Annotated[
+        bool, Help("Also FastV, VTW, ShortV with FastV, and layers chosen at random and by cosine.")
+    ] = False
+    speed: Annotated[bool, Help("Measure time, memory and FLOPs.")] = True
+    at: Annotated[
+        tuple[tuple[int, int], ...],
+        Help("Also time these numbers of text + visual tokens, such as 64+576,64+2880.", parse=parse_lengths),
+    ] = ()
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where and how to publish."""
+
+    private: Annotated[bool, Help("Make a new repository private.")] = False
+    create_pr: Annotated[bool, Help("Open a pull request instead of committing.")] = False
+    branch: Annotated[str | None, Help("Branch to publish to. Default: main.")] = None
+    overwrite: Annotated[bool, Help("Publish into a repository that this tool did not make.")] = False
+    commit_message: Annotated[str | None, Help("Message of the commit.")] = None
+    tag: Annotated[str | None, Help("A second tag, such as v1, beside the recipe's own.")] = None
+    dry_run: Annotated[bool, Help("Show the plan and change nothing.")] = False
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """From a BASE only."""
+
+    revision: Revision = None
+    out: Annotated[Path | None, Help("Folder of the package. Default: ./NAME.")] = None
+    evaluate_on: Annotated[int | None, Help("Evaluate on this many held-out samples, for the card.", least=1)] = None
+    samples: Samples = field(default_factory=Samples)
+    scoring: Scoring = field(default_factory=Scoring)
+    placement: Placement = field(default_factory=Placement)
+    choice: Choice = field(default_factory=Choice)
+    budget: Budget = field(default_factory=Budget)
+    contents: Contents = field(default_factory=Contents)
+
+
+# How others read the declarations
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a function, wherever it stands: a parameter, or a field of a parameter that is a dataclass.
+
+    Attributes:
+        name: of the parameter or field.
+        path: the names of the parameter and the fields that lead to it; the last is `name`.
+        type: without its `Help`.
+        default: `inspect.Parameter.empty` if it must be given.
+        help: how to show it.
+        group: the title of the dataclass it belongs to; None for a parameter.
+        positional: whether it is an argument and not an option.
+    """
+
+    name: str
+    path: tuple[str, ...]
+    type: Any
+    default: Any
+    help: Help
+    group: str | None
+    positional: bool
+
+    @property
+    def flag(self) -> str:
+        """As it is typed."""
+        return to_flag(self.name)
+
+
+def options_of(function: Callable[..., Any]) -> list[Option]:
+    """Every option of a function of `pipeline`, in the order in which they are declared."""
+    parameters = inspect.signature(function).parameters
+    hints = _hints(function, parameters)
+    found: list[Option] = []
+    for name, parameter in parameters.items():
+        positional = parameter.kind is not parameter.KEYWORD_ONLY
+        found += _flatten((name,), hints[name], parameter.default, None, positional)
+    return found
+
+
+def _hints(function: Any, names: Any) -> dict[str, Any]:
+    # Only of the parameters: the type of the result may not be imported yet.
+    annotations = {name: hint for name, hint in function.__annotations__.items() if name in names}
+    carrier = type("_", (), {"__annotations__": annotations, "__module__": function.__module__})
+    return get_type_hints(carrier, include_extras=True)
+
+
+def _flatten(path: tuple[str, ...], hint: Any, default: Any, group: str | None, positional: bool) -> Iterator[Option]:
+    if is_dataclass(hint):
+        title = str(inspect.getdoc(hint)).splitlines()[0].rstrip(".")
+        hints = get_type_hints(hint, include_extras=True)
+        for each in fields(hint):
+            yield from _flatten((*path, each.name), hints[each.name], getattr(default, each.name), title, False)
+    else:
+        kind, shown = get_args(hint)
+        yield Option(path[-1], path, kind, default, shown, group, positional)
+
+
+def to_flag(name: str) -> str:
+    """``num_frozen`` -> ``--num-frozen``."""
+    return f"--{name.replace('_', '-')}"
+
+
+def to_words(values: Any, *names: str) -> list[str]:
+    """These options of a dataclass as words of a command line; what is None, False or empty is left out."""
+    words: list[str] = []
+    for name in names:
+        value = getattr(values, name)
+        if value is True:
+            words.append(to_flag(name))
+        elif value not in (None, False, ()):
+            words += [to_flag(name), _typed(value)]
+        elif value == 0 and value is not False:
+            words += [to_flag(name), str(value)]
+    return words
+
+
+def _typed(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join("+".join(map(str, item)) if isinstance(item, tuple) else str(item) for item in value)
+    return str(value)
+
+
+def with_flags(text: str, names: set[str]) -> str:
+    """A message of the library in the words of the command line: `num_frozen` becomes --num-frozen."""
+    return re.sub(r"`(\w+)`", lambda found: to_flag(found[1]) if found[1] in names else found[0], text)

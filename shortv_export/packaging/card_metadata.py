@@ -1,0 +1,113 @@
+"""What a card takes over from the base's card: the licence and the languages."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from ..base import BaseModel
+from ..errors import ShortVError
+from ..records import CARD_NAME
+
+_MAX_CARD_BYTES = 1 << 20
+_LICENSE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,63}")
+_LANGUAGE = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*|code|multilingual")
+_LINK = re.compile(r"https?://\S+|[\w-][\w.-]*", re.ASCII)  # on the web, or a file of the package
+
+
+@dataclass(frozen=True)
+class Inherited:
+    """What the card takes over from the base's card, as the Hub's metadata names it.
+
+    Of these, `license_given` says that the licence is the user's word instead: the base's card names none, or another.
+    """
+
+    license: str
+    license_name: str | None = None
+    license_link: str | None = None
+    language: tuple[str, ...] = ()
+    license_given: bool = False
+
+
+def inherited_metadata(base: BaseModel, license: str | None = None) -> Inherited:
+    """The licence and the languages of a base.
+
+    Args:
+        base: the base, whose ``README.md`` is read if it has one.
+        license: the user's word for the licence; it wins over the base's card.
+
+    Raises:
+        ShortVError: no licence is known, or it is none that the Hub's metadata can hold.
+    """
+    metadata = _front_matter(base.path / CARD_NAME)
+    languages = metadata.get("language") or []
+    languages = languages if isinstance(languages, list) else [languages]
+    language = tuple(each for each in languages if isinstance(each, str) and _LANGUAGE.fullmatch(each))
+    inherited = metadata.get("license")
+    if isinstance(inherited, list) and len(inherited) == 1:
+        inherited = inherited[0]
+    if license is None and (not isinstance(inherited, str) or inherited == "unknown"):
+        raise ShortVError(f"the card of {base.name} names no licence; say which one applies with --license.")
+    chosen = license or str(inherited)
+    if not _LICENSE.fullmatch(chosen):
+        raise ShortVError(
+            f"{plain_line(chosen)!r} is no licence identifier, such as apache-2.0; set it with --license."
+        )
+    if chosen != inherited:
+        return Inherited(chosen, language=language, license_given=True)
+    name, link = (_short_text(metadata.get(key)) for key in ("license_name", "license_link"))
+    if link and base.repo_id and "://" not in link and link not in base.files:
+        # A path into the base's repository, whose file the package does not carry.
+        link = f"https://huggingface.co/{base.repo_id}/blob/{base.revision}/{quote(link.lstrip('/'))}"
+    return Inherited(chosen, name, link if link and _LINK.fullmatch(link) else None, language)
+
+
+def recorded_metadata(record: dict[str, Any]) -> Inherited:
+    """What a recipe says that the card inherits.
+
+    Raises:
+        ShortVError: it is not what `inherited_metadata` gives.
+    """
+    try:
+        fields = {name: value for name, value in record.items() if name != "template"}
+        inherited = Inherited(**{**fields, "language": tuple(fields["language"])})
+        name, link = inherited.license_name, inherited.license_link
+        right = (
+            _LICENSE.fullmatch(inherited.license)
+            and all(_LANGUAGE.fullmatch(each) for each in inherited.language)
+            and isinstance(inherited.license_given, bool)
+            and (name is None or name == _short_text(name))
+            and (link is None or _LINK.fullmatch(link))
+        )
+    except (LookupError, TypeError):
+        right = False
+    if not right:
+        raise ShortVError("the recipe's card is not what this tool writes: its licence or languages are none.")
+    return inherited
+
+
+def plain_line(text: Any) -> str:
+    """Text from elsewhere, made harmless: printable characters on one line, at most 200 of them."""
+    line = " ".join(str(text).split())
+    return "".join(character for character in line if character.isprintable())[:200]
+
+
+def _front_matter(path: Path) -> dict[str, Any]:
+    """The metadata block of a card; empty where there is none, or none that can be read."""
+    import yaml
+    from huggingface_hub.repocard import REGEX_YAML_BLOCK
+
+    try:
+        with path.open(encoding="utf-8") as file:
+            block = REGEX_YAML_BLOCK.search(file.read(_MAX_CARD_BYTES))
+        metadata = yaml.safe_load(block[2]) if block else None
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return {}
+    return metadata if isinstance(metadata, dict) else {}
+
+
+def _short_text(value: Any) -> str | None:
+    return plain_line(value) or None if isinstance(value, str) else None

@@ -1,0 +1,115 @@
+"""What pushing a base would do, told without its weights and scores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..base import BaseModel
+from ..errors import ShortVError
+from ..records import CARD_NAME, CONFIG_NAME, EVALUATION_NAME, FIGURE_NAME, RECIPE_NAME, WEIGHT_FILES, Selection
+from .plan import can_be_copied, files_of_base, same_file
+from .target import check_tag_name, look_at
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a push of a base would do, as far as one can tell without its package.
+
+    Attributes:
+        repo_id: with its namespace.
+        url: of the repository.
+        exists: whether it is there yet.
+        frozen_layers: None if they are to be measured first.
+        copied: names of the base's files that the Hub copies from the base's repository.
+        uploaded: names of those that this machine sends.
+        made: names of the files that this tool writes; small, but of unknown size.
+        copied_bytes, uploaded_bytes: size of `copied` and `uploaded`.
+        dry_run: True.
+    """
+
+    repo_id: str
+    url: str
+    exists: bool
+    frozen_layers: tuple[int, ...] | None
+    copied: tuple[str, ...]
+    uploaded: tuple[str, ...]
+    made: tuple[str, ...]
+    copied_bytes: int
+    uploaded_bytes: int
+    dry_run: bool = True
+
+    @property
+    def summary(self) -> str:
+        """The forecast in one line."""
+        if self.frozen_layers is None:
+            layers = "after measuring which layers to freeze"
+        else:
+            layers = f"with layers {', '.join(map(str, self.frozen_layers))} frozen"
+        return (
+            f"would push to {self.url}{'' if self.exists else ', a new repository,'} in one commit, {layers}: "
+            f"{len(self.copied)} files of the base copied on the Hub ({self.copied_bytes:,} bytes), "
+            f"{len(self.uploaded)} uploaded ({self.uploaded_bytes:,} bytes), "
+            f"and {len(self.made)} made here ({', '.join(self.made)})"
+        )
+
+
+def forecast_push(
+    base: BaseModel,
+    repo_id: str,
+    *,
+    selection: Selection | None = None,
+    weights: str = "copy",
+    evaluated: bool = False,
+    private: bool = False,
+    create_pr: bool = False,
+    revision: str | None = None,
+    overwrite: bool = False,
+    tag: str | None = None,
+    token: str | None = None,
+) -> Forecast:
+    """What `push_package` would do with a package of this base; changes nothing, and needs no weights here.
+
+    Args:
+        base: as `resolve_base` returns it, with or without weights.
+        selection: which layers are frozen, if that is known yet.
+        weights: ``"copy"``, or ``"reference"`` for a package without them.
+        evaluated: whether the package is evaluated before it is pushed.
+        repo_id, private, create_pr, revision, overwrite, tag, token: as in `push_package`.
+
+    Raises:
+        ShortVError: the push could not go through, as far as one can tell.
+    """
+    check_tag_name(tag, create_pr)
+    target = look_at(
+        repo_id, private=private, create_pr=create_pr, revision=revision, overwrite=overwrite, token=token
+    )
+    carried = [name for name in base.files if weights == "copy" or not name.endswith(WEIGHT_FILES)]
+    remote = files_of_base(target.api, base.repo_id, base.revision, carried)
+    pending = [name for name in carried if name not in remote or not same_file(remote[name], target.files.get(name))]
+    copied = tuple(name for name in pending if name in remote and can_be_copied(remote[name]))
+    uploaded = tuple(name for name in pending if name not in copied)
+    sizes = {name: file.size for name, file in remote.items()}
+    if not base.repo_id:
+        sizes = {name: (base.path / name).stat().st_size for name in carried}
+    if missing := [name for name in carried if name not in sizes]:
+        raise ShortVError(f"{base.name} could not be asked for the size of {missing[0]}; try again.")
+    made = {*base.family.code, CONFIG_NAME, RECIPE_NAME, CARD_NAME}
+    if selection is None or selection.method in ("lc", "cosine"):
+        made.add(FIGURE_NAME)
+    if evaluated:
+        made.add(EVALUATION_NAME)
+    return Forecast(
+        repo_id=target.repo_id,
+        url=f"{target.api.endpoint}/{target.repo_id}",
+        exists=target.exists,
+        frozen_layers=selection.frozen_layers if selection else None,
+        copied=copied,
+        uploaded=uploaded,
+        made=tuple(sorted(made)),
+        copied_bytes=sum(sizes[name] for name in copied),
+        uploaded_bytes=sum(sizes[name] for name in uploaded),
+    )

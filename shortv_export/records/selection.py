@@ -1,0 +1,30 @@
+"""Which layers are frozen, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which layers are frozen, and why.
+
+    Attributes:
+        frozen_layers: sorted layer numbers.
+        num_layers: of the language model.
+        method: ``"lc"`` (lowest Layer Contribution), ``"cosine"`` (lowest cosine distance), ``"random"``, ``"preset"``
+            (the paper's Table 8) or ``"given"``.
+        budget: what asked for this many, such as ``{"num_frozen": 19}``, and the seed of a random choice.
+        source: for a preset, what to cite.
+        evidence: what the choice rests on besides scores: ``"boundary"`` (a `statistics.Boundary`), ``"probes"`` (of
+            a bound on the divergence: ``{"num_frozen", "kl", "standard_error"}`` each) and ``"held_out"`` (the samples
+            that these were measured on; see `calibration.Calibration.record`).
+    """
+
+    frozen_layers: tuple[int, ...]
+    num_layers: int
+    method: str
+    budget: dict[str, Any] = field(default_factory=dict)
+    source: str | None = None
+    evidence: dict[str, Any] = field(default_factory=dict)

@@ -1,0 +1,106 @@
+"""Samples become the inputs of a model, by the base's own processor and chat template."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..base import plain_prompt
+from ..errors import ShortVError, one_line
+from .decode import Sample
+from .video import Clip
+
+if TYPE_CHECKING:
+    from transformers import BatchFeature, ProcessorMixin
+
+
+def encode_samples(processor: ProcessorMixin, samples: Sequence[Sample]) -> BatchFeature:
+    """The model's inputs for a batch of samples, up to where the answer would begin.
+
+    Args:
+        processor: of the base.
+        samples: at least one; each with any number of images, then of videos, which come before its question.
+
+    Returns:
+        Tensors: ``input_ids`` and ``attention_mask``, both (samples, tokens) and padded on the left, and what
+        the family's model takes besides.
+
+    Raises:
+        ShortVError: a video, for a processor or a chat template that takes none, or not such a one.
+    """
+    prompts = [_prompt(processor, sample) for sample in samples]
+    media: dict[str, Any] = {}
+    if any(sample.images for sample in samples):
+        media["images"] = [list(sample.images) for sample in samples]
+    if clips := [clip for sample in samples for clip in sample.videos]:
+        media["videos"] = [[list(clip.frames) for clip in sample.videos] for sample in samples]
+        # The frames are chosen already; what is left to say is when each of them was seen.
+        media["do_sample_frames"] = False
+        media["video_metadata"] = [_timing(clip) for clip in clips]
+    bos = processor.tokenizer.bos_token
+    try:
+        inputs = processor(
+            **media,
+            text=prompts,
+            padding=len(samples) > 1,
+            padding_side="left",
+            # A template that writes the first token itself must not get a second one.
+            **({"add_special_tokens": False} if bos and prompts[0].startswith(bos) else {}),
+            return_tensors="pt",
+        )
+    except Exception as error:  # processors raise many kinds, such as over too few frames
+        if not clips:
+            raise
+        frames = min(len(clip.frames) for clip in clips)
+        raise ShortVError(
+            f"the base's processor cannot read a video of {frames} frame{'s' * (frames > 1)}: {one_line(error)}"
+        ) from error
+    inputs.pop("labels", None)  # there is no answer to learn, though some processors make labels of every prompt
+    return inputs
+
+
+def _prompt(processor: Any, sample: Sample) -> str:
+    """A sample's text, with one placeholder for each image and each video."""
+    image_token, video_token = (getattr(processor, f"{kind}_token", f"<{kind}>") for kind in ("image", "video"))
+    if sample.videos and getattr(processor, "video_processor", None) is None:
+        raise ShortVError(
+            f"the base takes no videos ({type(processor).__name__}); give images, or a list of frames as image=COLUMN."
+        )
+    # Some data sets carry placeholders in the question; the template sets one for everything that is shown.
+    question = sample.question
+    for token in (image_token, video_token, "<image>", "<video>"):
+        question = question.replace(token, "")
+    question = question.strip()
+    if processor.chat_template:
+        content: list[Any] = [
+            *({"type": "image"} for _ in sample.images),
+            *({"type": "video"} for _ in sample.videos),
+            {"type": "text", "text": question},
+        ]
+        conversation: Any = [{"role": "user", "content": content}]
+        prompt = str(processor.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False))
+    else:
+        shown = [*[image_token] * len(sample.images), *[video_token] * len(sample.videos)]
+        prompt = re.sub(
+            r"<image>(\n?)", lambda found: "".join(f"{each}{found[1]}" for each in shown), plain_prompt(processor)
+        )
+        prompt = prompt.format(question=question)
+    if sample.videos and prompt.count(video_token) != len(sample.videos):
+        raise ShortVError(
+            f"the chat template of the base puts {prompt.count(video_token)} of {len(sample.videos)} videos into a "
+            "prompt; give images, or complete its template."
+        )
+    return prompt
+
+
+def _timing(clip: Clip) -> dict[str, Any]:
+    """A clip's ``video_metadata``: its frames are all there is of it, at their own rate."""
+    count = len(clip.frames)
+    duration = count / clip.fps if clip.fps else None
+    return {
+        "total_num_frames": count,
+        "fps": clip.fps,
+        "duration": duration,
+        "frames_indices": list(range(count)),
+    }

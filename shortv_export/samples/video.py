@@ -1,0 +1,89 @@
+"""Video clips: a bounded number of evenly spread frames, as what they are kept, encoded and hashed.
+
+Clips that come as files are read with PyAV, which brings its own decoders (``pip install 'shortv-export[video]'``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, BinaryIO
+
+from ..errors import ShortVError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+MAX_FRAMES = 8
+"""Frames of a clip, where nobody says: what LLaVA-NeXT-Video and Video-LLaVA are used with."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A video as a model is shown it.
+
+    Attributes:
+        frames: RGB and in order; at least one.
+        fps: how many of *these* frames make a second, for models that read the time; None if that is not known.
+    """
+
+    frames: tuple[Image.Image, ...]
+    fps: float | None = None
+
+
+def spread(total: int, most: int) -> list[int]:
+    """The numbers of at most `most` of `total` frames, evenly spread from the first on."""
+    count = min(total, most)
+    return [number * total // count for number in range(count)]
+
+
+def make_clip(frames: Sequence[Image.Image], total: int, fps: float | None) -> Clip:
+    """A clip of frames that were spread over `total`, of which `fps` make a second.
+
+    Raises:
+        ValueError: the frames are not of one size.
+    """
+    if len({frame.size for frame in frames}) > 1:
+        raise ValueError("the frames of the video differ in size")
+    return Clip(tuple(frames), None if fps is None else fps * len(frames) / total)
+
+
+def read_clip(file: BinaryIO, max_frames: int) -> Clip:
+    """At most `max_frames` frames of a video file.
+
+    It is decoded from its beginning to the last of these frames, so a long film takes its time.
+
+    Raises:
+        ValueError: not a video, or a damaged one.
+        ShortVError: PyAV is not installed.
+    """
+    try:
+        import av
+    except ImportError:
+        raise ShortVError(
+            "reading video files needs PyAV: pip install 'shortv-export[video]'; or give each video as a list of its "
+            "frames' images."
+        ) from None
+    try:
+        # Some formats are lists of other files, which a file from elsewhere must not open.
+        with av.open(file, container_options={"protocol_whitelist": ""}) as container:
+            if not container.streams.video:
+                raise ValueError("the file holds no video")
+            stream = container.streams.video[0]
+            stream.thread_type = "AUTO"
+            fps = stream.average_rate
+            # Not every container says how many there are. A packet is a frame.
+            total = sum(packet.size > 0 for packet in container.demux(stream))
+            wanted = spread(total, max_frames)
+            container.seek(0)
+            frames = []
+            for number, frame in enumerate(container.decode(stream)):
+                if number in wanted:
+                    frames.append(frame.to_image())
+                    if number == wanted[-1]:
+                        break
+    except av.FFmpegError as error:
+        raise ValueError(f"the video cannot be read: {error.strerror}") from error
+    if not frames:
+        raise ValueError("the video has no frame")
+    return make_clip(frames, total, float(fps) if fps else None)

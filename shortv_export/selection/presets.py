@@ -1,0 +1,81 @@
+"""Lists of frozen layers that need no scores: the paper's, or one that the user gives."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from ..base import BaseModel
+from ..errors import ShortVError
+from ..records import Selection
+
+# ShortV layers of the paper's four LLaVA checkpoints (arXiv 2504.00502v2, Table 8), keyed by the transformers
+# conversion of each. The paper's order is kept: lowest Layer Contribution first.
+PRESET_SOURCE = "arXiv 2504.00502v2, Table 8"
+# fmt: off
+PRESETS: dict[str, tuple[int, ...]] = {
+    "llava-hf/llava-1.5-7b-hf": (
+        31, 29, 30, 28, 0, 26, 27, 25, 24, 22, 23, 21, 2, 3, 20, 18, 17, 12, 19,
+    ),
+    "llava-hf/llava-1.5-13b-hf": (
+        39, 32, 28, 36, 27, 37, 29, 30, 1, 38, 25, 31, 2, 26, 23, 34, 0, 33, 35, 22, 24, 21, 20, 17,
+    ),
+    "llava-hf/llava-v1.6-vicuna-7b-hf": (
+        31, 29, 30, 28, 26, 27, 22, 24, 21, 23, 25, 20, 19, 17, 18, 15, 12, 0, 2,
+    ),
+    "llava-hf/llava-v1.6-vicuna-13b-hf": (
+        39, 32, 29, 36, 27, 30, 37, 23, 25, 31, 26, 2, 28, 22, 33, 35, 34, 24, 38, 21, 20, 18, 1, 17,
+    ),
+}
+
+
+def preset_selection(base: BaseModel) -> Selection:
+    """The paper's list for a base that it converted.
+
+    Raises:
+        ShortVError: the paper has none for this base.
+    """
+    layers = PRESETS.get(base.repo_id or "")
+    if layers is None:
+        raise ShortVError(
+            f"the paper has no list for {base.name}; it has for {', '.join(PRESETS)}. "
+            "Measure scores for it with `shortv-export score`."
+        )
+    if max(layers) >= base.num_layers:
+        raise ShortVError(
+            f"the paper's list for {base.name} goes up to layer {max(layers)}, but it has {base.num_layers}."
+        )
+    return Selection(
+        tuple(sorted(layers)), base.num_layers, "preset", {"num_frozen": len(layers)}, source=PRESET_SOURCE
+    )
+
+
+def given_selection(frozen_layers: str | Sequence[int], num_layers: int) -> Selection:
+    """A list as given.
+
+    Args:
+        frozen_layers: layer numbers, or text such as ``"31,29,30"``, in any order.
+        num_layers: of the base.
+
+    Raises:
+        ShortVError: the list is empty, or holds anything but different numbers from 0 to ``num_layers - 1``.
+    """
+    items: Sequence[Any] = frozen_layers
+    if isinstance(frozen_layers, str):
+        # [0-9] and not int(): that takes "1_0", and digits of other scripts.
+        items = [
+            int(text) if re.fullmatch(r"-?[0-9]{1,9}", text) else text
+            for text in map(str.strip, frozen_layers.split(","))
+            if frozen_layers.strip()
+        ]
+    if not len(items):
+        raise ShortVError('the list of frozen layers is empty; give layer numbers such as "31,29,30".')
+    for position, item in enumerate(items):
+        if type(item) is not int:
+            raise ShortVError(f"frozen layer {item!r:.40} is not a whole number; give layer numbers such as 31,29,30.")
+        if not 0 <= item < num_layers:
+            raise ShortVError(f"frozen layer {item} is out of range; the model's layers are 0 to {num_layers - 1}.")
+        if item in items[:position]:
+            raise ShortVError(f"frozen layer {item} is given twice; give each layer once.")
+    return Selection(tuple(sorted(items)), num_layers, "given", {"num_frozen": len(items)})

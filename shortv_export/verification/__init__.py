@@ -1,0 +1,5 @@
+"""Verifies a package: its files against its recipe, and what it computes against its definition."""
+
+from .checks import verify
+
+__all__ = ["verify"]

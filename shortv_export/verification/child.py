@@ -1,0 +1,242 @@
+"""What `verify` runs in a fresh, isolated process: loads a package as a stranger would, holds it to its list.
+
+``python -I verify_child.py`` takes a JSON object on standard input (see `_Run`) and prints the checks as a
+JSON list, up to and including the first that failed. The static checks have passed before this is started:
+the remote code is this release's.
+"""
+
+import gc
+import importlib.util
+import itertools
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import transformers
+
+sys.modules["shortv_export"] = None  # type: ignore[assignment]  # importing it raises from here on
+
+# Of the logits' scale, in fp32: two orders of computing the same sums.
+TOLERANCE = 1e-5
+_SEED = 0
+_NEW_TOKENS = 8
+
+
+class _Failed(Exception):
+    """A check failed; the message says why."""
+
+
+def main() -> None:
+    """Runs the checks in order and prints them."""
+    checks = []
+    run = _Run(json.load(sys.stdin))
+    looks: tuple[tuple[str, Callable[[], str]], ...] = (
+        ("self-contained", _self_contained),
+        ("loads", run.load),
+        ("inputs", run.same_inputs),
+        ("frozen", run.frozen),
+        ("generates", run.generate),
+        ("definition", run.definition),
+    )
+    for name, look in looks:
+        try:
+            checks.append({"name": name, "passed": True, "detail": look()})
+        except _Failed as failure:
+            checks.append({"name": name, "passed": False, "detail": str(failure)})
+            break
+    print("\n" + json.dumps(checks))
+
+
+def _self_contained() -> str:
+    try:
+        import shortv_export  # noqa: F401
+    except ImportError:
+        return "loads in a process without shortv_export"
+    raise _Failed("shortv_export could be imported, so the package was not on its own.")
+
+
+class _Run:
+    """The package's model first, then the stock model: never both in memory.
+
+    Attributes:
+        task: ``package`` and ``stock`` (folders), ``model_class`` and ``base_class`` (names of classes),
+            ``prompt`` (for a processor without chat template), ``definition`` (file), ``frozen_layers``,
+            ``resident_layers`` (how many decoder layers memory holds; None for all) and ``offload_folder`` (where
+            loading may write).
+    """
+
+    def __init__(self, task: dict[str, Any]) -> None:
+        self.task = task
+        self.stock_definition = _module(task["definition"])
+        self.model: Any = None
+        self.inputs: Any = None
+        self.logits = torch.empty(0)
+        self.cached: list[list[torch.Tensor]] = []
+        self.visual = torch.empty(0)
+        # With layers on disk, each token reads them all.
+        self.new_tokens = _NEW_TOKENS if task["resident_layers"] is None else 1
+
+    def load(self) -> str:
+        """The model with all its weights, and the processor's inputs for one image and one question."""
+        self.model = self._from_pretrained(transformers.AutoModel, "package", trust_remote_code=True)
+        name = type(self.model).__name__
+        if name != self.task["model_class"]:
+            raise _Failed(f"AutoModel gave a {name}, not a {self.task['model_class']}.")
+        self.inputs = self._inputs_of("package", trust_remote_code=True)
+        self.visual = self.stock_definition.visual_tokens(self.model.config, self.inputs["input_ids"])
+        if not self.visual.any():
+            raise _Failed("the processor puts no visual token into a prompt with an image.")
+        return f"{name}, every weight found"
+
+    def same_inputs(self) -> str:
+        """The base's own processor, which transformers may choose by its model type, makes the same of them."""
+        expected = self._inputs_of("stock")
+        for name in sorted(expected.keys() | self.inputs.keys()):
+            found, wanted = self.inputs.get(name), expected.get(name)
+            if found is None or wanted is None or not torch.equal(found, wanted):
+                raise _Failed(f"its processor makes other {name} of an image and a question than the base's does.")
+        return "its processor makes of an image and a question what the base's does"
+
+    def frozen(self) -> str:
+        """One forward pass: what the model says it skipped must be what its list says."""
+        with torch.inference_mode():
+            output = self.model(**self.inputs, use_cache=True)
+        self.logits, self.cached = output.logits, self._cached(output)
+        report = self.model.shortv_report()
+        layers, visual = self.task["frozen_layers"], int(self.visual.sum())
+        # Without frozen layers there is nothing to find visual tokens for.
+        expected = {
+            "frozen_layers": layers,
+            "visual_tokens": visual if layers else 0,
+            "skipped_updates": len(layers) * visual,
+        }
+        for key, value in expected.items():
+            seen = list(report[key]) if key == "frozen_layers" else report[key]
+            if seen != value:
+                raise _Failed(f"the model reports {key} {seen} instead of {value}.")
+        return f"{len(layers)} layers skipped {visual} visual tokens each"
+
+    def generate(self) -> str:
+        """A greedy answer; afterwards the model is let go."""
+        with torch.inference_mode():
+            answer = self.model.generate(**self.inputs, max_new_tokens=self.new_tokens, do_sample=False)
+        new = answer.shape[1] - self.inputs["input_ids"].shape[1]
+        self.model = None
+        gc.collect()
+        if new < 1:
+            raise _Failed("the model generates nothing.")
+        return f"{new} tokens"
+
+    def definition(self) -> str:
+        """The stock model from the same weights, with the visual rows put back after each frozen layer."""
+        stock = self._from_pretrained(getattr(transformers, self.task["base_class"]), "stock")
+        layers, frozen_layers = self.stock_definition.text_decoder(stock).layers, self.task["frozen_layers"]
+        with torch.inference_mode(), self.stock_definition.frozen_by_definition(layers, frozen_layers, self.visual):
+            expected = stock(**self.inputs, use_cache=True)
+        logits = _difference(self.logits, expected.logits)
+        if not logits <= TOLERANCE:  # a NaN fails too
+            raise _Failed(f"the logits differ from the definition by {logits:.2g} of their scale.")
+        pairs = zip(self.cached, self._cached(expected), strict=True)
+        cached = [max(itertools.starmap(_difference, zip(found, wanted, strict=True))) for found, wanted in pairs]
+        for layer, difference in enumerate(cached):
+            if not difference <= TOLERANCE:
+                raise _Failed(f"keys and values of layer {layer} differ from the definition by {difference:.2g}.")
+        return (
+            f"logits within {logits:.2g}, keys and values of all layers within {max(cached):.2g} "
+            "of the base's with visual rows put back"
+        )
+
+    def _inputs_of(self, folder: str, **options: Any) -> dict[str, torch.Tensor]:
+        try:
+            processor = transformers.AutoProcessor.from_pretrained(self.task[folder], **options)
+        except Exception as error:  # transformers raises many kinds; an ImportError says what to install
+            raise _Failed(f"the {folder} processor does not load: {' '.join(str(error).split())[:300]}") from None
+        inputs: dict[str, torch.Tensor] = self.stock_definition.placed(
+            self.model, _inputs(processor, self.task["prompt"])
+        )
+        return inputs
+
+    def _cached(self, output: Any) -> list[list[torch.Tensor]]:
+        """What a forward pass left in each layer's cache: keys and values, ``(batch, key heads, tokens)``.
+
+        Of each key and value, its component in one direction: all of them for a long prompt would take gigabytes.
+        """
+        kept = []
+        for layer in output[self.stock_definition.cache_name(output)].layers:
+            generator = torch.Generator().manual_seed(_SEED)
+            states = self.stock_definition.cached_states(layer)
+            kept.append([each.cpu() @ torch.randn(each.shape[-1], generator=generator) for each in states])
+        return kept
+
+    def _from_pretrained(self, auto: Any, folder: str, **options: Any) -> Any:
+        options |= {"dtype": torch.float32, "use_safetensors": True}
+        try:
+            options |= self._placement(auto, folder, **options) | {"output_loading_info": True}
+            model, loading = auto.from_pretrained(self.task[folder], **options)
+        except Exception as error:  # transformers raises many kinds
+            raise _Failed(f"the {folder} model does not load: {' '.join(str(error).split())[:300]}") from None
+        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+            if loading[kind]:
+                some = ", ".join(sorted(map(str, loading[kind]))[:3])
+                raise _Failed(f"the {folder} model loads with {kind.replace('_', ' ')}: {some}.")
+        return model.eval()
+
+    def _placement(self, auto: Any, folder: str, trust_remote_code: bool = False, **_: Any) -> dict[str, Any]:
+        """Where each part goes if memory does not hold all decoder layers: the last ones stay on disk."""
+        resident = self.task["resident_layers"]
+        if resident is None:
+            return {}
+        config = transformers.AutoConfig.from_pretrained(self.task[folder], trust_remote_code=trust_remote_code)
+        with torch.device("meta"):
+            if auto is transformers.AutoModel:
+                skeleton = auto.from_config(config, trust_remote_code=trust_remote_code)
+            else:
+                skeleton = auto._from_config(config)
+        away = self.stock_definition.text_decoder(skeleton).layers[resident:]
+        layers = [name for name, module in skeleton.named_modules() if any(module is layer for layer in away)]
+        names = (*dict(skeleton.named_parameters()), *dict(skeleton.named_buffers()))
+        kept = [name for name in names if not name.startswith(tuple(f"{layer}." for layer in layers))]
+        device_map = {**dict.fromkeys(layers, "disk"), **dict.fromkeys(kept, "cpu")}
+        return {"device_map": device_map, "offload_folder": self.task["offload_folder"]}
+
+
+def _difference(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """The largest absolute difference, of the expected tensor's largest absolute value."""
+    return (found - expected).abs().max().item() / max(expected.abs().max().item(), torch.finfo(torch.float32).tiny)
+
+
+def _inputs(processor: Any, plain_prompt: str) -> Any:
+    """One image of seeded noise, and one question: as its chat template has it, or the family's plain prompt."""
+    from PIL import Image
+
+    generator = torch.Generator().manual_seed(_SEED)
+    noise = torch.randint(256, (240, 320, 3), generator=generator, dtype=torch.uint8)
+    question = "What is in this picture?"
+    if processor.chat_template:
+        content = [{"type": "image"}, {"type": "text", "text": question}]
+        prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    else:
+        prompt = plain_prompt.replace("<image>", getattr(processor, "image_token", "<image>"))
+        prompt = prompt.format(question=question)
+    try:
+        inputs = processor(images=[Image.fromarray(noise.numpy())], text=[prompt], return_tensors="pt")
+    except Exception as error:  # processors raise many kinds
+        raise _Failed(f"the processor takes no image: {' '.join(str(error).split())[:300]}") from None
+    inputs.pop("labels", None)  # some processors make them of every prompt, to learn it
+    return inputs
+
+
+def _module(path: str) -> Any:
+    """A module from a file of a project that cannot be imported here."""
+    specification = importlib.util.spec_from_file_location("definition", path)
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+if __name__ == "__main__":
+    main()

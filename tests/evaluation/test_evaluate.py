@@ -1,0 +1,451 @@
+"""Evaluation against the definition: the stock model, whose visual rows are put back, run token by token."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from shortv_export import pipeline
+from shortv_export.base.resolve import resolve_base
+from shortv_export.errors import ShortVError
+from shortv_export.evaluation import comparison as evaluation
+from shortv_export.evaluation.answers import normalised
+from shortv_export.evaluation.comparison import check_package, evaluate, load_package
+from shortv_export.evaluation.estimates import mean_interval
+from shortv_export.evaluation.fidelity import Answers, accuracy_of, fidelity_of, measure_fidelity
+from shortv_export.evaluation.speed import frozen
+from shortv_export.evaluation.tables import tables
+from shortv_export.packaging.build import build_package
+from shortv_export.publish.push import push_package
+from shortv_export.records.evaluation import NO_WIDTH, SINGLE_SAMPLE, Evaluation
+from shortv_export.records.scores import Scores
+from shortv_export.records.selection import Selection
+from shortv_export.samples.draw import Calibration, load_calibration
+from shortv_export.samples.encode import encode_samples
+from tests.support.definition import oracle
+
+LAYERS = 4
+FROZEN = (0, 2)
+VISUAL = (0.2, 0.3, 0.1, 0.4)  # the scores: the order is 2, 0, 1, 3
+NEW_TOKENS = 5
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory: pytest.TempPathFactory, photos: dict[str, Any]) -> Path:
+    """Eight samples: four photographs with two questions each; those about cats have an answer."""
+    folder = tmp_path_factory.mktemp("questions")
+    lines = []
+    for name, image in photos.items():
+        image.resize((96, 64)).save(folder / f"{name}.png")
+        about = {"file_name": f"{name}.png", "task": "cats", "question": "is there a cat ?", "answer": "the  cat."}
+        lines += [about, about | {"task": "pictures", "question": "what is in this picture ?", "answer": None}]
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def make_package(tiny_base: Callable[..., Path], tmp_path: Path) -> Callable[..., str]:
+    """``make_package(frozen_layers, calibration={...} or None, **tiny_base's arguments)``: a package's folder."""
+
+    def make(
+        frozen_layers: tuple[int, ...] = FROZEN, calibration: dict[str, Any] | None = None, **arguments: Any
+    ) -> str:
+        scores = None
+        if calibration is not None:
+            scores = Scores(VISUAL, VISUAL, (0.0,) * LAYERS, 1, calibration=calibration)
+        selection = Selection(frozen_layers, LAYERS, "given" if scores is None else "lc")
+        base = resolve_base(tiny_base(**arguments))
+        return str(build_package(base, tmp_path / "package", selection, scores=scores))
+
+    return make
+
+
+def digests(data: Path) -> list[str]:
+    return [sample.digest for sample in load_calibration(data, num_samples=8).samples]
+
+
+def greedy(model: Any, inputs: Any, answer: list[int] | None = None) -> tuple[list[int], torch.Tensor]:
+    """Token by token without a cache: an answer, or a given one, and the log-probabilities before each token."""
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    tokens: list[int] = []
+    steps = []
+    while len(tokens) < (NEW_TOKENS if answer is None else len(answer)):
+        with torch.no_grad():
+            logits = model(**{**inputs, "input_ids": ids, "attention_mask": mask}, use_cache=False).logits[0, -1]
+        steps.append(logits.double().log_softmax(-1))
+        tokens.append(int(logits.argmax()) if answer is None else answer[len(tokens)])
+        ids = torch.cat([ids, torch.tensor([tokens[-1:]])], 1)
+        mask = torch.cat([mask, torch.ones(1, 1, dtype=mask.dtype)], 1)
+        if tokens[-1] == model.generation_config.eos_token_id:
+            break
+    return tokens, torch.stack(steps)
+
+
+@pytest.mark.parametrize("model_type", ["llava", "llava_next"])
+def test_fidelity_is_that_of_the_definition(
+    make_package: Callable[..., str], tiny_base: Callable[..., Path], questions: Path, model_type: str
+) -> None:
+    base = tiny_base(model_type=model_type)
+    stock, processor = AutoModelForImageTextToText.from_pretrained(base), AutoProcessor.from_pretrained(base)
+    samples = load_calibration(questions, num_samples=4).samples
+    expected = []
+    for sample in samples:
+        inputs = encode_samples(processor, [sample])
+        answer, plain = greedy(stock, inputs)
+        with oracle(stock, FROZEN):
+            own, _ = greedy(stock, inputs)
+            _, changed = greedy(stock, inputs, answer)
+        kl = functional.kl_div(changed, plain, reduction="none", log_target=True).sum(-1)
+        same_first = bool(plain[0].argmax() == changed[0].argmax())
+        texts = [processor.tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in (answer, own)]
+        expected.append((kl[0].item(), kl.mean().item(), same_first, answer == own, *texts))
+
+    model, loaded_processor = load_package(check_package(make_package(model_type=model_type)))
+    changes = [frozen(FROZEN, LAYERS), frozen((), LAYERS)]
+    found, unchanged = measure_fidelity(model, loaded_processor, samples, changes, max_new_tokens=NEW_TOKENS)
+    for answers, (first_kl, kl_mean, same_first, same, text, own_text) in zip(found, expected, strict=True):
+        assert answers.first_token_kl == pytest.approx(first_kl, rel=1e-3)
+        assert answers.answer_kl == pytest.approx(kl_mean, rel=1e-3)
+        assert (answers.top1_agreement, answers.exact_match) == (same_first, same)
+        assert (answers.base, answers.changed) == (text, own_text)
+    assert max(answers.answer_kl for answers in found) > 0.01, "the comparison needs differences"
+    # With nothing frozen the model is its base, bit for bit.
+    for answers in unchanged:
+        assert (answers.first_token_kl, answers.answer_kl) == (0.0, 0.0)
+        assert answers.top1_agreement
+        assert answers.exact_match
+    assert model.config.frozen_layers == []
+
+
+def test_means_and_paired_differences(questions: Path) -> None:
+    samples = load_calibration(questions, num_samples=8).samples
+    samples = tuple(sorted(samples, key=lambda sample: sample.answer is None))
+    answers = [
+        Answers(kl, 2 * kl, kl < 2, kl < 1, base, changed)
+        for kl, base, changed in (
+            (0.0, "Cat", "cat"),
+            (1.0, "a cat", "dog"),
+            (2.0, "cat!", "the cat"),
+            (3.0, "dog", "rocket"),
+            *((0.0, "cat", "cat"),) * 4,
+        )
+    ]
+    fidelity = fidelity_of(answers)
+    assert fidelity.num_samples == 8
+    assert (fidelity.first_token_kl.mean, fidelity.answer_kl.mean) == (0.75, 1.5)
+    assert (fidelity.top1_agreement.mean, fidelity.exact_match.mean) == (0.75, 0.625)
+    accuracy = accuracy_of(answers, samples)
+    assert accuracy is not None
+    assert (accuracy.num_samples, accuracy.base.mean, accuracy.changed.mean) == (4, 0.75, 0.5)
+    assert accuracy.difference.mean == -0.25
+    assert accuracy.difference.low is not None
+    assert accuracy.difference.high is not None
+    # Only ever worse, so in no resample better; unpaired, that could not be told.
+    assert accuracy.difference.low < accuracy.difference.high <= 0
+    assert accuracy_of(answers[4:], samples[4:]) is None
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("The Cat.", "cat"),
+        ("an  orange suit", "Orange suit!"),
+        ("two", "2"),
+        ("none", "0"),
+        ("1,000", "1000"),
+        ("don't", "dont"),
+        ("black/white", "black white"),
+        ("3.5 m", "3.5 m."),
+    ],
+)
+def test_same_answers(one: str, other: str) -> None:
+    assert normalised(one) == normalised(other)
+
+
+@pytest.mark.parametrize(("one", "other"), [("cat", "cats"), ("3.5", "35"), ("yes", "no"), ("another", "other")])
+def test_different_answers(one: str, other: str) -> None:
+    assert normalised(one) != normalised(other)
+
+
+def test_interval_of_a_mean() -> None:
+    values = torch.randn(400, generator=torch.Generator().manual_seed(0)).double() * 3 + 1
+    interval = mean_interval(values.tolist(), resamples=4000)
+    assert interval is not None
+    # Of many samples, the interval of the normal approximation.
+    half = 1.96 * values.std().item() / 20
+    assert interval == pytest.approx((values.mean().item() - half, values.mean().item() + half), abs=0.03)
+    assert mean_interval([1.0]) is None
+    assert mean_interval([2.0, 2.0]) == (2.0, 2.0)
+
+
+def run_evaluation(package: str, data: Path, **options: Any) -> Evaluation:
+    options = {"num_samples": 3, "max_new_tokens": NEW_TOKENS, "speed": False, **options}
+    return pipeline.evaluate(package, data=str(data), **options)
+
+
+def test_an_interrupted_run_goes_on(make_package: Callable[..., str], questions: Path, tmp_path: Path) -> None:
+    package, output = make_package(), tmp_path / "evaluation.json"
+    whole = run_evaluation(package, questions, output=tmp_path / "whole.json")
+
+    def interrupt(done: int, total: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_evaluation(package, questions, output=output, progress=interrupt)
+    partial = tmp_path / "evaluation.json.partial.jsonl"
+    assert not output.exists()
+    kept = partial.read_text(encoding="utf-8")
+    partial.write_text(f'{kept}\n{{"settings": "half a li', encoding="utf-8")
+    assert run_evaluation(package, questions, output=output) == whole
+    assert output.read_bytes() == (tmp_path / "whole.json").read_bytes()
+    assert not partial.exists()
+
+    # Finished samples are read, not measured again; those of other settings are not.
+    first = json.loads(kept.split("\n")[1])
+    first["values"]["first_token_kl"] = 1000.0
+    for new_tokens, is_read in ((NEW_TOKENS + 1, False), (NEW_TOKENS, True)):
+        partial.write_text(json.dumps(first), encoding="utf-8")
+        found = run_evaluation(package, questions, output=output, max_new_tokens=new_tokens)
+        assert (found.chosen.fidelity.first_token_kl.mean > 300) == is_read
+
+
+def test_held_out_samples(make_package: Callable[..., str], questions: Path) -> None:
+    used = digests(questions)[:5]
+    package = make_package(calibration={"data": "local files", "sample_digests": used})
+    result = run_evaluation(package, questions)
+    assert not {*used} & {*result.data["sample_digests"]}
+    assert (result.data["overlap"], result.data["num_samples"]) == (0, 3)
+    with pytest.raises(ShortVError, match="3 usable samples besides the 5 that are set apart"):
+        run_evaluation(package, questions, num_samples=4)
+    forced = run_evaluation(package, questions, num_samples=8, force_overlap=True)
+    assert forced.data["overlap"] == 5
+    assert "The layers were chosen by 5 of these 8 samples." in forced.notes
+    with pytest.raises(ShortVError, match="were chosen by local files; name data with --data"):
+        pipeline.evaluate(package)
+
+
+def test_unknown_calibration_samples(make_package: Callable[..., str], questions: Path) -> None:
+    package = make_package(calibration={"data": "local files"})
+    with pytest.raises(ShortVError, match="does not say which samples its layers were chosen by") as refused:
+        run_evaluation(package, questions)
+    assert "\n" not in str(refused.value)
+    result = run_evaluation(package, questions, force_overlap=True)
+    assert result.data["overlap"] is None
+    assert any(note.startswith("It is not known which samples") for note in result.notes)
+
+
+@pytest.mark.parametrize("method", ["preset", "given"])
+def test_a_list_does_not_say_which_samples(tiny_base: Any, questions: Path, tmp_path: Path, method: str) -> None:
+    selection = Selection(FROZEN, LAYERS, method)
+    result = run_evaluation(str(build_package(resolve_base(tiny_base()), tmp_path / "package", selection)), questions)
+    assert result.data["overlap"] is None
+    assert any(note.startswith("It is not known which samples") for note in result.notes)
+
+
+def test_samples_of_a_bound_are_held_out_too(tiny_base: Any, questions: Path, tmp_path: Path) -> None:
+    bounded = digests(questions)[:5]
+    evidence = {"held_out": {"data": "local files", "sample_digests": bounded}}
+    selection = Selection(FROZEN, LAYERS, "random", evidence=evidence)
+    package = build_package(resolve_base(tiny_base()), tmp_path / "package", selection)
+    assert not {*bounded} & {*run_evaluation(str(package), questions).data["sample_digests"]}
+
+
+def test_an_output_in_the_package_is_refused(make_package: Callable[..., str], questions: Path) -> None:
+    package = make_package()
+    before = sorted(path.name for path in Path(package).iterdir())
+    with pytest.raises(ShortVError, match="lies in the package"):
+        run_evaluation(package, questions, output=Path(package) / "evaluation.json")
+    assert sorted(path.name for path in Path(package).iterdir()) == before
+
+
+def test_a_single_sample(make_package: Callable[..., str], questions: Path) -> None:
+    result = run_evaluation(make_package(), questions, num_samples=1)
+    fidelity = result.chosen.fidelity
+    assert (fidelity.num_samples, fidelity.answer_kl.low, fidelity.answer_kl.high) == (1, None, None)
+    assert result.notes[0] == SINGLE_SAMPLE
+
+
+def test_answers_and_groups(make_package: Callable[..., str], questions: Path, tmp_path: Path) -> None:
+    package = make_package()
+    before = sorted(tmp_path.iterdir())
+    result = run_evaluation(package, questions, num_samples=8, group_by="task", accuracy=True)
+    assert {*result.chosen.groups} == {"cats"}
+    assert result.chosen.accuracy is not None
+    assert result.chosen.accuracy.num_samples == 4
+    assert "Accuracy is over the 4 of 8 samples that have an answer." in result.notes
+    with pytest.raises(ShortVError, match=r"has no column 'kind' to group by; there are: .*question"):
+        run_evaluation(package, questions, group_by="kind")
+    unanswered = tmp_path / "unanswered"
+    shutil.copytree(questions, unanswered)
+    rows = [json.loads(line) for line in (questions / "metadata.jsonl").read_text("utf-8").splitlines()]
+    rows = [{name: row[name] for name in ("file_name", "question")} for row in rows]
+    (unanswered / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    with pytest.raises(ShortVError, match=r"^accuracy needs answers, but no sample has one; [^\n]+\.$"):
+        run_evaluation(package, unanswered, accuracy=True, output=tmp_path / "none.json")
+    assert sorted(tmp_path.iterdir()) == [*before, unanswered]
+    assert run_evaluation(package, unanswered).chosen.accuracy is None
+
+
+def test_sweep(make_package: Callable[..., str], questions: Path) -> None:
+    package = make_package(frozen_layers=(1, 2), calibration={"data": "local files", "sample_digests": ["0" * 64]})
+    result = run_evaluation(package, questions, sweep=[4, 0, 2, 1])
+    # By the scores the two lowest are 0 and 2; the package's own list, given otherwise, is measured beside them.
+    assert [row.frozen_layers for row in result.rows] == [(), (2,), (0, 2), (1, 2), (0, 1, 2, 3)]
+    assert [row.chosen for row in result.rows] == [False, False, False, True, False]
+    alone = run_evaluation(package, questions)
+    assert result.chosen.fidelity == alone.chosen.fidelity == alone.rows[0].fidelity
+    assert result.rows[0].fidelity.answer_kl.mean == 0
+    assert NO_WIDTH in result.notes
+    for counts, words in (([5], "--sweep has 5; the model has 4 layers."), ([-1], "--sweep has -1; ")):
+        with pytest.raises(ShortVError, match=words):
+            run_evaluation(package, questions, sweep=counts)
+
+
+def test_sweep_without_scores(make_package: Callable[..., str], questions: Path) -> None:
+    with pytest.raises(ShortVError, match="holds no scores, which --sweep chooses layers by"):
+        run_evaluation(make_package(), questions, sweep=[1])
+
+
+def drop_the_list(package: Path) -> None:
+    config = json.loads((package / "config.json").read_text("utf-8"))
+    (package / "config.json").write_text(json.dumps(config | {"frozen_layers": []}), encoding="utf-8")
+
+
+def change_the_code(package: Path) -> None:
+    with (package / "shortv_layers.py").open("a", encoding="utf-8") as file:
+        file.write("\nraise SystemExit('this code ran')\n")
+
+
+def change_the_weights(package: Path) -> None:
+    data = bytearray((package / "model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (package / "model.safetensors").unlink()  # it is a link to the base's
+    (package / "model.safetensors").write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("frozen_layers", "damage", "words"),
+    [
+        ((), lambda package: None, "freezes no layer, so it is its base"),
+        (FROZEN, drop_the_list, "config: config.json: frozen_layers is not what the recipe says"),
+        (FROZEN, change_the_code, "remote code: shortv_layers.py was changed after the package was made"),
+        (FROZEN, change_the_weights, "hashes: model.safetensors differs from the base's file"),
+        (FROZEN, lambda package: (package / "shortv.json").unlink(), "recipe: .*shortv.json does not exist"),
+    ],
+)
+def test_packages_that_are_refused(
+    make_package: Callable[..., str],
+    questions: Path,
+    tmp_path: Path,
+    frozen_layers: tuple[int, ...],
+    damage: Callable[[Path], None],
+    words: str,
+) -> None:
+    package = make_package(frozen_layers)
+    damage(Path(package))
+    with pytest.raises(ShortVError, match=words) as refused:
+        run_evaluation(package, questions, output=tmp_path / "out.json")
+    assert "\n" not in str(refused.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["package"]
+
+
+def test_a_base_is_no_package(tiny_base: Callable[..., Path], questions: Path) -> None:
+    with pytest.raises(ShortVError, match=r"recipe: .* does not exist"):
+        run_evaluation(str(tiny_base()), questions)
+
+
+def test_out_of_memory_names_the_lever(
+    make_package: Callable[..., str], questions: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hungry(*_: Any, **__: Any) -> Any:
+        return torch.empty(1 << 60, dtype=torch.uint8)
+
+    monkeypatch.setattr(evaluation, "measure_fidelity", hungry)
+    checked = check_package(make_package())
+    samples = load_calibration(questions, num_samples=1)
+    with pytest.raises(ShortVError, match=r"^out of memory; .*--dtype bfloat16 .*--max-new-tokens") as refused:
+        evaluate(checked, samples, lists=[FROZEN])
+    assert "\n" not in str(refused.value)
+
+
+def test_result_files(make_package: Callable[..., str], questions: Path, tmp_path: Path) -> None:
+    output = tmp_path / "evaluation.json"
+    result = run_evaluation(make_package(), questions, output=output, speed=True, at=[(8, 32)])
+    assert Evaluation.load(output) == result
+    speeds = result.chosen.speed
+    assert [(speed.at, speed.visual_tokens) for speed in speeds] == [("data", 16), ("given", 32)]
+    assert "2 of 4" in str(tables(result))
+    good = json.loads(output.read_text("utf-8"))
+    row = good["rows"][0]
+    for bad in (
+        [],
+        good | {"format": 2},
+        good | {"rows": []},
+        good | {"more": 1},
+        good | {"rows": [row | {"chosen": "yes"}]},
+        good | {"rows": [row | {"speed": {}}]},
+        good | {"rows": [row | {"fidelity": row["fidelity"] | {"answer_kl": None}}]},
+    ):
+        with pytest.raises(ShortVError, match="is not an evaluation") as refused:
+            Evaluation.from_dict(bad, "file")
+        assert "\n" not in str(refused.value)
+
+
+def test_repository(make_package: Callable[..., str], questions: Path, hub: Any) -> None:
+    package = make_package()
+    push_package(Path(package), "loopback/model")
+    result = run_evaluation("loopback/model", questions)
+    commit = hub.commits("loopback/model")[0]
+    assert result.package == {"repo_id": "loopback/model", "revision": commit.sha}
+    assert result.rows == run_evaluation(package, questions).rows
+    with pytest.raises(ShortVError, match="is not on the Hub"):
+        run_evaluation("acme/none", questions)
+
+
+def test_command(run: Any, make_package: Callable[..., str], questions: Path, tmp_path: Path) -> None:
+    package = make_package(calibration={"data": "local files", "sample_digests": digests(questions)[:2]})
+    common = ["evaluate", package, "--data", questions, "--num-samples", 4, "--max-new-tokens", 3]
+    common += ["--output", tmp_path / "evaluation.json"]
+    status, out, err = run(*common, "--sweep", "0,3", "--at", "8+32", "--group-by", "task")
+    assert status == 0, err
+    for words in ("2 of 4 *", "Accuracy", "cats", "8+32", "Fidelity to the base", "Peak memory is not measured"):
+        assert words in out
+    assert [len(row.frozen_layers or ()) for row in Evaluation.load(tmp_path / "evaluation.json").rows] == [0, 2, 3]
+    status, out, err = run(*common, "--no-speed", "--json")
+    assert status == 0, err
+    assert json.loads(out) == json.loads((tmp_path / "evaluation.json").read_text("utf-8"))
+    assert json.loads(out)["rows"][0]["speed"] == []
+    # A refused run leaves the earlier result.
+    status, out, err = run(*common, "--num-samples", 7)
+    assert (status, out) == (1, "")
+    assert err.startswith("error: ")
+    assert len(err.strip().splitlines()) == 1
+    assert len(json.loads((tmp_path / "evaluation.json").read_text("utf-8"))["rows"]) == 1
+
+
+@pytest.mark.parametrize(
+    "options", [["--sweep", "4,x"], ["--at", "64"], ["--at", "0+16"], ["--at", "1+1", "--no-speed"]]
+)
+def test_wrong_usage(run: Any, options: list[str]) -> None:
+    status, out, err = run("evaluate", "package", *options)
+    assert (status, out) == (2, "")
+    assert options[0] in err
+
+
+def test_calibration_is_what_is_evaluated_on(make_package: Callable[..., str], questions: Path) -> None:
+    samples = load_calibration(questions, num_samples=2)
+    result = evaluate(
+        check_package(make_package()), Calibration(samples.samples, samples.record), lists=[FROZEN], speed=False
+    )
+    assert result.data == samples.record
+    assert result.recipe_sha256
+    assert (result.dtype, result.num_layers) == ("float32", LAYERS)

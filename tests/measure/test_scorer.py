@@ -1,0 +1,326 @@
+"""Scores of a base: whole, streamed, placed, interrupted, divided among processes; all give the same."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from shortv_export.base.model import BaseModel, load_base, load_processor
+from shortv_export.base.resolve import resolve_base
+from shortv_export.errors import ShortVError
+from shortv_export.measure import memory
+from shortv_export.measure import scorer as scoring
+from shortv_export.measure.layer_contribution import REVERSE
+from shortv_export.measure.scorer import Scorer
+from shortv_export.measure.streaming import StreamedLayers
+from shortv_export.records.scores import Scores
+from shortv_export.samples.decode import Sample
+from shortv_export.samples.draw import Calibration, load_calibration
+from shortv_export.samples.encode import encode_samples
+from tests.support.tiny_llava import build_tiny_llava
+
+LAYERS = 4
+
+
+def photo(seed: int, width: int = 80, height: int = 56) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def score(base: BaseModel, samples: Calibration, *, output: Path | None = None, **options: Any) -> Scores:
+    """Measures and, where there is an output, saves."""
+    scorer = Scorer(base, output=output, **options)
+    scores = scorer(samples)
+    if output is not None:
+        scorer.save(scores)
+    return scores
+
+
+def calibration(count: int = 5) -> Calibration:
+    samples = tuple(
+        Sample(
+            images=(photo(seed),),
+            question=f"how many {'cups ' * seed}?",
+            answer=None,
+            digest=f"digest-{seed}",
+        )
+        for seed in range(count)
+    )
+    return Calibration(samples=samples, record={"data": "random pixels", "num_samples": count})
+
+
+def input_ids(base: BaseModel, samples: Calibration) -> list[Any]:
+    processor = load_processor(base)
+    return [encode_samples(processor, [sample])["input_ids"][0] for sample in samples.samples]
+
+
+def interrupt_after_three(base: BaseModel, output: Path) -> None:
+    def interrupt(done: int, total: int) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        score(base, calibration(), output=output, progress=interrupt)
+
+
+@pytest.mark.parametrize("model_type", ["llava", "llava_next"])
+def test_streaming_from_disk_gives_the_same(
+    tiny_base: Callable[..., Path], model_type: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = resolve_base(tiny_base(model_type, text_model="qwen2", num_key_value_heads=2, num_shards=3))
+    whole = score(base, calibration())
+    assert score(base, calibration(), stream=True) == whole
+    # Groups of one sample instead of one group for all.
+    monkeypatch.setattr(scoring, "STREAM_STATE_BYTES", 0)
+    assert score(base, calibration(), stream=True) == whole
+
+
+def test_streaming_a_damaged_checkpoint(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = build_tiny_llava(tmp_path / "base", num_layers=2)
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["language_model.model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ShortVError, match=r"decoder layer 1 .*up_proj") as caught:
+        score(resolve_base(folder), calibration(1), stream=True, output=tmp_path / "scores.json")
+    assert "\n" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["base"]
+
+
+def test_streaming_excludes_a_device_map(tiny_base: Callable[..., Path]) -> None:
+    with pytest.raises(ShortVError, match="exclude each other"):
+        score(resolve_base(tiny_base()), calibration(1), stream=True, device_map="auto")
+
+
+def test_scores(tiny_base: Callable[..., Path], tmp_path: Path) -> None:
+    base = resolve_base(tiny_base())
+    progress: list[tuple[int, int]] = []
+    scores = score(
+        base,
+        calibration(),
+        output=tmp_path / "scores.json",
+        progress=lambda done, total: progress.append((done, total)),
+    )
+    assert Scores.load(tmp_path / "scores.json") == scores
+    assert [path.name for path in tmp_path.iterdir()] == ["scores.json"]
+    assert progress == [(done, 5) for done in range(6)]
+    assert scores.num_samples == 5
+    assert scores.visual[-1] == scores.visual_standard_error[-1] == 0.0
+    assert scores.calibration == calibration().record
+    assert scores.base == {"repo_id": None, "revision": None}
+
+    single = [score(base, Calibration(samples=(sample,), record={})) for sample in calibration().samples]
+    assert single[0].visual_standard_error == (0.0,) * LAYERS
+    visual = np.array([one.visual for one in single])
+    np.testing.assert_array_equal(scores.visual_samples, visual)
+    cosines = np.mean([one.visual_cosine_distance for one in single], axis=0)
+    np.testing.assert_allclose(scores.visual_cosine_distance, cosines, rtol=1e-12)
+    np.testing.assert_allclose(scores.visual, visual.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(scores.visual_standard_error, visual.std(0, ddof=1) / 5**0.5, rtol=1e-9)
+
+
+@pytest.mark.parametrize("left_by", ["scores.json.partial.jsonl", "scores.json.partial-7.jsonl"])
+def test_interrupted_run_goes_on(tiny_base: Callable[..., Path], tmp_path: Path, left_by: str) -> None:
+    base = resolve_base(tiny_base())
+    expected = score(base, calibration())
+    output = tmp_path / "out" / "scores.json"
+    partial = tmp_path / "out" / "scores.json.partial.jsonl"
+    interrupt_after_three(base, output)
+    assert [path.name for path in output.parent.iterdir()] == [partial.name]
+    with partial.open("a") as file:
+        file.write('\n{"settings": "')  # killed while writing
+    partial.rename(output.parent / left_by)  # the run may have had more processes
+
+    done: list[int] = []
+    assert score(base, calibration(), output=output, progress=lambda number, _: done.append(number)) == expected
+    assert done == [3, 4, 5]
+    assert [path.name for path in output.parent.iterdir()] == ["scores.json"]
+
+
+def test_samples_are_added_to_a_measurement(
+    tiny_base: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = resolve_base(tiny_base())
+    output = tmp_path / "scores.json"
+    loaded: list[str] = []
+    done: list[int] = []
+    note_loading(monkeypatch, loaded)
+    scorer = Scorer(base, output=output, progress=lambda number, _: done.append(number))
+    assert scorer(calibration(3)) == score(base, calibration(3))
+    assert [path.name for path in tmp_path.iterdir()] == ["scores.json.partial.jsonl"]
+    assert done == [0, 1, 2, 3]
+    more = scorer(calibration(5))
+    assert done[4:] == [3, 4, 5]
+    assert len(loaded) == 2, "one model for both rounds, and one for the comparison"
+    assert more == score(base, calibration(5))
+    scorer.save(more)
+    assert [path.name for path in tmp_path.iterdir()] == ["scores.json"]
+    assert Scores.load(output) == more
+
+
+def test_finished_samples_of_other_settings_are_not_used(tiny_base: Callable[..., Path], tmp_path: Path) -> None:
+    base = resolve_base(tiny_base())
+    output = tmp_path / "scores.json"
+    interrupt_after_three(base, output)
+    done: list[int] = []
+    reverse = score(
+        base, calibration(), divergence=REVERSE, output=output, progress=lambda number, _: done.append(number)
+    )
+    assert done == [0, 1, 2, 3, 4, 5]
+    assert reverse == score(base, calibration(), divergence=REVERSE)
+    assert reverse.divergence == REVERSE
+
+
+def note_loading(monkeypatch: pytest.MonkeyPatch, lines: list[str]) -> None:
+    """Adds a line for each time that the model is loaded."""
+    load = scoring.load_base
+
+    def note(*args: Any, **kwargs: Any) -> Any:
+        lines.append("load")
+        return load(*args, **kwargs)
+
+    monkeypatch.setattr(scoring, "load_base", note)
+
+
+def weights_of(base: BaseModel) -> int:
+    return sum((base.path / name).stat().st_size for name in base.files if name.endswith(".safetensors"))
+
+
+@pytest.mark.parametrize("limit", [0, 300_000])
+def test_layers_on_disk_give_the_same(tiny_base: Callable[..., Path], limit: int) -> None:
+    base = resolve_base(tiny_base())
+    assert limit < weights_of(base)
+    placed = Scorer(base, max_memory={"cpu": limit})
+    scores = placed(calibration(2))
+    assert "disk" in placed.model.hf_device_map.values()
+    np.testing.assert_allclose(scores.visual, score(base, calibration(2)).visual, rtol=1e-4, atol=1e-9)
+
+
+def test_memory_is_told_before_the_model_is_loaded(
+    tiny_base: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[str] = []
+    note_loading(monkeypatch, lines)
+    Scorer(resolve_base(tiny_base()), report=lines.append)(calibration(2))
+    assert len(lines) == 2
+    assert lines[0].startswith("memory: ")
+    assert lines[1] == "load"
+
+
+@pytest.mark.parametrize(
+    ("options", "levers"),
+    [
+        ({"stream": True, "max_memory": {"cpu": "400KB"}}, "--max-batch-tokens, --dtype bfloat16."),
+        ({}, "--stream, --device-map auto, --max-batch-tokens, --dtype bfloat16."),
+        ({"device_map": "cpu"}, "--stream, --device-map auto, --max-batch-tokens, --dtype bfloat16."),
+    ],
+    ids=["streaming", "whole", "placed"],
+)
+def test_too_little_memory_names_the_levers(
+    tiny_base: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, Any],
+    levers: str,
+) -> None:
+    if "max_memory" not in options:  # nobody can take a machine's memory away for a test
+        monkeypatch.setattr(scoring, "free_bytes", lambda *_: 10_000)
+    with pytest.raises(ShortVError, match=r"too little memory: it takes .* GB are free") as caught:
+        score(resolve_base(tiny_base()), calibration(1), output=tmp_path / "scores.json", **options)
+    assert str(caught.value).endswith(levers)
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_groups_fit_the_memory_that_there_is(tiny_base: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """With room for the states of two samples, two pass each layer together."""
+    base = resolve_base(tiny_base())
+    samples = calibration(4)
+    scorer = Scorer(base, stream=True)
+    expected = scorer(samples)
+    assert scorer.max_state_bytes == scoring.STREAM_STATE_BYTES
+    reads: list[int] = []
+    iterate = StreamedLayers.__iter__
+
+    def read(self: StreamedLayers) -> Any:
+        reads.append(1)
+        return iterate(self)
+
+    monkeypatch.setattr(StreamedLayers, "__iter__", read)
+    tokens = max(len(row) for row in input_ids(base, samples))
+    files = [base.path / name for name in base.files if name.endswith(".safetensors")]
+    weights = memory.weight_bytes(files, 4, stream=True)
+    need = memory.estimate(weights, base.layer_shapes, tokens, 4, 8192)
+    monkeypatch.setattr(scoring, "free_bytes", lambda *_: need.total + need.states)
+    assert Scorer(base, stream=True)(samples) == expected
+    assert len(reads) == 2
+
+
+def test_output_that_cannot_be_written(tiny_base: Callable[..., Path], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ShortVError, match="cannot write") as caught:
+        score(resolve_base(tiny_base()), calibration(1), output=tmp_path / "file" / "scores.json")
+    assert "\n" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_two_processes_equal_one(tiny_base: Callable[..., Path], tmp_path: Path) -> None:
+    base = resolve_base(tiny_base())
+    script = tmp_path / "run.py"
+    script.write_text(
+        "import sys; from pathlib import Path\n"
+        "sys.path.insert(0, sys.argv[1])\n"
+        "from tests.measure.test_scorer import calibration, resolve_base, score\n"
+        "share = lambda done, total: print('share', total)\n"
+        "score(resolve_base(sys.argv[2]), calibration(), output=Path(sys.argv[3]), progress=share)\n"
+    )
+    output = tmp_path / "out" / "scores.json"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    result = subprocess.run(
+        [*command, str(script), str(Path(__file__).parents[2]), str(base.path), str(output)],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+    assert set(re.findall(r"share \d", result.stdout)) == {"share 3", "share 2"}
+    assert [path.name for path in output.parent.iterdir()] == ["scores.json"]
+    one, two = score(base, calibration()), Scores.load(output)
+    np.testing.assert_allclose(two.visual, one.visual, rtol=1e-6)
+    np.testing.assert_allclose(two.text, one.text, rtol=1e-6)
+    np.testing.assert_allclose(two.visual_standard_error, one.visual_standard_error, rtol=1e-6)
+    assert two.num_samples == 5
+
+
+def test_the_benchmarks_large_base_is_a_base(tmp_path: Path) -> None:
+    """Written layer by layer in bfloat16, it loads whole and scores streamed."""
+    file = Path(__file__).parents[2] / "benchmarks" / "contribution.py"
+    spec = importlib.util.spec_from_file_location("contribution_benchmark", file)
+    assert spec is not None
+    assert spec.loader is not None
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    shape = {"hidden_size": 256, "intermediate_size": 384, "num_attention_heads": 2}
+    size = benchmark.write_checkpoint(tmp_path / "base", shape, 3)
+    base = resolve_base(tmp_path / "base")
+    assert len(list(base.path.glob("*.safetensors"))) == 4
+    model: Any = load_base(base)[0]  # refuses missing and unexpected tensors
+    assert sum(parameter.nbytes for parameter in model.parameters()) == size
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert (base.num_layers, base.layer_shapes[0].intermediate_size, base.visual_tokens) == (3, 384, 16)
+    data = load_calibration(benchmark.write_samples(tmp_path / "data", 1, 56, 100), num_samples=1)
+    assert len(input_ids(base, data)[0]) == 100
+    assert min(score(base, data, stream=True).text) > 0

@@ -1,0 +1,622 @@
+"""Publishing, through the real client against a loopback Hub, compared with what the Hub holds."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shortv_export.base.resolve import resolve_base
+from shortv_export.errors import ShortVError
+from shortv_export.loopback.hub import LoopbackHub, Request
+from shortv_export.packaging.build import build_package
+from shortv_export.packaging.card import UNNAMED
+from shortv_export.packaging.inspection import recipe_tag
+from shortv_export.publish import push as publishing
+from shortv_export.publish.forecast import forecast_push
+from shortv_export.publish.push import push_package
+from shortv_export.publish.target import preflight
+from shortv_export.records.scores import Scores
+from shortv_export.records.selection import Selection
+
+REPO = "loopback/model"
+SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+ATTRIBUTES = ".gitattributes"
+SCORES = Scores((0.3, 0.02, 0.5, 0.0), (1.5, 2.0, 0.7, 0.1), (0.1, 0.01, 0.1, 0.0), 2)
+
+
+@pytest.fixture
+def loopback(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> LoopbackHub:
+    """The Hub, and retries that do not wait."""
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    return hub
+
+
+@pytest.fixture(scope="module")
+def packages(tiny_base: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Packages of the same base, in two shards: `one` and `two` freeze other layers; `two` has a figure."""
+    base = resolve_base(tiny_base(num_shards=2))
+    folder = tmp_path_factory.mktemp("packages")
+    one = build_package(base, folder / "one", Selection((1,), 4, "given"))
+    two = build_package(base, folder / "two", Selection((1, 3), 4, "lc"), scores=SCORES)
+    return {"one": one, "two": two}
+
+
+@pytest.fixture
+def package(packages: dict[str, Path]) -> Path:
+    return packages["one"]
+
+
+def contents(folder: Path, repo_id: str = REPO) -> dict[str, bytes]:
+    """What a repository must hold: the package, with its name in the card."""
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    files["README.md"] = files["README.md"].replace(UNNAMED.encode(), repo_id.encode())
+    return files
+
+
+def published(hub: LoopbackHub, revision: str = "main", repo_id: str = REPO) -> dict[str, bytes]:
+    files = hub.files(repo_id, revision)
+    del files[ATTRIBUTES]
+    return files
+
+
+def tags(hub: LoopbackHub, repo_id: str = REPO) -> dict[str, str]:
+    from huggingface_hub import HfApi
+
+    return {ref.name: ref.target_commit for ref in HfApi().list_repo_refs(repo_id).tags}
+
+
+def refusal(hub: LoopbackHub, *arguments: Any, **options: Any) -> str:
+    """The message of a refused push: one line, no token in it, and nothing changed on the Hub."""
+    before = state(hub)
+    with pytest.raises(ShortVError) as caught:
+        push_package(*arguments, **options)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert hub.token not in message
+    assert state(hub) == before
+    return message
+
+
+def state(hub: LoopbackHub) -> dict[str, dict[str, str]]:
+    """Every reference of every repository."""
+    return {key: dict(repo.refs) for key, repo in hub._repos.items()}
+
+
+def path_ends(method: str, end: str) -> Callable[[Request], bool]:
+    return lambda request: request.method == method and request.path.endswith(end)
+
+
+COMMIT = path_ends("POST", "/commit/main")
+
+
+# What gets there
+
+
+def test_new_repository(loopback: LoopbackHub, package: Path) -> None:
+    push = push_package(package, REPO)
+    assert published(loopback) == contents(package)
+    assert UNNAMED.encode() not in loopback.files(REPO)["README.md"]
+    first, initial = loopback.commits(REPO)
+    assert first.parent == initial.sha
+    assert tags(loopback) == {recipe_tag(package): first.sha}
+    assert push.commit == first.sha
+    assert push.tag == recipe_tag(package)
+    assert push.tag.encode() in loopback.files(REPO)["README.md"]
+    assert push.url == f"{loopback.url}/{REPO}"
+    assert (push.changed, push.dry_run, push.deleted) == (True, False, ())
+    assert set(push.added) == set(contents(package))
+    assert push.uploaded_bytes == sum(map(len, contents(package).values()))
+    assert push.summary.count(first.sha) == 1
+    assert all(f'"{part}"' in push.snippet for part in (REPO, push.tag))
+    compile(push.snippet, "snippet", "exec")
+    assert not loopback._repos[REPO].private
+
+
+def test_name_without_user_and_private(loopback: LoopbackHub, package: Path) -> None:
+    push = push_package(package, "model", private=True, commit_message="Hello")
+    assert push.repo_id == REPO
+    assert loopback._repos[REPO].private
+    assert loopback.commits(REPO)[0].message == "Hello"
+
+
+def test_again_is_no_commit(loopback: LoopbackHub, package: Path) -> None:
+    first = push_package(package, REPO)
+    before, sent = state(loopback), len(loopback.requests)
+    again = push_package(package, REPO)
+    assert state(loopback) == before
+    assert (again.changed, again.commit, again.added) == (False, first.commit, ())
+    assert "no commit" in again.summary
+    assert {request.method for request in loopback.requests[sent:]} == {"GET", "HEAD"}
+
+
+def test_update_sends_what_changed(loopback: LoopbackHub, packages: dict[str, Path]) -> None:
+    push_package(packages["two"], REPO)
+    loopback.commit(REPO, {"notes.md": b"the owner's"})
+    push = push_package(packages["one"], REPO)
+    # The figure was a file of the package before; the owner's file was not.
+    assert published(loopback) == {**contents(packages["one"]), "notes.md": b"the owner's"}
+    assert push.deleted == ("layer_contribution.png",)
+    assert set(push.added) == {"config.json", "shortv.json", "README.md"}
+    assert set(tags(loopback)) == {recipe_tag(path) for path in packages.values()}
+    assert not any(request.method == "PUT" for request in loopback.requests[-12:])
+
+
+def test_empty_repository_is_ours(loopback: LoopbackHub, package: Path) -> None:
+    loopback.create_repo(REPO)
+    push_package(package, REPO)
+    assert published(loopback) == contents(package)
+
+
+def test_organisation(loopback: LoopbackHub, package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loopback.add_token("hf_member", "someone", "write", orgs=("acme",))
+    monkeypatch.setenv("HF_TOKEN", "hf_member")
+    push_package(package, "acme/model")
+    assert published(loopback, repo_id="acme/model") == contents(package, "acme/model")
+
+
+def test_organisation_that_one_may_only_read(loopback: LoopbackHub, package: Path) -> None:
+    loopback.add_token("hf_member", "someone", "write", orgs=("acme",), org_role="read")
+    assert "may only read in acme" in refusal(loopback, package, "acme/model", token="hf_member")
+    loopback.create_repo("acme/model")
+    assert "may not write" in refusal(loopback, package, "acme/model", token="hf_member")
+
+
+def test_named_tag(loopback: LoopbackHub, packages: dict[str, Path]) -> None:
+    first = push_package(packages["one"], REPO, tag="v1.0")
+    assert tags(loopback) == {first.tag: first.commit, "v1.0": first.commit}
+    assert (first.named_tag, "and v1.0" in first.summary) == ("v1.0", True)
+    again = push_package(packages["one"], REPO, tag="v1.0")
+    assert (again.changed, again.commit) == (False, first.commit)
+    # Never moved: whoever pinned it expects what it held.
+    assert "has a tag v1.0 on another commit" in refusal(loopback, packages["two"], REPO, tag="v1.0")
+    assert "has a tag v1.0 on another commit" in refusal(loopback, packages["two"], REPO, tag="v1.0", dry_run=True)
+    second = push_package(packages["two"], REPO, tag="v2")
+    assert tags(loopback)["v2"] == second.commit
+    assert "on another commit" in refusal(loopback, packages["two"], REPO, tag="v1.0")
+    # A tag may come later, on what is there already.
+    later = push_package(packages["two"], REPO, tag="stable")
+    assert (later.changed, tags(loopback)["stable"]) == (False, second.commit)
+
+
+@pytest.mark.parametrize("tag", ["", "a b", "-v1", "v1/x", "a..b", "v1.lock", "v1.", "\nv1", "ä", "refs/tags/v1"])
+def test_tag_names(loopback: LoopbackHub, package: Path, tag: str) -> None:
+    assert "is no tag" in refusal(loopback, package, REPO, tag=tag)
+    assert loopback.requests == []
+
+
+def test_tags_that_cannot_be(loopback: LoopbackHub, package: Path) -> None:
+    loopback.create_repo(REPO)
+    assert "has a branch main" in refusal(loopback, package, REPO, tag="main")
+    assert "after the merge" in refusal(loopback, package, REPO, tag="v1", create_pr=True)
+
+
+def test_branch(loopback: LoopbackHub, packages: dict[str, Path]) -> None:
+    push_package(packages["one"], REPO)
+    push = push_package(packages["two"], REPO, revision="next")
+    assert published(loopback) == contents(packages["one"])
+    assert published(loopback, "next") == contents(packages["two"])
+    assert tags(loopback)[push.tag] == push.commit
+
+
+def test_branch_of_a_new_repository(loopback: LoopbackHub, package: Path) -> None:
+    push_package(package, REPO, revision="next")
+    assert published(loopback) == {}
+    assert published(loopback, "next") == contents(package)
+
+
+def test_pull_request(loopback: LoopbackHub, package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loopback.create_repo("acme/model")
+    push = push_package(package, "acme/model", create_pr=True)
+    assert push.url.endswith("/acme/model/discussions/1")
+    assert published(loopback, repo_id="acme/model") == {}
+    assert published(loopback, "refs/pr/1", "acme/model") == contents(package, "acme/model")
+    assert tags(loopback, "acme/model") == {}
+    again = push_package(package, "acme/model", create_pr=True)
+    assert (again.url, again.commit) == (push.url, push.commit)
+    assert len(loopback._repos["acme/model"].discussions) == 1
+
+
+def test_dry_run(loopback: LoopbackHub, packages: dict[str, Path]) -> None:
+    plan = push_package(packages["two"], REPO, dry_run=True, private=True)
+    assert loopback._repos == {}
+    assert (plan.changed, plan.commit, plan.dry_run) == (True, None, True)
+    assert plan.uploaded_bytes == sum(map(len, contents(packages["two"]).values()))
+    assert "would push" in plan.summary
+    push_package(packages["two"], REPO)
+    before = state(loopback)
+    plan = push_package(packages["one"], REPO, dry_run=True)
+    assert state(loopback) == before
+    assert plan.deleted == ("layer_contribution.png",)
+
+
+def test_weights_are_copied_on_the_hub(loopback: LoopbackHub, tiny_base: Callable[..., Path], tmp_path: Path) -> None:
+    folder = tiny_base(num_shards=2)
+    loopback.create_repo("acme/base", files={path.name: path for path in folder.iterdir()})
+    package = build_package(resolve_base("acme/base"), tmp_path / "out", Selection((1,), 4, "given"))
+    weights = sum((package / shard).stat().st_size for shard in SHARDS)
+    sent = len(loopback.requests)
+    push = push_package(package, REPO)
+    assert published(loopback) == contents(package)
+    assert push.copied_bytes == weights
+    assert f"{weights:,} bytes copied on the Hub" in push.summary
+    # On the wire: small files as base64 in the commit, and no upload to the storage.
+    requests = loopback.requests[sent:]
+    assert not any(request.method == "PUT" for request in requests)
+    small = sum(len(content) for name, content in contents(package).items() if name not in SHARDS)
+    assert push.uploaded_bytes == small
+    assert sum(request.received for request in requests) < 1.5 * small + 10_000 < 100_000 < weights
+
+    sent = len(loopback.requests)
+    assert push_package(package, REPO).uploaded_bytes == 0
+    assert sum(request.received for request in loopback.requests[sent:]) == 0
+
+
+def test_forecast(loopback: LoopbackHub, tiny_base: Callable[..., Path], tmp_path: Path) -> None:
+    """What is said of a base before there is a package is what happens, and takes no weights to say."""
+    folder = tiny_base(num_shards=2)
+    loopback.create_repo("acme/base", files={path.name: path for path in folder.iterdir()})
+    selection = Selection((1,), 4, "given")
+    outline = resolve_base("acme/base", weights=False)
+    assert not list(outline.path.glob("model-*"))
+    before = state(loopback)
+    forecast = forecast_push(outline, REPO, selection=selection)
+    assert state(loopback) == before
+    assert not list(outline.path.glob("model-*"))
+    assert "a new repository" in forecast.summary
+
+    base = resolve_base("acme/base")
+    push = push_package(build_package(base, tmp_path / "out", selection), REPO)
+    assert sorted(push.added) == sorted({*forecast.copied, *forecast.uploaded, *forecast.made})
+    assert forecast.copied == SHARDS
+    assert forecast.copied_bytes == push.copied_bytes
+    made = sum(len(contents(tmp_path / "out")[name]) for name in forecast.made)
+    assert forecast.uploaded_bytes == push.uploaded_bytes - made
+    # What is there already need not be sent; what is not on the Hub must be.
+    again = forecast_push(outline, REPO, selection=selection)
+    assert (again.copied, again.uploaded, again.exists) == ((), (), True)
+    reference = forecast_push(outline, "loopback/other", selection=selection, weights="reference")
+    assert (reference.copied, reference.copied_bytes) == ((), 0)
+    assert reference.uploaded == tuple(name for name in forecast.uploaded if "safetensors" not in name)
+    local = forecast_push(resolve_base(folder, weights=False), "loopback/other")
+    assert (local.copied, local.frozen_layers) == ((), None)
+    assert local.uploaded_bytes == sum((folder / name).stat().st_size for name in base.files)
+    assert "layer_contribution.png" in local.made
+    assert "after measuring" in local.summary
+
+
+def test_weights_are_uploaded_where_the_hub_cannot_copy(
+    loopback: LoopbackHub, tiny_base: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = tiny_base(num_shards=2)
+    loopback.create_repo("acme/base", files={path.name: path for path in folder.iterdir()})
+    package = build_package(resolve_base("acme/base"), tmp_path / "out", Selection((1,), 4, "given"))
+    loopback.fail(path_ends("POST", "/lfs-files/duplicate"), status=400)
+    push = push_package(package, REPO)
+    assert published(loopback) == contents(package)
+    assert push.copied_bytes == 0
+    assert "did not copy the weights: " in push.summary
+    del loopback._repos["acme/base"]
+    assert push_package(package, "loopback/other").copied_bytes == 0
+    assert published(loopback, repo_id="loopback/other") == contents(package, "loopback/other")
+
+
+# What is refused
+
+
+def test_no_token(loopback: LoopbackHub, package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_TOKEN")
+    message = refusal(loopback, package, REPO)
+    assert message == "no token: run `hf auth login` or set HF_TOKEN."
+    assert loopback.requests == []
+
+
+def test_tokens_that_may_not(loopback: LoopbackHub, package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loopback.add_token("hf_reader", "reader", "read")
+    loopback.add_token("hf_other", "other", "write")
+    push_package(package, REPO)
+    monkeypatch.setenv("HF_TOKEN", "hf_reader")
+    assert "may only read" in refusal(loopback, package, "reader/model")
+    monkeypatch.setenv("HF_TOKEN", "hf_other")
+    assert "may not write" in refusal(loopback, package, REPO)
+    assert "neither you nor" in refusal(loopback, package, "acme/model")
+    monkeypatch.setenv("HF_TOKEN", "hf_invented")
+    message = refusal(loopback, package, REPO)
+    assert "not valid" in message
+    assert "hf_invented" not in message
+
+
+READ, WRITE = ["repo.content.read"], ["repo.content.read", "repo.write"]
+
+
+@pytest.mark.parametrize(
+    ("permissions", "repo_id", "needed"),
+    [
+        ({"loopback": READ}, REPO, "create loopback/model: it lacks the permission repo.write on loopback;"),
+        ({}, REPO, "lacks the permission repo.write on loopback;"),
+        # Elsewhere, or on what is there only.
+        ({"acme": WRITE, "loopback": READ}, REPO, "lacks the permission repo.write on loopback;"),
+        ({"loopback": WRITE}, "acme/model", "lacks the permission repo.write on acme;"),
+        ({"loopback": ["repo.content.write"]}, REPO, "lacks the permission repo.write on loopback;"),
+        ({"loopback/model": WRITE}, REPO, "lacks the permission repo.write on loopback;"),
+        ({"": ["discussion.write"], "loopback/other": WRITE}, REPO, "lacks the permission repo.write on loopback;"),
+        ({"loopback": WRITE, "acme": READ}, "acme/there", "write to acme/there: it lacks the permission repo.write"),
+        ({"acme/other": WRITE}, "acme/there", "it lacks the permission repo.write on acme or acme/there;"),
+        ({"": ["discussion.write"]}, "acme/there", "it lacks the permission repo.write on acme or acme/there;"),
+    ],
+)
+def test_fine_grained_tokens_that_may_not(
+    loopback: LoopbackHub, package: Path, permissions: dict[str, list[str]], repo_id: str, needed: str
+) -> None:
+    loopback.create_repo("acme/there")
+    loopback.add_token("hf_fine", "loopback", "fineGrained", ("acme",), permissions=permissions)
+    with pytest.raises(ShortVError, match="fine-grained token may not") as caught:
+        preflight(repo_id, token="hf_fine")
+    assert needed in str(caught.value)
+    assert {request.method for request in loopback.requests} == {"GET"}
+    assert needed in refusal(loopback, package, repo_id, token="hf_fine")
+
+
+@pytest.mark.parametrize(
+    ("permissions", "repo_id"),
+    [
+        ({"loopback": WRITE}, REPO),
+        ({"acme": WRITE}, "acme/model"),
+        ({"acme": ["repo.content.write"]}, "acme/there"),
+        ({"acme/there": WRITE}, "acme/there"),
+    ],
+)
+def test_fine_grained_tokens(
+    loopback: LoopbackHub, package: Path, permissions: dict[str, list[str]], repo_id: str
+) -> None:
+    """The Hub itself holds the token to its permissions."""
+    loopback.create_repo("acme/there")
+    loopback.add_token("hf_fine", "loopback", "fineGrained", ("acme",), permissions=permissions)
+    push_package(package, repo_id, token="hf_fine")
+    assert published(loopback, repo_id=repo_id) == contents(package, repo_id)
+
+
+def test_fine_grained_token_for_a_pull_request(loopback: LoopbackHub, package: Path) -> None:
+    loopback.create_repo("acme/there")
+    loopback.add_token("hf_reads", "someone", "fineGrained", permissions={"someone": READ})
+    message = refusal(loopback, package, "acme/there", token="hf_reads", create_pr=True)
+    assert "open a pull request in acme/there: it lacks the permission discussion.write" in message
+    loopback.add_token("hf_proposes", "someone", "fineGrained", permissions={"": ["discussion.write"]})
+    push_package(package, "acme/there", token="hf_proposes", create_pr=True)
+    assert published(loopback, "refs/pr/1", "acme/there") == contents(package, "acme/there")
+
+
+def test_foreign_repository(loopback: LoopbackHub, package: Path) -> None:
+    foreign = {"model.safetensors": b"x" * 100, "adapter_config.json": b"{}", "notes.md": b"mine"}
+    loopback.create_repo(REPO, files=foreign)
+    message = refusal(loopback, package, REPO)
+    assert "was not published by shortv-export" in message
+    assert "--overwrite" in message
+    assert "was not published" in refusal(loopback, package, REPO, dry_run=True)
+    assert published(loopback) == foreign
+
+    push = push_package(package, REPO, overwrite=True)
+    # A weight file or an adapter that stayed would be loaded instead.
+    assert published(loopback) == contents(package)
+    assert push.deleted == tuple(sorted(set(foreign) - set(contents(package))))
+
+
+def test_unreadable_recipe_of_the_last_package(loopback: LoopbackHub, package: Path) -> None:
+    loopback.create_repo(REPO, files={"shortv.json": b'{"format": 9}', "model.bin": b"x"})
+    assert "cannot read" in refusal(loopback, package, REPO)
+    push_package(package, REPO, overwrite=True)
+    assert published(loopback) == contents(package)
+
+
+def test_private_must_stay_private(loopback: LoopbackHub, package: Path) -> None:
+    loopback.create_repo(REPO)
+    assert "is public" in refusal(loopback, package, REPO, private=True)
+
+
+def test_pull_request_needs_a_repository(loopback: LoopbackHub, package: Path) -> None:
+    assert "does not exist" in refusal(loopback, package, REPO, create_pr=True)
+    assert "leave out" in refusal(loopback, package, REPO, create_pr=True, revision="next")
+
+
+@pytest.mark.parametrize("repo_id", ["a/b/c", "loopback/-x", "loopback/a b"])
+def test_repository_ids(loopback: LoopbackHub, package: Path, repo_id: str) -> None:
+    assert "no repository id" in refusal(loopback, package, repo_id)
+
+
+def test_damaged_packages(loopback: LoopbackHub, package: Path, tmp_path: Path) -> None:
+    broken = shutil.copytree(package, tmp_path / "broken")
+    shard = broken / SHARDS[0]
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-1] + b"\0" if content[-1] else content[:-1] + b"\1")
+    # Its size is right: only reading it shows.
+    with pytest.raises(ShortVError, match=f"{SHARDS[0]} is damaged"):
+        push_package(broken, REPO)
+    assert published(loopback) == {}
+    shard.unlink()
+    assert f"missing from the package: {SHARDS[0]}" in refusal(loopback, broken, REPO)
+    assert "not a complete package" in refusal(loopback, tmp_path, REPO)
+
+
+def test_tag_on_another_model(loopback: LoopbackHub, package: Path) -> None:
+    push_package(package, REPO)
+    loopback.commit(REPO, {"shortv_layers.py": b"evil = True\n"})
+    refs = loopback._repos[REPO].refs
+    refs[f"refs/tags/{recipe_tag(package)}"] = refs["refs/heads/main"]
+    assert "on another model (shortv_layers.py differs)" in refusal(loopback, package, REPO)
+
+
+def test_preflight_changes_nothing(loopback: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    preflight(REPO, private=True)
+    assert loopback._repos == {}
+    loopback.create_repo(REPO, files={"notes.md": b"mine"})
+    with pytest.raises(ShortVError, match="was not published"):
+        preflight(REPO)
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(ShortVError, match="no token"):
+        preflight(REPO)
+
+
+def test_offline(loopback: LoopbackHub, package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert "HF_HUB_OFFLINE" in refusal(loopback, package, REPO)
+
+
+# When the network fails
+
+
+def requests_of_a_push(packages: dict[str, Path]) -> int:
+    """How many requests a first push takes, without the connection to the fixture's Hub."""
+    with LoopbackHub() as hub, pytest.MonkeyPatch.context() as patch:
+        from huggingface_hub import constants
+
+        patch.setattr(constants, "ENDPOINT", hub.url)
+        push_package(packages["one"], REPO, token=hub.token)
+        return len(hub.requests)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"status": 500, "when": "before"},
+        {"status": 500, "when": "after"},
+        {"status": 429, "when": "before"},
+        {"status": 429, "when": "before", "retry_after": 3},
+        {"action": "drop", "when": "before"},
+        {"action": "drop", "when": "after"},
+    ],
+)
+def test_any_request_may_fail_once(loopback: LoopbackHub, packages: dict[str, Path], fault: dict[str, Any]) -> None:
+    """Every request of a push in turn: one lost request or answer must not show in the result."""
+    count = requests_of_a_push(packages)
+    assert count > 10
+    for nth in range(1, count + 1):
+        repo_id = f"loopback/model-{nth}"
+        loopback._faults.clear()
+        loopback.fail(nth=nth, **fault)
+        push = push_package(packages["one"], repo_id)
+        assert published(loopback, repo_id=repo_id) == contents(packages["one"], repo_id)
+        assert loopback.commits(repo_id)[0].sha == push.commit
+        assert len(loopback.commits(repo_id)) == 2
+        assert tags(loopback, repo_id) == {push.tag: push.commit}
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_any_request_of_a_pull_request_may_fail_once(loopback: LoopbackHub, package: Path, when: Any) -> None:
+    loopback.create_repo("acme/model-0")
+    sent = len(loopback.requests)
+    push_package(package, "acme/model-0", create_pr=True)
+    for nth in range(1, len(loopback.requests) - sent + 1):
+        repo_id = f"acme/model-{nth}"
+        loopback.create_repo(repo_id)
+        loopback._faults.clear()
+        loopback.fail(nth=nth, when=when, status=503)
+        push = push_package(package, repo_id, create_pr=True)
+        assert published(loopback, "refs/pr/1", repo_id) == contents(package, repo_id)
+        assert push.url.endswith("/discussions/1")
+        assert len(loopback._repos[repo_id].discussions) == 1
+
+
+def test_lasting_failure(loopback: LoopbackHub, packages: dict[str, Path]) -> None:
+    push_package(packages["one"], REPO)
+    loopback.fail(COMMIT, status=500, times=100)
+    message = refusal(loopback, packages["two"], REPO)
+    assert "500" in message
+    loopback._faults.clear()
+    push_package(packages["two"], REPO)
+    assert published(loopback) == contents(packages["two"])
+
+
+@pytest.mark.parametrize("action", ["status", "drop"])
+def test_a_push_that_breaks_off_is_continued(loopback: LoopbackHub, packages: dict[str, Path], action: Any) -> None:
+    """The network is gone from the n-th request of an update on: old or new, never between; then once more."""
+    push_package(packages["one"], "loopback/model-0")
+    sent = len(loopback.requests)
+    push_package(packages["two"], "loopback/model-0")
+    count = len(loopback.requests) - sent
+    for nth in range(1, count + 1):
+        repo_id = f"loopback/model-{nth}"
+        push_package(packages["one"], repo_id)
+        loopback.fail(nth=nth, action=action, status=500, times=1000)
+        with pytest.raises(ShortVError) as caught:
+            push_package(packages["two"], repo_id)
+        assert "\n" not in str(caught.value)
+        old, new = (contents(packages[name], repo_id) for name in ("one", "two"))
+        assert published(loopback, repo_id=repo_id) in (old, new)
+        loopback._faults.clear()
+        push_package(packages["two"], repo_id)
+        assert published(loopback, repo_id=repo_id) == new
+        assert len(loopback.commits(repo_id)) == 3
+        assert set(tags(loopback, repo_id)) == {recipe_tag(path) for path in packages.values()}
+
+
+def test_somebody_else_commits_meanwhile(loopback: LoopbackHub, packages: dict[str, Path]) -> None:
+    push_package(packages["one"], REPO)
+
+    def commit_first(request: Request) -> bool:
+        if COMMIT(request) and len(loopback.commits(REPO)) == 2:
+            loopback.commit(REPO, {"config.json": b"{}"}, message="somebody else's")
+        return False
+
+    loopback.fail(commit_first)
+    with pytest.raises(ShortVError, match=r"was changed during this push; nothing was overwritten\."):
+        push_package(packages["two"], REPO)
+    assert loopback.commits(REPO)[0].message == "somebody else's"
+    assert json.loads(loopback.files(REPO)["config.json"]) == {}
+
+
+def test_without_xet_storage(
+    loopback: LoopbackHub, package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """hf_xet is installed and asks for it first; a Hub that has none, or that cannot be reached, is no obstacle."""
+    from huggingface_hub import constants
+
+    pytest.importorskip("hf_xet")
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
+    push_package(package, REPO)
+    assert published(loopback) == contents(package)
+    assert len(loopback.commits(REPO)) == 2
+    assert constants.HF_HUB_DISABLE_XET is False
+    (error,) = loopback.errors
+    assert "xet-write-token" in error
+    # Back from there, too.
+    loopback.errors.clear()
+    loopback.create_repo("acme/base", files={path.name: path for path in package.iterdir()})
+    from shortv_export.packaging.package import find_package
+
+    folder, _ = find_package("acme/base", None, None)
+    assert all((folder / name).read_bytes() == (package / name).read_bytes() for name in SHARDS)
+    assert any("xet-read-token" in error for error in loopback.errors)
+    loopback.errors.clear()
+
+
+def test_rate_limit_is_respected(loopback: LoopbackHub, package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(publishing.time, "sleep", waits.append)
+    loopback.fail(COMMIT, status=429)
+    loopback.fail(COMMIT, nth=2, status=429, retry_after=7)
+    loopback.fail(COMMIT, nth=3, status=429, retry_after=7000)
+    push_package(package, REPO)
+    assert waits == [1, 7, 60]
+    assert published(loopback) == contents(package)
+
+
+def test_remote_tree_is_compared(loopback: LoopbackHub, package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Hub that stores something else than it was sent is found out, and not tagged."""
+    apply = LoopbackHub._apply
+
+    def corrupt(self: LoopbackHub, repo: Any, base: Any, files: Any, key: str, value: Any) -> None:
+        apply(self, repo, base, files, key, value)
+        if value["path"] == "config.json":
+            files["config.json"] = replace(files["config.json"], oid="0" * 40)
+
+    monkeypatch.setattr(LoopbackHub, "_apply", corrupt)
+    with pytest.raises(ShortVError, match=r"differs from the package: config\.json"):
+        push_package(package, REPO)
+    assert tags(loopback) == {}

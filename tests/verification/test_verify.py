@@ -1,0 +1,357 @@
+"""Verification: of good packages, and of packages that break each promise."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from shortv_export.base import families
+from shortv_export.base.definition import text_decoder
+from shortv_export.base.resolve import resolve_base
+from shortv_export.errors import ShortVError
+from shortv_export.files.bundled import modeling_dir
+from shortv_export.loopback.hub import LoopbackHub
+from shortv_export.packaging.build import build_package
+from shortv_export.packaging.inspection import Check
+from shortv_export.publish.push import push_package
+from shortv_export.records.selection import Selection
+from shortv_export.verification import checks as verification
+from shortv_export.verification.checks import Verification, verify
+
+STATIC = ["recipe", "files", "hashes", "remote code", "config"]
+DYNAMIC = ["base", "memory", "self-contained", "loads", "inputs", "frozen", "generates", "definition"]
+
+
+def last(result: Verification) -> tuple[str, str]:
+    """Name and detail of the check that failed: one line, and the only failure."""
+    assert not result.passed
+    *before, failed = result.checks
+    assert all(check.passed is not False for check in before)
+    assert failed.passed is False
+    assert "\n" not in failed.detail
+    with pytest.raises(ShortVError, match="failed verification: "):
+        result.raise_if_failed()
+    return failed.name, failed.detail
+
+
+@pytest.mark.parametrize(
+    ("model_type", "frozen_layers"),
+    [("llava", (1, 3)), ("llava", ()), ("llava_next", (0, 1, 2, 3))],
+)
+def test_good_packages(
+    tiny_base: Callable[..., Path], tmp_path: Path, model_type: str, frozen_layers: tuple[int, ...]
+) -> None:
+    base = resolve_base(tiny_base(model_type, num_shards=2))
+    package = build_package(base, tmp_path / "out", Selection(frozen_layers, 4, "given"))
+    before = sorted(path.name for path in package.iterdir())
+    result = verify(package)
+    result.raise_if_failed()
+    assert [check.name for check in result.checks] == STATIC + DYNAMIC
+    assert [check.name for check in result.checks if not check.passed] == ["base"]
+    assert result.summary == "12 checks passed, not made: base"
+    assert sorted(path.name for path in package.iterdir()) == before
+
+
+def test_repository(
+    tiny_base: Callable[..., Path], hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = resolve_base(tiny_base(num_shards=2))
+    package = build_package(base, tmp_path / "out", Selection((1, 3), 4, "given"))
+    push = push_package(package, "loopback/model", token=hub.token, private=True)
+    verify("loopback/model", revision=push.tag, token=hub.token).raise_if_failed()
+
+    monkeypatch.setattr(verification.subprocess, "run", forbidden)
+    hub.commit("loopback/model", {"custom_generate/generate.py": b"evil = True\n"})
+    name, detail = last(verify("loopback/model", token=hub.token))
+    assert (name, detail) == ("files", "not of the package: custom_generate/generate.py.")
+    assert not list((tmp_path / "cache").rglob("generate.py"))
+
+    hub.create_repo("acme/other", files={"config.json": b"{}"})
+    for repo_id, reason in (
+        ("acme/other", "was not published by shortv-export"),
+        ("acme/none", "is not on the Hub"),
+        ("no such thing", "neither a folder here nor a Hub id"),
+    ):
+        with pytest.raises(ShortVError, match=reason) as caught:
+            verify(repo_id, token=hub.token)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def on_hub(hub: LoopbackHub, tiny_base: Callable[..., Path], tmp_path: Path) -> LoopbackHub:
+    """A Hub with acme/base on it, and a package of that base in ``tmp_path / "out"``."""
+    hub.create_repo("acme/base", files={path.name: path for path in tiny_base(num_shards=2).iterdir()})
+    build_package(resolve_base("acme/base"), tmp_path / "out", Selection((1, 3), 4, "given"))
+    return hub
+
+
+def of_base(package: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[bool | None, str]:
+    """What the check of the base says. No models are loaded for it."""
+    monkeypatch.setattr(verification, "_plan_memory", lambda *_: (Check("memory", False, "no models here."), None))
+    (check,) = [check for check in verify(package).checks if check.name == "base"]
+    assert "\n" not in check.detail
+    return check.passed, check.detail
+
+
+def test_files_are_the_base_s_on_the_hub(on_hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "out"
+    on_hub.commit("acme/base", {"tokenizer.json": b"{}"})  # later than the package's commit
+    passed, detail = of_base(package, monkeypatch)
+    commit = on_hub.commits("acme/base")[1].sha
+    assert (passed, detail) == (True, f"8 files, identical to acme/base's at {commit[:12]}")
+    (info,) = [request for request in on_hub.requests if "paths-info" in request.path]
+    assert commit in info.path
+    assert on_hub.errors == []
+
+
+@pytest.mark.parametrize("name", ["model-00001-of-00002.safetensors", "tokenizer.json"])
+def test_files_that_the_base_never_had(
+    on_hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """A recipe that was written for other files than the commit's: one in LFS, one in git, each changed or gone."""
+    repo = on_hub._repos["acme/base"]
+    (commit,) = [each for each in repo.commits.values() if name in each.files]
+    files = dict(commit.files)
+    other = hashlib.sha256(b"other").hexdigest()
+    changed = replace(files[name], sha256=other) if files[name].lfs else replace(files[name], oid=other[:40])
+    monkeypatch.setitem(repo.commits, commit.sha, replace(commit, files={**files, name: changed}))
+    assert of_base(tmp_path / "out", monkeypatch) == (False, f"{name} differs from acme/base at {commit.sha}.")
+    del files[name]
+    monkeypatch.setitem(repo.commits, commit.sha, replace(commit, files=files))
+    assert of_base(tmp_path / "out", monkeypatch) == (False, f"{name} is not in acme/base at {commit.sha}.")
+
+
+def test_a_base_that_cannot_be_asked(on_hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not knowing is not a mismatch."""
+    from huggingface_hub import constants
+
+    package = tmp_path / "out"
+    for fault, reason in (({"status": 500}, "try again later"), ({"action": "drop"}, "check the network")):
+        on_hub.fail(lambda request: "paths-info" in request.path, times=100, **fault)
+        passed, detail = of_base(package, monkeypatch)
+        assert (passed, reason in detail) == (None, True), detail
+        on_hub._faults.clear()
+    with monkeypatch.context() as offline:
+        offline.setattr(constants, "HF_HUB_OFFLINE", True)
+        passed, detail = of_base(package, monkeypatch)
+        assert (passed, "HF_HUB_OFFLINE" in detail) == (None, True), detail
+    del on_hub._repos["acme/base"]
+    passed, detail = of_base(package, monkeypatch)
+    assert (passed, "is not on the Hub, or is private" in detail) == (None, True), detail
+
+
+def forbidden(*_: object, **__: object) -> None:
+    raise AssertionError("a process was started")
+
+
+@pytest.fixture(scope="module")
+def base_folder(tiny_base: Callable[..., Path]) -> Path:
+    return tiny_base()
+
+
+@pytest.fixture
+def tampered(base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """``tampered(file, old, new)``: a package whose remote code was changed, and a release that has the same."""
+
+    def make(file: str, old: str, new: str) -> Path:
+        code = shutil.copytree(modeling_dir(), tmp_path / "code")
+        text = (code / file).read_text()
+        assert old in text
+        (code / file).write_text(text.replace(old, new))
+        monkeypatch.setattr(families, "modeling_dir", lambda: code)
+        return build_package(resolve_base(base_folder), tmp_path / "out", Selection((1, 3), 4, "given"))
+
+    return make
+
+
+MODELING = "modeling_shortv_llava.py"
+FIRST_IMPORT = "from .configuration_shortv_llava"
+
+
+def test_foreign_code_is_not_run(base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = build_package(resolve_base(base_folder), tmp_path / "out", Selection((1, 3), 4, "given"))
+    (package / MODELING).write_text("raise SystemExit\n")
+    monkeypatch.setattr(verification.subprocess, "run", forbidden)
+    name, detail = last(verify(package))
+    assert (name, MODELING in detail) == ("remote code", True)
+
+
+def test_weights_that_do_not_load(tampered: Callable[..., Path]) -> None:
+    """Without the mapping of the published tensor names, transformers leaves weights random and only warns."""
+    package = tampered(
+        "shortv_weights.py", "register_checkpoint_conversion_mapping(cls.__name__, mapping, overwrite=True)", "pass"
+    )
+    name, detail = last(verify(package))
+    assert (name, "loads with missing keys: lm_head.weight" in detail) == ("loads", True)
+
+
+def test_layers_that_do_not_skip(tampered: Callable[..., Path]) -> None:
+    package = tampered("shortv_layers.py", "sum(skipped.values())", "0")
+    name, detail = last(verify(package))
+    assert (name, "skipped_updates 0 instead of 32" in detail) == ("frozen", True)
+
+
+def test_wrong_results(tampered: Callable[..., Path]) -> None:
+    package = tampered(
+        "shortv_layers.py",
+        "return hidden_states.scatter(1, index, text_states)",
+        "return hidden_states.scatter(1, index, 1.001 * text_states)",
+    )
+    name, detail = last(verify(package))
+    assert (name, "differ from the definition by" in detail) == ("definition", True)
+
+
+def test_wrong_keys_in_the_cache(tampered: Callable[..., Path]) -> None:
+    """They show in no logit of the prompt, only in the answer's later tokens."""
+    package = tampered("shortv_layers.py", "keys, values = self.cached(keys,", "self.cached(1.001 * keys,")
+    name, detail = last(verify(package))
+    assert (name, detail) == ("definition", "keys and values of layer 1 differ from the definition by 0.001.")
+
+
+def test_memory_of_a_config_that_describes_no_model(base_folder: Path, tmp_path: Path) -> None:
+    package = build_package(resolve_base(base_folder), tmp_path / "out", Selection((1, 3), 4, "given"))
+    config = json.loads((package / "config.json").read_text())
+    config["text_config"]["num_attention_heads"] = "four"
+    (package / "config.json").write_text(json.dumps(config))
+    name, detail = last(verify(package))
+    assert (name, "the config describes no model" in detail) == ("memory", True)
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "smolvlm", "gemma3"])
+def test_decoder_layers_are_found_in_every_family(family: str, tmp_path: Path) -> None:
+    """As the checkpoint has them: the text model's alone, whatever its tensors are called."""
+    from tests.support.tiny_families import tiny_model
+
+    stock = tiny_model(family)
+    stock.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config |= {"model_type": f"shortv_{family}", "frozen_layers": [1]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    layers, rest = verification._sizes(tmp_path, SimpleNamespace(family=family))  # type: ignore[arg-type]
+    expected = [sum(tensor.nbytes for tensor in layer.state_dict().values()) for layer in text_decoder(stock).layers]
+    assert layers == expected
+    assert sum(layers) + rest == sum(parameter.nbytes for parameter in stock.parameters())
+
+
+@pytest.mark.parametrize("model_type", ["llava", "llava_next"])
+def test_more_layers_than_memory(
+    tiny_base: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_type: str
+) -> None:
+    """The layers that do not fit are read from disk; all are compared, and it says what it needs beforehand."""
+    base = resolve_base(tiny_base(model_type, num_shards=2))
+    package = build_package(base, tmp_path / "out", Selection((0, 2, 3), 4, "given"))
+    layers, rest = weights(package)
+    overhead = verification._OVERHEAD
+    for free, expected in (
+        (sum(layers) + rest + overhead, "the comparison needs 2.1 GB in fp32, 2.1 GB are free"),
+        (sum(layers) + rest + overhead - 1, "2 of 4 layers are read from disk in turn"),
+        (layers[0] + rest + overhead, "4 of 4 layers are read from disk in turn"),
+    ):
+        monkeypatch.setattr(verification, "available_memory", lambda free=free: free)
+        lines: list[str] = []
+        result = verify(package, report=lines.append)
+        result.raise_if_failed()
+        (line,) = lines
+        assert expected in line
+        assert [check.detail for check in result.checks if check.name == "memory"] == lines
+        assert [check.name for check in result.checks] == STATIC + DYNAMIC
+
+    monkeypatch.setattr(verification.subprocess, "run", forbidden)
+    monkeypatch.setattr(verification, "available_memory", lambda: layers[0] + rest + overhead - 1)
+    name, detail = last(verify(package))
+    assert (name, "at least" in detail) == ("memory", True)
+
+
+def weights(package: Path) -> tuple[list[int], int]:
+    """Bytes in fp32 of each decoder layer and of the rest, from the tensors themselves."""
+    from safetensors.torch import load_file
+
+    layers, rest = [0] * 4, 0
+    for shard in package.glob("*.safetensors"):
+        for name, tensor in load_file(shard).items():
+            if name.startswith("language_model.model.layers."):
+                layers[int(name.split(".")[3])] += 4 * tensor.numel()
+            else:
+                rest += 4 * tensor.numel()
+    return layers, rest
+
+
+def test_wrong_results_of_a_layer_on_disk(tampered: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tampered(
+        "shortv_layers.py",
+        "return hidden_states.scatter(1, index, text_states)",
+        "return hidden_states.scatter(1, index, 1.001 * text_states)",
+    )
+    layers, rest = weights(package)
+    free = layers[0] + rest + verification._OVERHEAD
+    monkeypatch.setattr(verification, "available_memory", lambda: free)
+    assert last(verify(package))[0] == "definition"
+
+
+def test_available_memory() -> None:
+    import psutil
+
+    available = verification.available_memory()
+    assert available is not None
+    assert 0 < available <= psutil.virtual_memory().total
+
+
+def test_isolation(tampered: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process that runs the code knows no token and no secret, and works in folders of its own."""
+    seen = tmp_path / "seen.json"
+    monkeypatch.setenv("HF_TOKEN", "hf_canary")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "canary")
+    monkeypatch.setenv("PYTHONPATH", str(Path.cwd()))
+    package = tampered(
+        MODELING,
+        FIRST_IMPORT,
+        "import json, os\n"
+        "from huggingface_hub import constants, get_token\n"
+        "seen = {'environment': dict(os.environ), 'token': get_token(), 'offline': constants.HF_HUB_OFFLINE}\n"
+        f"json.dump(seen, open({str(seen)!r}, 'w'))\n"
+        "__import__('shortv_export')\n"
+        f"{FIRST_IMPORT}",
+    )
+    name, detail = last(verify(package))
+    assert name == "loads"
+    assert "shortv_export" in detail
+    found = json.loads(seen.read_text())
+    assert (found["token"], found["offline"]) == (None, True)
+    assert "canary" not in json.dumps(found)
+    assert found["environment"]["HOME"] != os.environ["HOME"]
+    for name in ("HOME", "HF_HOME", "HF_MODULES_CACHE"):
+        assert not Path(found["environment"][name]).exists()  # gone with the process
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("import os, sys; print('last words', file=sys.stderr, flush=True); os._exit(3)", "status 3: last words"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "memory runs out"),
+        ("import os; os._exit(0)", "printed no result"),
+    ],
+)
+def test_a_process_that_dies(tampered: Callable[..., Path], code: str, reason: str) -> None:
+    name, detail = last(verify(tampered(MODELING, FIRST_IMPORT, f"{code}\n{FIRST_IMPORT}")))
+    assert (name, reason in detail) == ("process", True)
+
+
+def test_a_process_that_hangs(tampered: Callable[..., Path]) -> None:
+    package = tampered(MODELING, FIRST_IMPORT, f"import time; time.sleep(60)\n{FIRST_IMPORT}")
+    name, detail = last(verify(package, timeout=2))
+    assert (name, "more than 2 s" in detail) == ("process", True)
+
+
+def test_a_folder_has_no_revision(tmp_path: Path) -> None:
+    with pytest.raises(ShortVError, match="no revisions"):
+        verify(tmp_path, revision="main")
+    name, detail = last(verify(tmp_path))
+    assert (name, "does not exist" in detail) == ("recipe", True)
