@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# The lowest transformers that the published code is promised for (see README, "Supported versions").
+# The lowest transformers that the published code is promised for (see docs/supported-models.md).
 MIN_TRANSFORMERS := 5.0.0
 
 .PHONY: demo test test-min clean
@@ -19,10 +19,12 @@ test: $(VENV)/.dev
 
 # The published code alone, on the oldest transformers that it supports.
 test-min: .venv-min/.installed
-	PYTHONPATH=. .venv-min/bin/pytest -n 2 $(addprefix tests/test_,frozen_layer.py generation.py loading.py training.py families.py)
+	PYTHONPATH=. .venv-min/bin/pytest -n 2 tests/modeling
 
 # $(VENV)/.plain has the tool installed, $(VENV)/.dev the extra `dev`, too.
-$(VENV)/.%: pyproject.toml constraints.txt
+# Optimum's plugin is copied into the environment, even by an editable installation.
+PLUGIN := shortv_export/optimum_plugin/optimum/commands/register/register_shortv.py
+$(VENV)/.%: pyproject.toml constraints.txt $(PLUGIN)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.$(EXTRA)'
 	touch $@
@@ -31,7 +33,7 @@ $(VENV)/.dev: EXTRA = [dev]
 .venv-min/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-min
 	.venv-min/bin/pip install --quiet --constraint constraints.txt torch transformers==$(MIN_TRANSFORMERS) \
-	  accelerate peft pillow pytest pytest-timeout pytest-xdist scikit-image
+	  accelerate peft pillow psutil 'pydantic>=2.7' pytest pytest-timeout pytest-xdist scikit-image
 	touch $@
 
 clean:

@@ -20,7 +20,6 @@ import json
 import math
 import os
 import platform
-import shutil
 import statistics
 import subprocess
 import sys
@@ -35,10 +34,11 @@ import torch
 from shortv_export.base.definition import frozen_by_definition
 from shortv_export.measure.layer_contribution import MAX_BATCH_TOKENS, layer_contributions
 from shortv_export.measure.streaming import load_streamed
+from shortv_export.options import Samples, Scoring
 from shortv_export.records.scores import Scores
 from shortv_export.records.versions import library_versions
+from tests.support.large_base import PATCH, write_checkpoint, write_samples
 
-PATCH = 14
 GROWTH = [(6, 640), (12, 640), (24, 640), (24, 320), (24, 160)]
 """Layers and tokens."""
 SHAPES = {
@@ -178,67 +178,6 @@ def score_from_disk(num_layers: int, tokens: int, arguments: argparse.Namespace)
     return row
 
 
-def write_checkpoint(folder: Path, shape: dict[str, int], num_layers: int) -> int:
-    """A base with random bfloat16 weights and a small vision tower (16 visual tokens), a file for each decoder layer.
-
-    Returns:
-        The bytes of its weights. No more than one layer of them is in memory at a time.
-    """
-    from safetensors.torch import save_file
-    from transformers import AutoConfig
-
-    from shortv_export.measure.streaming import CheckpointLayers
-    from tests.support.tiny_llava import build_tiny_llava, hub_tensor_name
-
-    build_tiny_llava(folder, num_layers=1, image_size=4 * PATCH)
-    (folder / "model.safetensors").unlink()
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    config["dtype"] = "bfloat16"
-    config["text_config"] |= shape | {"num_hidden_layers": num_layers, "vocab_size": 32064, "dtype": "bfloat16"}
-    config["text_config"] |= {"num_key_value_heads": shape["num_attention_heads"], "head_dim": 128}
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    empty = CheckpointLayers(AutoConfig.from_pretrained(folder))
-    files: dict[int | None, dict[str, torch.Size]] = {}
-    for name, tensor in empty.model.state_dict().items():
-        files.setdefault(empty.layer_of(hub_tensor_name(name)), {})[hub_tensor_name(name)] = tensor.shape
-    size = 2 * sum(math.prod(shape) for shapes in files.values() for shape in shapes.values())
-    if shutil.disk_usage(folder).free < 1.05 * size:
-        raise SystemExit(f"the weights take {size / 1e9:.1f} GB, more than is free in {folder.parent}; set TMPDIR.")
-    block = torch.randn(1 << 20, generator=torch.Generator().manual_seed(0))
-    weight_map = {}
-    for number, shapes in enumerate(files.values(), start=1):
-        file = f"model-{number:05d}-of-{len(files):05d}.safetensors"
-        save_file({name: _filled(shape, block) for name, shape in shapes.items()}, folder / file, {"format": "pt"})
-        weight_map.update(dict.fromkeys(shapes, file))
-    index = {"metadata": {"total_size": size}, "weight_map": weight_map}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
-    return size
-
-
-def _filled(shape: torch.Size, block: torch.Tensor) -> torch.Tensor:
-    """A matrix that keeps the size of what it multiplies, of the same random numbers again and again; else ones."""
-    if len(shape) < 2:
-        return torch.ones(shape, dtype=torch.bfloat16)
-    numbers = (block / math.prod(shape[1:]) ** 0.5).bfloat16()
-    return numbers.repeat(-(-math.prod(shape) // len(numbers)))[: math.prod(shape)].view(shape)
-
-
-def write_samples(folder: Path, count: int, image_size: int, tokens: int) -> Path:
-    """Calibration data: random pixels, and questions that make prompts of about so many tokens."""
-    import numpy as np
-    from PIL import Image
-
-    folder.mkdir()
-    words = "cat " * (tokens - (image_size // PATCH) ** 2 - 5)  # five for the chat template
-    lines = []
-    for number in range(count):
-        pixels = np.random.default_rng(number).integers(0, 256, (image_size, image_size, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{number}.png")
-        lines.append(json.dumps({"file_name": f"{number}.png", "question": words}))
-    (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return folder
-
-
 def compare_time(num_layers: int, tokens: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """Seconds of both ways, each the median of the repeats, taken in turn."""
     model = llava_shaped(num_layers, image_size_of(tokens), arguments.hidden_size)
@@ -360,9 +299,9 @@ def measure_peak(folder: Path, mode: str, arguments: argparse.Namespace) -> int:
     if mode == "scored":
         from shortv_export import pipeline
 
-        calibration = pipeline.CalibrationChoice(str(folder.with_name("data")), 1)
+        samples = Samples(str(folder.with_name("data")), 1)
         output = folder.with_name("scores.json")
-        pipeline.score(str(folder), output, calibration=calibration, stream=True, report=print)
+        pipeline.score(str(folder), output=output, samples=samples, scoring=Scoring(stream=True))
     elif mode != "imports":
         layers = None
         if mode == "streamed":

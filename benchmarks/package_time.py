@@ -29,7 +29,7 @@ def main() -> None:
         os.environ["HF_HOME"] = str(folder / "hf-home")  # an empty cache; before huggingface_hub reads it
 
         from shortv_export.base.resolve import resolve_base
-        from shortv_export.packaging.build import build_package
+        from shortv_export.packaging.build import make_package
         from shortv_export.selection.presets import given_selection
 
         size = build_sparse_base(folder / "base")
@@ -39,7 +39,7 @@ def main() -> None:
             started = time.perf_counter()
             base = resolve_base(folder / "base")
             resolved = time.perf_counter()
-            package = build_package(base, folder / number, given_selection("20,21,22", base.num_layers))
+            package = make_package(base, folder / number, given_selection([20, 21, 22], base.num_layers))
             ended = time.perf_counter()
             print(f"{number} package: {ended - started:.2f} s, of which checking the base {resolved - started:.2f} s")
         shard = next(package.glob("*.safetensors"))

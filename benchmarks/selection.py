@@ -5,7 +5,7 @@
 
 Of each order the first N layers are frozen together, by definition, and KL(base || frozen) is measured on scenes that
 no order has seen (in float32, at the last prompt position). `greedy` starts with no layer and adds the one with which
-the frozen layers together have the lowest KL on the calibration samples, again and again; it is tried here and is no
+the frozen layers together have the lowest KL on the scored samples, again and again; it is tried here and is no
 method of `shortv-export`, as it takes a whole measurement for each candidate and is not clearly better than `lc`.
 With `--scenes`, all questions about that many other scenes are answered, too: greedily, right if right to the letter.
 """
@@ -27,9 +27,10 @@ from shortv_export.base.definition import frozen_by_definition, text_decoder, vi
 from shortv_export.demo import scenes
 from shortv_export.measure.joint_divergence import JointDivergence
 from shortv_export.measure.layer_contribution import layer_contributions
+from shortv_export.options import Samples
 from shortv_export.records.versions import library_versions
 from shortv_export.samples.decode import Sample
-from shortv_export.samples.draw import load_calibration
+from shortv_export.samples.draw import draw_samples
 from shortv_export.samples.encode import encode_samples
 from shortv_export.selection.stability import ranking
 
@@ -42,8 +43,8 @@ ACCURACY_SCENES = scenes.EVALUATION_SEEDS[500_000:]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--draws", type=int, default=3, help="of the calibration samples")
-    parser.add_argument("--samples", type=int, default=40, help="to calibrate on, in each draw")
+    parser.add_argument("--draws", type=int, default=3, help="of the scored samples")
+    parser.add_argument("--samples", type=int, default=40, help="to score, in each draw")
     parser.add_argument("--held-out", type=int, default=40, help="to measure on; the same for all draws")
     parser.add_argument("--scenes", type=int, default=0, help="to ask about; 0 measures no accuracy")
     parser.add_argument("--json", type=Path, help="where to save the result")
@@ -115,7 +116,7 @@ def draw(processor: Any, seeds: range, count: int, seed: int) -> list[Any]:
     """Encoded questions about scenes, a part of the seeds for each draw."""
     with tempfile.TemporaryDirectory() as name:
         folder = scenes.write_folder(Path(name), seeds[seed * count : (seed + 1) * count])
-        samples = load_calibration(folder, num_samples=count, seed=seed).samples
+        samples = draw_samples(Samples(str(folder), num_samples=count, seed=seed)).samples
     return [encode_samples(processor, [sample]) for sample in samples]
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_type_hints
 
-from .errors import ShortVError
+from .errors import ShortVError, UsageError
 
 MaxMemory = Mapping[int | str, int | str]
 """As in ``from_pretrained``: GPU number or ``"cpu"`` -> bytes, or a text such as ``"20GiB"``."""
@@ -27,7 +27,7 @@ class Help:
         text: the help.
         metavar: what stands for the value; None lets the command line choose.
         least: the smallest number allowed.
-        parse: from what was typed to the value; raises a ValueError that says what is wrong.
+        parse: from what was typed to the value; raises a ValueError or ShortVError that says what is wrong.
     """
 
     text: str
@@ -42,14 +42,34 @@ def parse_max_memory(text: str) -> dict[int | str, str]:
     Raises:
         ShortVError: it does not have this form, or names a place twice.
     """
+    size_form = r"[0-9]+(\.[0-9]+)?[KMG]i?B"
     limits: dict[int | str, str] = {}
     for item in text.split(","):
         place, _, size = map(str.strip, item.partition("="))
         key: int | str = int(place) if place.isascii() and place.isdigit() else place
         if not (isinstance(key, int) or key == "cpu") or key in limits:
             raise ShortVError(f"{item!r:.60} is no limit of memory; give a GPU's number or cpu once, as in cpu=20GiB.")
+        if not re.fullmatch(size_form, size, re.IGNORECASE):
+            raise ShortVError(f"{size!r:.60} is not an amount of memory; give one such as 20GiB or 500MB.")
         limits[key] = size
     return limits
+
+
+def parse_layers(text: str) -> tuple[int, ...]:
+    """``"31,29,30"`` -> ``(31, 29, 30)``.
+
+    Raises:
+        ShortVError: it is empty or holds anything but whole numbers.
+    """
+    if not text.strip():
+        raise ShortVError("the list of frozen layers is empty; give layer numbers such as 31,29,30.")
+    layers = []
+    for item in map(str.strip, text.split(",")):
+        # [0-9] and not int(), which takes "1_0" and digits of other scripts.
+        if not re.fullmatch(r"-?[0-9]{1,9}", item):
+            raise ShortVError(f"frozen layer {item!r:.40} is not a whole number; give layer numbers such as 31,29,30.")
+        layers.append(int(item))
+    return tuple(layers)
 
 
 def parse_counts(text: str) -> tuple[int, ...]:
@@ -126,7 +146,7 @@ class Placement:
     max_memory: Annotated[
         MaxMemory | None,
         Help(
-            "Memory that the model may use, such as 0=10GiB,cpu=20GiB. Implies `device_map` auto, unless it is streamed.",
+            "Memory that the model may use, such as 0=10GiB,cpu=20GiB. Implies `device_map` auto unless streaming.",
             parse=parse_max_memory,
         ),
     ] = None
@@ -138,7 +158,9 @@ class Choice:
 
     scores: Annotated[Path | None, Help("The lowest scores of this file, which `shortv-export score` wrote.")] = None
     preset: Annotated[str | None, Help("'paper': the paper's list for this base; needs no scores.")] = None
-    frozen_layers: Annotated[str | None, Help("Exactly these layers, such as 31,29,30.")] = None
+    frozen_layers: Annotated[
+        tuple[int, ...] | None, Help("Exactly these layers, such as 31,29,30.", parse=parse_layers)
+    ] = None
     method: Annotated[
         str,
         Help("'lc': lowest Layer Contribution. To compare with: 'cosine' (of hidden states) or 'random'."),
@@ -174,6 +196,9 @@ class Contents:
     weights: Annotated[
         str, Help("'copy', or 'reference': publish no weights; they are loaded from the base's Hub repository.")
     ] = "copy"
+    recipe: Annotated[
+        Path | None, Help("Make the package of this shortv.json again, byte for byte; BASE may then be left out.")
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -199,14 +224,18 @@ class Comparison:
         tuple[int, ...] | None,
         Help("Also these numbers of frozen layers, such as 0,4,8, on one load.", parse=parse_counts),
     ] = None
-    baselines: Annotated[
-        bool, Help("Also FastV, VTW, ShortV with FastV, and layers chosen at random and by cosine.")
-    ] = False
-    speed: Annotated[bool, Help("Measure time, memory and FLOPs.")] = True
     at: Annotated[
         tuple[tuple[int, int], ...],
         Help("Also time these numbers of text + visual tokens, such as 64+576,64+2880.", parse=parse_lengths),
     ] = ()
+    baselines: Annotated[
+        bool, Help("Also FastV, VTW, ShortV with FastV, and layers chosen at random and by cosine.")
+    ] = False
+    speed: Annotated[bool, Help("Measure time, memory and FLOPs.")] = True
+
+    def __post_init__(self) -> None:
+        if self.at and not self.speed:
+            raise UsageError("`at` has nothing to time without `speed`; leave out one of them.")
 
 
 @dataclass(frozen=True)
@@ -228,7 +257,7 @@ class Conversion:
 
     revision: Revision = None
     out: Annotated[Path | None, Help("Folder of the package. Default: ./NAME.")] = None
-    evaluate_on: Annotated[int | None, Help("Evaluate on this many held-out samples, for the card.", least=1)] = None
+    evaluate: Annotated[int | None, Help("Evaluate on this many held-out samples, for the card.", least=1)] = None
     samples: Samples = field(default_factory=Samples)
     scoring: Scoring = field(default_factory=Scoring)
     placement: Placement = field(default_factory=Placement)
@@ -302,17 +331,17 @@ def to_flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def to_words(values: Any, *names: str) -> list[str]:
-    """These options of a dataclass as words of a command line; what is None, False or empty is left out."""
+def to_words(values: Any, *always: str) -> list[str]:
+    """A dataclass of options as words of a command line: what differs from the default, and the fields in `always`."""
     words: list[str] = []
-    for name in names:
-        value = getattr(values, name)
-        if value is True:
-            words.append(to_flag(name))
-        elif value not in (None, False, ()):
-            words += [to_flag(name), _typed(value)]
-        elif value == 0 and value is not False:
-            words += [to_flag(name), str(value)]
+    for each in fields(values):
+        value = getattr(values, each.name)
+        if value is None or (value == each.default and each.name not in always):
+            continue
+        if isinstance(value, bool):
+            words.append(to_flag(each.name if value else f"no_{each.name}"))
+        else:
+            words += [to_flag(each.name), _typed(value)]
     return words
 
 

@@ -1,372 +1,143 @@
-"""The verbs: each step from names and files to a file, and `push`, which runs them all.
+"""The verbs: names and files become values, values become files.
 
-The command line calls these, and so can a notebook.
+The command line calls these functions, and so can a notebook. What decides what (scores, layers, files, checks) is in
+the rooms; here each verb looks at everything that could stand in its way, and then does its work.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+import logging
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from .base import BaseModel, resolve_base
-from .errors import ShortVError
-from .files import file_sha256
-from .measure import MaxMemory, device_map_for
-from .records import RECIPE_NAME, Recipe, Scores, Selection
-from .selection import Measure, describe, given_selection, preset_selection, select_layers
-from .verification import verify
+from .errors import ShortVError, UsageError
+from .options import (
+    Base,
+    Budget,
+    Choice,
+    Comparison,
+    Contents,
+    Conversion,
+    Help,
+    Placement,
+    Questions,
+    Revision,
+    Samples,
+    Scoring,
+    Target,
+)
 
 if TYPE_CHECKING:
-    from .evaluation import Checked
+    from .base import BaseModel
+    from .packaging import Draft, Package
     from .publish import Forecast, Push
-    from .records import Evaluation
-    from .samples import Calibration
+    from .records import Evaluation, Scores
+    from .selection import Measure
+    from .verification import Verification
 
-__all__ = ["CalibrationChoice", "Choice", "evaluate", "package", "push", "score", "verify"]
+logger = logging.getLogger(__name__)
 
-Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class Choice:
-    """How the frozen layers are chosen: by scores, from a preset, as given or at random; and how many.
-
-    Attributes:
-        scores: a ``scores.json``.
-        preset: ``"paper"``.
-        frozen_layers: ``"31,29,30"``.
-        num_frozen, flops_ratio, max_kl: the budget, with scores or at random (see `selection.select_layers`).
-        method: ``"lc"``, ``"cosine"`` or ``"random"``.
-        seed: of the random order, and of the held-out samples (see `CalibrationChoice`).
-    """
-
-    scores: Path | None = None
-    preset: str | None = None
-    frozen_layers: str | None = None
-    num_frozen: int | None = None
-    flops_ratio: float | None = None
-    max_kl: float | None = None
-    method: str = "lc"
-    seed: int = 0
-
-    @property
-    def sources(self) -> list[str]:
-        """The options given that say where the list comes from; more than one contradict each other."""
-        given = {"--scores": self.scores, "--preset": self.preset, "--frozen-layers": self.frozen_layers}
-        random = ["--method random"] if self.method == "random" else []
-        return [option for option, value in given.items() if value is not None] + random
-
-    def select(
-        self,
-        base: BaseModel,
-        measurement: Callable[[Scores | None], Measure] | None = None,
-        report: Callable[[str], None] = lambda line: None,
-    ) -> tuple[Selection, Scores | None]:
-        """The selection for a base, and the scores it rests on.
-
-        Args:
-            base: the base.
-            measurement: makes what measures a divergence, given the scores; for `max_kl`.
-            report: called with a line for each measurement.
-
-        Raises:
-            ShortVError: not exactly one source, a budget for a fixed list, or a source that does not fit the base.
-        """
-        if len(self.sources) != 1:
-            raise ShortVError(
-                "say which layers to freeze with one of --scores, --preset, --frozen-layers and --method random."
-            )
-        if self.scores is not None or self.method == "random":
-            scores = Scores.load(self.scores) if self.scores is not None else None
-            measure = measurement(scores) if measurement is not None and self.max_kl is not None else None
-            return self._by_method(base, scores, measure, report), scores
-        budgets = (self.num_frozen, self.flops_ratio, self.max_kl)
-        if any(budget is not None for budget in budgets) or self.method != "lc":
-            raise ShortVError(
-                f"{self.sources[0]} fixes the list; "
-                "--num-frozen, --flops-ratio, --max-kl and --method go with --scores."
-            )
-        if self.frozen_layers is not None:
-            return given_selection(self.frozen_layers, base.num_layers), None
-        if self.preset != "paper":
-            raise ShortVError(f"unknown preset {self.preset!r}; there is one: paper.")
-        return preset_selection(base), None
-
-    def foresee(self, base: BaseModel) -> Selection | None:
-        """What will be selected, or None where that has yet to be measured; refuses now what would be refused then.
-
-        Raises:
-            ShortVError: as `select`.
-        """
-
-        def free(frozen_layers: Any) -> tuple[float, float]:
-            return 0.0, 0.0
-
-        if not self.sources:
-            zeros = (0.0,) * base.num_layers
-            self._by_method(base, Scores(zeros, zeros, zeros, 1, visual_cosine_distance=zeros), free)
-            return None
-        selection = self.select(base, lambda scores: free)[0]
-        return selection if self.max_kl is None else None
-
-    def _by_method(
-        self,
-        base: BaseModel,
-        scores: Scores | None,
-        measure: Measure | None = None,
-        report: Callable[[str], None] = lambda line: None,
-    ) -> Selection:
-        return select_layers(
-            scores,
-            method=self.method,
-            seed=self.seed,
-            num_frozen=self.num_frozen,
-            flops_ratio=self.flops_ratio,
-            max_kl=self.max_kl,
-            measure=measure,
-            num_layers=base.num_layers,
-            shapes=base.layer_shapes,
-            visual_tokens=base.prompt_visual_tokens,
-            report=report,
-        )
-
-
-@dataclass(frozen=True)
-class CalibrationChoice:
-    """Which samples are measured on (see `calibration.load_calibration`).
-
-    Attributes:
-        data: what they are drawn from. None stands for the paper's, and where scores are at hand, for theirs.
-        num_samples: how many.
-        seed: of the draw. Held-out samples are drawn with the one after `Choice.seed`, and are none of the scores'.
-        until_stable: for scores, add samples, half as many as there are each time, until the selected layers have not
-            changed over two rounds. The scores record the rounds, and whether that became so.
-        max_samples: for `until_stable`, where to stop in any case.
-    """
-
-    data: str | None = None
-    num_samples: int = 40
-    seed: int = 0
-    until_stable: bool = False
-    max_samples: int = 160
-
-    def check(self) -> None:
-        """Refuses numbers that contradict each other.
-
-        Raises:
-            ShortVError: they do.
-        """
-        if self.until_stable and self.max_samples < self.num_samples:
-            raise ShortVError(f"at most {self.max_samples} samples are fewer than the first {self.num_samples}.")
+_HELD_OUT = Samples(num_samples=64)
 
 
 def score(
-    base: str,
-    output: Path,
+    base: Base,
     *,
-    revision: str | None = None,
-    calibration: CalibrationChoice = CalibrationChoice(),
-    num_frozen: int | None = None,
-    flops_ratio: float | None = None,
-    divergence: str = "forward",
-    max_batch_tokens: int | None = None,
-    dtype: str = "auto",
-    device_map: str | None = None,
-    max_memory: MaxMemory | None = None,
-    stream: bool = False,
-    progress: Progress | None = None,
-    report: Callable[[str], None] = lambda line: None,
+    output: Annotated[Path, Help("Where the scores go.")] = Path("scores.json"),
+    revision: Revision = None,
+    samples: Samples = Samples(),
+    budget: Budget = Budget(),
+    scoring: Scoring = Scoring(),
+    placement: Placement = Placement(),
 ) -> Scores:
-    """Measures the Layer Contributions of a base and writes them to `output`.
+    """Measures each decoder layer's Layer Contribution.
 
     Args:
         base: a Hub id or a folder.
-        output: the ``scores.json`` to write. Finished samples are kept beside it until it is.
+        output: the ``scores.json`` to write. Finished samples are kept beside it until then.
         revision: branch, tag or commit of the base.
-        calibration: which samples.
-        num_frozen, flops_ratio: for `CalibrationChoice.until_stable`, how many layers are meant to be selected; the
-            default is that of `selection.select_layers`.
-        divergence: ``"forward"``, KL(original || ablated) as the paper defines it, or ``"reverse"``, as its reference
-            code computes it.
-        max_batch_tokens: tokens per call of a decoder layer; less takes less memory.
-        dtype: of the measurement: ``"auto"`` (the checkpoint's), ``"float32"``, ``"bfloat16"`` or ``"float16"``.
-        device_map: placement by accelerate, such as ``"auto"``.
-        max_memory: what that may use, such as ``{0: "10GiB", "cpu": "20GiB"}``; implies ``"auto"``. While streaming,
-            what everything may use.
-        stream: read the decoder layers from disk one at a time, for a base that is larger than memory.
-        progress: called with the samples done and the samples in all.
-        report: called with a line about memory, and with one for each round.
+        samples: what to measure on.
+        budget: how many layers will be frozen, for `until_stable`.
+        scoring: how to measure.
+        placement: where the base runs.
 
     Raises:
-        ShortVError: the base or the calibration data cannot be used; a number is out of range; too little memory.
+        ShortVError: the base or the data cannot be used; a number is out of range; too little memory.
     """
-    from .measure import Scorer
-    from .measure import layer_contribution as contribution
-    from .samples import load_calibration
+    from .base import fetch_weights, resolve_base
+    from .selection import foresee
 
-    directions = {"forward": contribution.FORWARD, "reverse": contribution.REVERSE}
-    if divergence not in directions:
-        raise ShortVError(f"unknown divergence {divergence!r}; choose forward or reverse.")
-    calibration.check()
-    resolved = resolve_base(base, revision=revision)
-    choice = Choice(num_frozen=num_frozen, flops_ratio=flops_ratio)
-    choice.foresee(resolved)
-    draw = partial(load_calibration, calibration.data or "paper", seed=calibration.seed)
-    scorer = Scorer(
-        resolved,
-        dtype=dtype,
-        device_map=device_map,
-        max_memory=max_memory,
-        stream=stream,
-        divergence=directions[divergence],
-        max_batch_tokens=max_batch_tokens or contribution.MAX_BATCH_TOKENS,
-        output=output,
-        progress=progress,
-        report=report,
-    )
-    if calibration.until_stable:
-        scores = _until_stable(
-            draw,
-            scorer,
-            lambda scores: choice._by_method(resolved, scores),
-            calibration.num_samples,
-            calibration.max_samples,
-            report,
-        )
-    else:
-        scores = scorer(draw(num_samples=calibration.num_samples))
-    scorer.save(scores)
-    return scores
-
-
-def _until_stable(
-    draw: Callable[..., Calibration],
-    measure: Callable[[Calibration], Scores],
-    select: Callable[[Scores], Selection],
-    first: int,
-    most: int,
-    report: Callable[[str], None],
-) -> Scores:
-    """Scores on more and more samples, until the selection stays the same for two rounds or there are no more."""
-    rounds: list[int] = []
-    selections: list[tuple[int, ...]] = []
-    number = first
-    while True:
-        # The first round must have what was asked for; after it, the data may come to its end.
-        samples = draw(num_samples=number, allow_fewer=bool(rounds))
-        found = len(samples.samples)
-        if not rounds or found > rounds[-1]:
-            scores = measure(samples)
-            rounds.append(found)
-            selections.append(select(scores).frozen_layers)
-            changed = len({*selections[-1]} - {*selections[-2]}) if len(selections) > 1 else None
-            news = "" if changed is None else f"; {changed} of {len(selections[-1])} selected layers are new"
-            report(f"round {len(rounds)}: {found} samples{news}")
-        stable = len(selections) > 2 and len({*selections[-3:]}) == 1
-        if stable or found < number or number >= most:
-            report("the selection is stable" if stable else f"the selection is not stable after {rounds[-1]} samples")
-            record = {"num_frozen": len(selections[-1]), "rounds": rounds, "stable": stable}
-            return replace(scores, until_stable=record)
-        number = min(most, number + max(1, number // 2))
+    if budget.max_kl is not None:
+        raise ShortVError("`max_kl` is measured after scoring; give it to `shortv-export package`.")
+    _check_rounds(samples, scoring)
+    resolved = resolve_base(base, revision=revision, weights=False)
+    foresee(resolved, Choice(), budget, seed=samples.seed)
+    fetch_weights(resolved)
+    return _score(resolved, output, samples, budget, scoring, placement)
 
 
 def package(
-    base: str,
-    out: Path,
-    choice: Choice,
+    base: Annotated[str, Help("Base model: a Hub id or a folder. A recipe may do without.", "BASE")],
+    out: Annotated[Path | None, Help("Folder of the package; must not exist or be empty.", "OUT")] = None,
     *,
-    revision: str | None = None,
-    license: str | None = None,
-    weights: str = "copy",
-    calibration: CalibrationChoice = CalibrationChoice(),
-    dtype: str = "auto",
-    device_map: str | None = None,
-    max_memory: MaxMemory | None = None,
-    report: Callable[[str], None] = lambda line: None,
-) -> Recipe:
-    """Makes the folder that gets published.
+    revision: Revision = None,
+    choice: Choice = Choice(),
+    budget: Budget = Budget(),
+    samples: Samples = Samples(),
+    placement: Placement = Placement(),
+    contents: Contents = Contents(),
+) -> Package:
+    """Makes the folder that is published: weights, frozen-layer list, code and card.
 
     Args:
         base: a Hub id or a folder.
-        out: the folder; must not exist or be empty.
-        choice: which layers to freeze.
+        out: the folder to make; must not exist or be empty.
         revision: branch, tag or commit of the base.
-        license: of the result, if the base's card names none.
-        weights: ``"copy"``, or ``"reference"`` for a package that loads those of its base on the Hub.
-        calibration: for a choice by `max_kl`, what the held-out samples are drawn from, and how many.
-        dtype, device_map, max_memory: for a choice by `max_kl`, of the measurement, as in `score`.
-        report: called with a line for each measurement.
+        choice: which layers to freeze.
+        budget: how many.
+        samples: for `max_kl`, the held-out samples.
+        placement: for `max_kl`, where the base runs.
+        contents: licence and weights; or a recipe, from which the package is made again (see `rebuild`). Then
+            nothing else is given, and `base` may be left out.
 
     Raises:
         ShortVError: the base, the choice or the folder cannot be used; nothing is left behind.
     """
-    from .packaging import build_package, check_room, check_target, inherited_metadata
+    from .base import fetch_weights, resolve_base
+    from .packaging import Draft
+    from .selection import foresee
 
-    resolved = resolve_base(base, revision=revision)
-    held_out: dict[str, Any] = {}
-
-    def measurement(scores: Scores | None) -> Measure:
-        # What would be refused in the end is refused before the measurement.
-        check_target(out)
-        check_room(resolved, out, weights)
-        inherited_metadata(resolved, license)
-        choice.foresee(resolved)
-        samples = _held_out_samples(scores, calibration.data, calibration.num_samples, choice.seed)
-        held_out.update(held_out=samples.record)
-        return _joint_divergence(resolved, samples, dtype, device_map, max_memory)
-
-    selection, scores = choice.select(resolved, measurement, report)
-    selection = replace(selection, evidence=selection.evidence | held_out)
-    build_package(resolved, out, selection, scores=scores, license=license, weights=weights)
-    return Recipe.load(out / RECIPE_NAME)
+    if contents.recipe is not None:
+        others = (revision, choice, budget, samples, placement, replace(contents, recipe=None))
+        if others != (None, Choice(), Budget(), Samples(), Placement(), Contents()):
+            raise UsageError("`recipe` decides everything; leave the other options out.")
+        return rebuild(contents.recipe, out or Path(base), base=base if out else None)
+    if out is None:
+        raise UsageError("name the folder of the package: OUT.")
+    resolved = resolve_base(base, revision=revision, weights=False)
+    foresee(resolved, choice, budget, seed=samples.seed)
+    draft = Draft.of(resolved, out, contents)
+    fetch_weights(resolved)
+    return _package(draft, choice, budget, samples, placement)
 
 
-def _held_out_samples(scores: Scores | None, data: str | None, num_samples: int, seed: int) -> Calibration:
-    """Samples that the scores were not measured on."""
-    from .samples import load_calibration
-
-    used: list[str] = []
-    if scores is not None:
-        used = scores.calibration.get("sample_digests", [])
-        if not used or not all(isinstance(digest, str) for digest in used):
-            raise ShortVError("the scores do not say which samples they were measured on; score again for --max-kl.")
-        data = data or scores.calibration.get("data")
-        if not isinstance(data, str) or data == "local files":
-            raise ShortVError("the scores were measured on local files; name them with --data, for --max-kl.")
-    return load_calibration(data or "paper", num_samples=num_samples, seed=seed + 1, exclude=used)
-
-
-def _joint_divergence(
-    base: BaseModel, samples: Calibration, dtype: str, device_map: str | None, max_memory: MaxMemory | None
-) -> Measure:
-    """What measures the divergence of a base from itself with layers frozen."""
-    from .base import load_base
-    from .measure import JointDivergence
-    from .samples import encode_samples
-
-    model, processor = load_base(
-        base, dtype=dtype, device_map=device_map_for(device_map, max_memory), max_memory=max_memory
-    )
-    return JointDivergence(model, (encode_samples(processor, [sample]) for sample in samples.samples))
-
-
-def rebuild(recipe: Path, out: Path, *, base: str | None = None) -> Recipe:
-    """Makes the same folder again, byte for byte.
+def rebuild(recipe: Path, out: Path, *, base: str | None = None) -> Package:
+    """Makes a package again from its recipe, byte for byte.
 
     Args:
         recipe: a package's ``shortv.json``; if the package was evaluated, beside its ``evaluation.json``.
         out: the folder; must not exist or be empty.
-        base: a Hub id or a folder with the recipe's base; left out, it comes from the Hub at the recipe's commit.
+        base: a Hub id or a folder with the recipe's base; None takes it from the Hub at the recipe's commit.
 
     Raises:
         ShortVError: the recipe or the folder cannot be used, the base is not the recipe's, or this release would make
             another package of it; nothing is left behind.
     """
+    from .base import resolve_base
+    from .files import file_sha256
     from .packaging import rebuild_package
-    from .records import EVALUATION_NAME, Evaluation
+    from .records import EVALUATION_NAME, Evaluation, Recipe
 
     loaded = Recipe.load(recipe)
     base = base or loaded.base.repo_id
@@ -379,278 +150,241 @@ def rebuild(recipe: Path, out: Path, *, base: str | None = None) -> Recipe:
         if not path.is_file() or file_sha256(path) != loaded.measured.get(EVALUATION_NAME):
             raise ShortVError(f"the recipe's package was evaluated; put its {EVALUATION_NAME} beside {recipe}.")
         evaluation = Evaluation.load(path)
-    rebuild_package(resolve_base(base, revision=revision), out, loaded, evaluation)
-    return loaded
+    return rebuild_package(resolve_base(base, revision=revision), out, loaded, evaluation)
+
+
+def verify(
+    package: Annotated[str, Help("A package folder or a published repository.", "PACKAGE")],
+    *,
+    revision: Revision = None,
+) -> Verification:
+    """Loads a package in a fresh process and compares it with its definition.
+
+    Args:
+        package: a folder or a repository id.
+        revision: branch, tag or commit of the repository.
+
+    Raises:
+        ShortVError: there is no such package. A failed check is not raised (see `Verification.raise_if_failed`).
+    """
+    from .packaging import Package
+    from .verification import verify_package
+
+    return verify_package(Package.open(package, revision=revision))
 
 
 def evaluate(
-    package: str,
-    output: Path | None = None,
+    package: Annotated[str, Help("A package folder or a published repository that freezes layers.", "PACKAGE")],
     *,
-    revision: str | None = None,
-    data: str | None = None,
-    num_samples: int = 64,
-    seed: int = 0,
-    group_by: str | None = None,
-    accuracy: bool = False,
-    task: str | None = None,
-    max_new_tokens: int = 32,
-    sweep: Sequence[int] | None = None,
-    baselines: bool = False,
-    speed: bool = True,
-    at: Sequence[tuple[int, int]] = (),
-    force_overlap: bool = False,
-    dtype: str = "auto",
-    device_map: str | None = None,
-    max_memory: MaxMemory | None = None,
-    update_card: bool = False,
-    token: str | None = None,
-    progress: Progress | None = None,
-    report: Callable[[str], None] = lambda line: None,
+    output: Annotated[Path, Help("Where the result goes.")] = Path("evaluation.json"),
+    revision: Revision = None,
+    samples: Samples = _HELD_OUT,
+    questions: Questions = Questions(),
+    comparison: Comparison = Comparison(),
+    placement: Placement = Placement(),
+    update_card: Annotated[bool, Help("Put the result into the package, a folder, and on its card.")] = False,
 ) -> Evaluation:
-    """Measures a package against its base, both in one process on one load of the weights.
+    """Measures how close a package stays to its base, how often both are right, and how much faster it is.
 
     Args:
-        package: a folder, or a repository id.
-        output: the ``evaluation.json`` to write. Finished samples are kept beside it until it is.
-        revision: of the repository: branch, tag or commit.
-        data: what held-out samples are drawn from; the default is what the layers were chosen by, or the paper's mix.
-        num_samples, seed: of the draw.
-        group_by: a column of the data; accuracy is also told for each of its values.
-        accuracy: refuse data without answers; otherwise accuracy is measured where there are answers.
-        task: the data is a benchmark on the Hub, of which this is the task; implies `accuracy`.
-        max_new_tokens: most tokens of an answer.
-        sweep: also measure these numbers of frozen layers, the lowest by the package's scores.
-        baselines: also measure FastV, VTW, ShortV with FastV, and other selections of as many layers.
-        speed: also measure time, memory and FLOPs, at the data's median token counts.
-        at: and at these numbers of text and of visual tokens.
-        force_overlap: draw from all samples, those that the layers were chosen by too.
-        dtype, device_map, max_memory: of the measurement, as in `score`.
-        update_card: put the result into the package, a folder: its card shows it.
-        token: for a private repository.
-        progress: called with the samples done and the samples in all.
-        report: called with a line before each measurement of speed.
+        package: a folder or a repository id.
+        output: the ``evaluation.json`` to write. Finished samples are kept beside it until then.
+        revision: branch, tag or commit of the repository.
+        samples: what to measure on; samples that the layers were chosen by are left out.
+        questions: what the models are asked.
+        comparison: what is compared with the base.
+        placement: where the model runs.
+        update_card: put the result into the package, which is a folder; its card shows it.
 
     Raises:
         ShortVError: the package or the data cannot be used, too few held-out samples are left, or the card cannot be
             updated.
     """
-    from .evaluation import comparison as evaluation
-    from .packaging import add_evaluation, check_evaluable, check_task
+    from .packaging import Package
 
-    evaluable = check_evaluable(package, sweep=sweep is not None) if update_card else None
-    checked = evaluation.check_package(package, revision=revision, token=token)
-    lists = evaluation.frozen_lists(checked, sweep)
-    if output is not None and output.absolute().parent.resolve() == checked.folder.resolve():
-        raise ShortVError(f"{output} lies in the package, which must stay as it is; choose another --output.")
-    samples = _evaluation_samples(checked, data, num_samples, seed, group_by, force_overlap, token)
-    if task is not None:
-        check_task(task, samples.record, token)
-        samples = replace(samples, record={**samples.record, "task_id": task})
-    if (accuracy or task is not None) and all(sample.answer is None for sample in samples.samples):
-        raise ShortVError(
-            "accuracy needs answers, but no sample has one; add a column answer, or name it as in DATA:answer=COLUMN."
-        )
-    result = evaluation.evaluate(
-        checked,
-        samples,
-        lists=lists,
-        baselines=baselines,
-        max_new_tokens=max_new_tokens,
-        speed=speed,
-        lengths=at,
-        dtype=dtype,
-        device_map=device_map,
-        max_memory=max_memory,
-        token=token,
-        output=output,
-        progress=progress,
-        report=report,
-    )
-    if evaluable is not None:
-        add_evaluation(evaluable, result)
-    return result
-
-
-def _evaluation_samples(
-    checked: Checked,
-    data: str | None,
-    num_samples: int,
-    seed: int,
-    group_by: str | None,
-    force_overlap: bool,
-    token: str | None,
-) -> Calibration:
-    """Samples that a package's layers were not chosen by, unless that is forced, and the record of how many were."""
-    from .evaluation import with_overlap
-    from .samples import load_calibration
-
-    selection = checked.recipe.selection
-    # The samples of the scores, and those that a bound on the divergence was held against.
-    records = [checked.scores.calibration] if checked.scores is not None else []
-    records += [selection["evidence"]["held_out"]] if "held_out" in selection["evidence"] else []
-    digests = [record.get("sample_digests") for record in records]
-    known = all(isinstance(found, list) and found for found in digests)
-    # The paper does not say which samples its lists were chosen by.
-    used = [str(digest) for found in digests for digest in found or ()] if known else None
-    if used is None and not force_overlap:
-        raise ShortVError(
-            f"{checked.name} does not say which samples its layers were chosen by, so that none can be held out; "
-            "score and package the base again, or add --force-overlap."
-        )
-    if data is None and records:
-        data = records[0].get("data")
-        if not isinstance(data, str) or data == "local files":
-            raise ShortVError(f"the layers of {checked.name} were chosen by local files; name data with --data.")
-    exclude = [] if force_overlap else used or []
-    samples = load_calibration(
-        data or "paper", num_samples=num_samples, seed=seed + 1, exclude=exclude, group_by=group_by, token=token
-    )
-    samples = replace(samples, record={**samples.record, "group_by": group_by})
-    # Nobody says by which samples a list was chosen that was given as it stands.
-    return with_overlap(samples, None if selection["method"] in ("preset", "given") else used)
+    if update_card and not Path(package).is_dir():
+        raise ShortVError(f"{package} is no folder, and only a folder's card can be updated; package the base again.")
+    opened = Package.open(package, revision=revision)
+    evaluation, _ = _evaluate(opened, output, samples, questions, comparison, placement, update_card)
+    return evaluation
 
 
 def push(
-    source: str,
-    repo_id: str,
+    source: Annotated[str, Help("A finished package, or a base to convert first.", "PACKAGE|BASE")],
+    repo_id: Annotated[str, Help("Where to publish: user/name or organisation/name.", "REPO_ID")],
     *,
-    choice: Choice = Choice(),
-    calibration: CalibrationChoice = CalibrationChoice(),
-    out: Path | None = None,
-    base_revision: str | None = None,
-    dtype: str = "auto",
-    device_map: str | None = None,
-    max_memory: MaxMemory | None = None,
-    stream: bool = False,
-    license: str | None = None,
-    weights: str = "copy",
-    private: bool = False,
-    create_pr: bool = False,
-    revision: str | None = None,
-    overwrite: bool = False,
-    commit_message: str | None = None,
-    tag: str | None = None,
-    dry_run: bool = False,
-    evaluate_on: int | None = None,
-    progress: Progress | None = None,
-    report: Callable[[str], None] = lambda line: None,
+    target: Target = Target(),
+    conversion: Conversion = Conversion(),
 ) -> Push | Forecast:
-    """Publishes a package; given a base, scores, packages and verifies it first, and may evaluate it.
+    """Publishes a package in one commit. From a base, it scores, packages and verifies first, and may evaluate.
 
     Args:
         source: the folder of a finished package, or a base model (Hub id or folder).
-        repo_id: where to, ``user/name``.
-        choice, calibration, base_revision, dtype, device_map, max_memory, stream, license, weights, progress: for a
-            base, as in `score` and `package`. A choice without a source measures the scores.
-        out: for a base, the folder of the package; the default is the repository's name in the current folder. It
-            stays, so that a failed upload is continued by pushing it.
-        private, create_pr, revision, overwrite, commit_message, tag: as in `hub.push_package`.
-        dry_run: only tell what would be done; for a base, as far as one can tell without its weights and its scores.
-        evaluate_on: for a base, evaluate the verified package on so many samples, as `evaluate` does by default; the
-            card shows the result.
-        report: called with one line per finished step.
+        repo_id: ``user/name``, or ``name`` for the token's user.
+        target: where and how to publish.
+        conversion: for a base, how it becomes a package. The package's folder stays, so that a failed upload is
+            continued by pushing it.
 
     Raises:
         ShortVError: a step failed; what is finished stays for the next try.
     """
-    from .packaging import check_room, check_target, inherited_metadata
-    from .publish import forecast_push, preflight, push_package
+    from .packaging import Package, inherited_metadata
+    from .publish import forecast_push, look_at, push_package
 
-    target: dict[str, Any] = {
-        "private": private,
-        "create_pr": create_pr,
-        "revision": revision,
-        "overwrite": overwrite,
-        "tag": tag,
-    }
-    folder = Path(source)
-    if not (folder / RECIPE_NAME).is_file():
-        # Nobody should wait an hour for scores to learn that the token is missing, the licence, or a layer.
-        preflight(repo_id, **target)
-        outline = resolve_base(source, revision=base_revision, weights=False)
-        inherited_metadata(outline, license)
-        if stream and choice.max_kl is not None:
-            raise ShortVError("--max-kl runs the whole model; place a large one with --device-map auto, not --stream.")
-        if stream and evaluate_on is not None:
-            raise ShortVError("--evaluate runs the whole model; place it with --device-map auto, not --stream.")
-        if evaluate_on is not None and calibration.data is None and choice.scores is not None:
-            known = Scores.load(choice.scores).calibration.get("data")
-            if known in (None, "local files"):
-                raise ShortVError("the scores were measured on local files; name data for --evaluate with --data.")
-        calibration.check()
-        selection = choice.foresee(outline)
-        if dry_run:
+    repository = look_at(repo_id, target)
+    if Package.is_at(source):
+        if conversion.evaluate is not None:
+            raise ShortVError(
+                f"{source} is a package; evaluate it first: shortv-export evaluate {source} --update-card."
+            )
+        finished = Package.open(source)
+    else:
+        base, selection = _look_at_base(source, conversion)
+        if target.dry_run:
+            inherited_metadata(base, conversion.contents.license)
+            evaluated = conversion.evaluate is not None
             forecast = forecast_push(
-                outline, repo_id, selection=selection, weights=weights, evaluated=evaluate_on is not None, **target
+                base, repository, selection, weights=conversion.contents.weights, evaluated=evaluated
             )
-            report(forecast.summary)
+            logger.info(forecast.summary)
             return forecast
-        folder = out or Path(repo_id.split("/")[-1])
-        check_target(folder)
-        check_room(outline, folder, weights)
-        if not choice.sources:
-            scores_file = folder.with_name(f"{folder.name}.scores.json")
-            scores = score(
-                source,
-                scores_file,
-                revision=base_revision,
-                calibration=calibration,
-                num_frozen=choice.num_frozen,
-                flops_ratio=choice.flops_ratio,
-                dtype=dtype,
-                device_map=device_map,
-                max_memory=max_memory,
-                stream=stream,
-                progress=progress,
-                report=report,
-            )
-            report(f"scored {len(scores.visual)} layers on {scores.num_samples} samples: {scores_file}")
-            choice = replace(choice, scores=scores_file)
-        recipe = package(
-            source,
-            folder,
-            choice,
-            revision=base_revision,
-            license=license,
-            weights=weights,
-            calibration=calibration,
-            dtype=dtype,
-            device_map=device_map,
-            max_memory=max_memory,
-            report=report,
-        )
-        report(f"packaged with {len(recipe.frozen_layers)} of {recipe.num_layers} layers frozen: {folder}")
-        if line := boundary_line(recipe):
-            report(line)
-        verification = verify(folder, report=report)
-        verification.raise_if_failed()
-        report(f"verified: {verification.summary}")
-        if evaluate_on is not None:
-            evaluation_file = folder.with_name(f"{folder.name}.evaluation.json")
-            evaluate(
-                str(folder),
-                evaluation_file,
-                data=calibration.data,
-                num_samples=evaluate_on,
-                seed=calibration.seed,
-                dtype=dtype,
-                device_map=device_map,
-                max_memory=max_memory,
-                update_card=True,
-                progress=progress,
-                report=report,
-            )
-            report(f"evaluated on {evaluate_on} samples: {evaluation_file}")
-    elif evaluate_on is not None:
-        raise ShortVError(f"{source} is a package; evaluate it first: shortv-export evaluate {source} --update-card.")
-    result = push_package(folder, repo_id, commit_message=commit_message, dry_run=dry_run, **target)
-    report(result.summary)
+        finished = _convert(base, conversion.out or Path(repo_id.split("/")[-1]), conversion)
+    result = push_package(finished, repository)
+    logger.info(result.summary)
     return result
 
 
-def boundary_line(recipe: Recipe) -> str | None:
-    """How sure a selection by Layer Contribution is, in one line; None for any other."""
-    if recipe.selection["method"] != "lc" or recipe.scores is None:
-        return None
-    return describe(Scores.from_dict(recipe.scores, RECIPE_NAME), len(recipe.frozen_layers))
+# The steps. What could stand in their way has been looked at.
+
+
+def _look_at_base(source: str, conversion: Conversion) -> tuple[BaseModel, Any]:
+    """The base, and the selection if it is known already. Mistakes show before hours of scoring, not after."""
+    from .base import resolve_base
+    from .evaluation import data_of
+    from .records import Scores
+    from .selection import foresee
+
+    choice, budget, samples, scoring = conversion.choice, conversion.budget, conversion.samples, conversion.scoring
+    if conversion.contents.recipe is not None:
+        raise ShortVError("`recipe` makes a package again; do that with `shortv-export package`, then push it.")
+    for name, given in (("max_kl", budget.max_kl), ("evaluate", conversion.evaluate)):
+        if scoring.stream and given is not None:
+            raise ShortVError(f"`{name}` runs the whole model; place it with `device_map` auto, not `stream`.")
+    evaluated_on_theirs = conversion.evaluate is not None and samples.data is None and choice.scores is not None
+    if evaluated_on_theirs and data_of(Scores.load(Path(str(choice.scores))).calibration) is None:
+        raise ShortVError("the scores were measured on local files; name data for `evaluate` with `data`.")
+    _check_rounds(samples, scoring)
+    base = resolve_base(source, revision=conversion.revision, weights=False)
+    return base, foresee(base, choice, budget, seed=samples.seed)
+
+
+def _convert(base: BaseModel, out: Path, conversion: Conversion) -> Package:
+    """From a base to a verified package, evaluated if that was asked for."""
+    from .base import fetch_weights
+    from .packaging import Draft
+    from .verification import verify_package
+
+    choice, budget, samples, placement = conversion.choice, conversion.budget, conversion.samples, conversion.placement
+    draft = Draft.of(base, out, conversion.contents)
+    fetch_weights(base)
+    if not choice.sources:
+        scores_file = out.with_name(f"{out.name}.scores.json")
+        scores = _score(base, scores_file, samples, budget, conversion.scoring, placement)
+        logger.info("scored %d layers on %d samples: %s", len(scores.visual), scores.num_samples, scores_file)
+        choice = replace(choice, scores=scores_file)
+    package = _package(draft, choice, budget, samples, placement)
+    recipe = package.recipe
+    logger.info("packaged with %d of %d layers frozen: %s", len(recipe.frozen_layers), recipe.num_layers, out)
+    verification = verify_package(package)
+    verification.raise_if_failed()
+    logger.info("verified: %s", verification.summary)
+    if (number := conversion.evaluate) is not None:
+        output = out.with_name(f"{out.name}.evaluation.json")
+        held_out = replace(samples, num_samples=number)
+        _, package = _evaluate(package, output, held_out, Questions(), Comparison(), placement, update_card=True)
+        logger.info("evaluated on %d samples: %s", number, output)
+    return package
+
+
+def _check_rounds(samples: Samples, scoring: Scoring) -> None:
+    if scoring.until_stable and scoring.max_samples < samples.num_samples:
+        raise ShortVError(
+            f"`max_samples` {scoring.max_samples} is fewer than the first {samples.num_samples} samples."
+        )
+
+
+def _score(
+    base: BaseModel, output: Path, samples: Samples, budget: Budget, scoring: Scoring, placement: Placement
+) -> Scores:
+    from .measure import Scorer, score_in_rounds
+    from .samples import draw_samples
+    from .selection import select_by_scores
+
+    scorer = Scorer(base, scoring, placement, output=output)
+    if scoring.until_stable:
+        scores = score_in_rounds(
+            scorer,
+            lambda number, allow_fewer: draw_samples(replace(samples, num_samples=number), allow_fewer=allow_fewer),
+            lambda scores: select_by_scores(base, scores, budget, samples.seed).frozen_layers,
+            samples.num_samples,
+            scoring.max_samples,
+        )
+    else:
+        scores = scorer(draw_samples(samples))
+    scorer.save(scores)
+    return scores
+
+
+def _package(draft: Draft, choice: Choice, budget: Budget, samples: Samples, placement: Placement) -> Package:
+    from .packaging import build_package
+    from .selection import describe, select
+
+    held_out: dict[str, Any] = {}
+
+    def measurement(scores: Scores | None) -> Measure:
+        from .base import load_base
+        from .evaluation import held_out_from_scores
+        from .measure import JointDivergence, device_map_for
+        from .samples import encode_samples
+
+        drawn = held_out_from_scores(scores, samples)
+        held_out["held_out"] = drawn.record
+        model, processor = load_base(
+            draft.base,
+            dtype=placement.dtype,
+            device_map=device_map_for(placement),
+            max_memory=placement.max_memory,
+        )
+        return JointDivergence(model, (encode_samples(processor, [sample]) for sample in drawn.samples))
+
+    selection, scores = select(draft.base, choice, budget, seed=samples.seed, measurement=measurement)
+    selection = replace(selection, evidence=selection.evidence | held_out)
+    package = build_package(draft, selection, scores)
+    if selection.method == "lc" and scores is not None:
+        logger.info(describe(scores, len(selection.frozen_layers)))
+    return package
+
+
+def _evaluate(
+    package: Package,
+    output: Path,
+    samples: Samples,
+    questions: Questions,
+    comparison: Comparison,
+    placement: Placement,
+    update_card: bool,
+) -> tuple[Evaluation, Package]:
+    """The evaluation, and the package as it is afterwards."""
+    from .evaluation import evaluate_package, held_out_from_package, require_evaluable
+    from .packaging import add_evaluation, require_updatable
+
+    if update_card:
+        require_updatable(package, sweep=comparison.sweep is not None)
+    require_evaluable(package, comparison)
+    if output.absolute().parent.resolve() == package.folder.resolve():
+        raise ShortVError(f"{output} lies in the package, which must stay as it is; choose another `output`.")
+    drawn = held_out_from_package(package, samples, questions)
+    evaluation = evaluate_package(
+        package, drawn, questions=questions, comparison=comparison, placement=placement, output=output
+    )
+    return evaluation, add_evaluation(package, evaluation) if update_card else package

@@ -164,7 +164,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
     """
     from huggingface_hub import constants
 
-    from shortv_export.loopback.hub import LoopbackHub
+    from shortv_export.loopback import LoopbackHub
 
     with LoopbackHub() as hub:
         # What the client reads from the environment once, at import.

@@ -17,7 +17,8 @@ from shortv_export import pipeline
 from shortv_export.base.cost import flops_ratio
 from shortv_export.base.resolve import resolve_base
 from shortv_export.errors import ShortVError
-from shortv_export.loopback.hub import LoopbackHub
+from shortv_export.loopback import LoopbackHub
+from shortv_export.options import Budget, Samples, Scoring
 from shortv_export.records.evaluation import Evaluation
 from shortv_export.records.scores import Scores
 
@@ -76,12 +77,13 @@ def kl_of_the_lowest(base: Path, order: list[int], photo_folder: Path, digests: 
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     from shortv_export.base.definition import frozen_by_definition
-    from shortv_export.samples.draw import load_calibration
+    from shortv_export.options import Samples
+    from shortv_export.samples.draw import draw_samples
     from shortv_export.samples.encode import encode_samples
 
     model = AutoModelForImageTextToText.from_pretrained(base).eval()
     processor = AutoProcessor.from_pretrained(base)
-    every = load_calibration(photo_folder, num_samples=1000, allow_fewer=True).samples
+    every = draw_samples(Samples(str(photo_folder), num_samples=1000), allow_fewer=True).samples
     inputs = [encode_samples(processor, [sample]) for digest in digests for sample in every if sample.digest == digest]
     means = []
     for count in range(1, len(order) + 1):
@@ -141,7 +143,7 @@ def test_package_within_a_divergence(run: Any, tiny_base: Any, question_folder: 
         (["--max-kl", -1, "--data", "{data}"], "nats"),
         (["--max-kl", 0.1, "--num-frozen", 2, "--data", "{data}"], "give one of them"),
         (["--max-kl", 0.1], "local files; name them with --data"),
-        (["--max-kl", 0.1, "--data", "{data}", "--max-memory", "cpu=lots"], "is no amount of memory"),
+        (["--max-kl", 0.1, "--data", "{data}", "--max-memory", "cpu=lots"], "is not an amount of memory"),
         (["--max-kl", 0.1, "--data", "{data}", "--num-samples", 8], "besides the 3 that are set apart"),
         (["--max-kl", 0.1, "--data", "{data}", "--num-samples", 2, "--method", "greedy"], "lc, cosine, random"),
         (["--method", "random"], "one of --scores"),
@@ -184,7 +186,7 @@ def test_methods_to_compare_with(run: Any, tiny_base: Any, question_folder: Path
         assert made["scores"] is None
         drawn.add(tuple(made["frozen_layers"]))
     assert len(drawn) > 1
-    assert "--num-frozen 2 --seed 5 --method random" in (folder / "README.md").read_text()
+    assert "--method random --num-frozen 2 --seed 5" in (folder / "README.md").read_text()
 
 
 def test_how_sure_a_selection_is(run: Any, tiny_base: Any, question_folder: Path, tmp_path: Path) -> None:
@@ -196,14 +198,14 @@ def test_how_sure_a_selection_is(run: Any, tiny_base: Any, question_folder: Path
     assert (found["num_frozen"], found["num_samples"], len(found["selection_frequency"])) == (3, 4, 4)
     status, out, _ = run("package", tiny_base(), tmp_path / "package", "--scores", scores, "--num-frozen", 3)
     assert status == 0
-    line = f"boundary: layer {found['inside']} (in) and {found['outside']} (out) keep their order in"
-    assert f"{line} {found['order_kept']:.0%} of resamples" in out
+    line = f"stability: layer {found['inside']} (frozen) ranks before layer {found['outside']} (not frozen) in"
+    assert f"{line} {found['order_kept']:.0%} of bootstrap resamples" in out
     recipe = json.loads((tmp_path / "package" / "shortv.json").read_text())
     assert recipe["selection"]["evidence"]["boundary"] == found
 
     status, out, _ = run(*arguments, "--num-samples", 1)
     assert status == 0
-    assert "of 2 frozen layers, boundary: nothing can be said from a single sample" in out
+    assert "of 2 frozen layers, stability: unknown from a single sample" in out
 
 
 def test_samples_are_added_until_the_selection_is_stable(
@@ -237,28 +239,29 @@ def test_samples_are_added_until_the_selection_is_stable(
 
 
 def test_rounds_select_by_the_budget(tiny_base: Any, question_folder: Path, tmp_path: Path) -> None:
-    calibration = pipeline.CalibrationChoice(str(question_folder), 2, until_stable=True, max_samples=3)
+    samples, scoring = Samples(str(question_folder), 2), Scoring(until_stable=True, max_samples=3)
     base, output = str(tiny_base()), tmp_path / "scores.json"
     ratio = flops_ratio(resolve_base(base).layer_shapes, (0, 1, 2), 64, 16)
-    scores = pipeline.score(base, output, calibration=calibration, flops_ratio=ratio)
+    budget = Budget(flops_ratio=ratio)
+    scores = pipeline.score(base, output=output, samples=samples, scoring=scoring, budget=budget)
     assert scores.until_stable == {"num_frozen": 3, "rounds": [2, 3], "stable": False}
     with pytest.raises(ShortVError, match="out of reach"):
-        pipeline.score(base, output, calibration=calibration, flops_ratio=0.01)
+        pipeline.score(base, output=output, samples=samples, scoring=scoring, budget=Budget(flops_ratio=0.01))
 
 
 def test_rounds_measure_no_sample_twice(
     run: Any, tiny_base: Any, question_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from shortv_export.measure.partial_results import FinishedSamples
+    from shortv_export.measure.partial_results import PartialResults
 
     measured = []
-    add = FinishedSamples.add
+    add = PartialResults.add
 
     def count(self: Any, digest: str, *measurement: Any) -> None:
         measured.append(digest)
         add(self, digest, *measurement)
 
-    monkeypatch.setattr(FinishedSamples, "add", count)
+    monkeypatch.setattr(PartialResults, "add", count)
     arguments = ["--data", question_folder, "--num-samples", 2, "--max-samples", 8, "--until-stable"]
     assert run("score", tiny_base(), *arguments, "--output", tmp_path / "scores.json")[0] == 0
     digests = Scores.load(tmp_path / "scores.json").calibration["sample_digests"]

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from shortv_export.base.resolve import resolve_base
-from shortv_export.loopback.hub import LoopbackHub
-from shortv_export.packaging.build import build_package
+from shortv_export.loopback import LoopbackHub
 from shortv_export.records.selection import Selection
+from tests.support.packages import make_package
 
 CANARY = "hf_CanaryCanaryCanaryCanaryCanary"
 BASE, REPO = "loopback/base", "loopback/faster"
@@ -56,7 +56,7 @@ def run(hub: LoopbackHub, tmp_path: Path) -> Callable[..., subprocess.CompletedP
 @pytest.fixture(scope="module")
 def package(tiny_base: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("packages") / "package"
-    return build_package(resolve_base(tiny_base()), folder, Selection((1, 3), 4, "given"))
+    return make_package(resolve_base(tiny_base()), folder, Selection((1, 3), 4, "given"))
 
 
 def one_line(result: subprocess.CompletedProcess[str]) -> str:
@@ -90,7 +90,7 @@ class Environments:
         while not self._done.wait(0.02):
             for process in Path("/proc").glob("[0-9]*"):
                 try:
-                    if "verify_child.py" in (process / "cmdline").read_text():
+                    if "verification/child.py" in (process / "cmdline").read_text():
                         environment = (process / "environ").read_text()
                         if f"TMPDIR={self.folder}" in environment:
                             self.seen[process.name] = environment
@@ -135,7 +135,7 @@ def test_the_token_is_nowhere(hub: LoopbackHub, run: Any, package: Path, tmp_pat
     assert not [text for text in texts if CANARY in text]
     written = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert len(written) > 30
-    written |= {path: content for repo_id in hub._repos for path, content in hub.files(repo_id).items()}
+    written |= {path: content for repo_id in hub.repos for path, content in hub.files(repo_id).items()}
     assert not [path for path, content in written.items() if CANARY.encode() in content]
 
 
@@ -191,7 +191,7 @@ def test_a_push_shows_its_progress_and_how_to_load(hub: LoopbackHub, run: Any, p
     size = (package / "model.safetensors").stat().st_size
     assert "model.safetensors: 100%" in result.stderr  # the upload, in bytes
     assert f"/{size / 1e3:.0f}k" in result.stderr
-    tag = next(ref for ref in hub._repos[REPO].refs if "tags" in ref).removeprefix("refs/tags/")
+    tag = next(ref for ref in hub.repos[REPO].refs if "tags" in ref).removeprefix("refs/tags/")
     snippet = result.stdout.split("load it with")[1]
     assert f'model_id, revision = "{REPO}", "{tag}"' in snippet
     compile(snippet.strip(), "snippet", "exec")
@@ -204,7 +204,7 @@ def test_a_push_shows_its_progress_and_how_to_load(hub: LoopbackHub, run: Any, p
 
 
 def test_a_dry_run_from_a_base_measures_and_changes_nothing(hub: LoopbackHub, run: Any, tmp_path: Path) -> None:
-    repos, refs = set(hub._repos), dict(hub._repos[BASE].refs)
+    repos, refs = set(hub.repos), dict(hub.repos[BASE].refs)
     result = run("push", BASE, REPO, "--dry-run")
     assert result.returncode == 0, result.stderr
     size = len(hub.files(BASE)["model.safetensors"])
@@ -216,7 +216,7 @@ def test_a_dry_run_from_a_base_measures_and_changes_nothing(hub: LoopbackHub, ru
     assert (forecast["dry_run"], forecast["copied"], forecast["copied_bytes"]) == (True, ["model.safetensors"], size)
     assert "is empty" in one_line(run("push", BASE, REPO, "--dry-run", "--frozen-layers", ""))
     assert "has a tag" not in one_line(run("push", BASE, REPO, "--dry-run", "--tag", "a b"))
-    assert (set(hub._repos), hub._repos[BASE].refs) == (repos, refs)
+    assert (set(hub.repos), hub.repos[BASE].refs) == (repos, refs)
     assert not list(tmp_path.rglob("*.safetensors"))
     assert not [request for request in hub.requests if request.method in ("PUT", "DELETE")]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hf-home", "home", "tmp"]

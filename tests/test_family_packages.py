@@ -29,18 +29,18 @@ from shortv_export.base.families import FAMILIES
 from shortv_export.base.model import load_base, load_processor
 from shortv_export.base.resolve import resolve_base
 from shortv_export.errors import ShortVError
-from shortv_export.loopback.hub import LoopbackHub
+from shortv_export.loopback import LoopbackHub
 from shortv_export.measure.scorer import Scorer
-from shortv_export.packaging.build import build_package
-from shortv_export.publish.push import push_package
+from shortv_export.options import Comparison, Questions, Samples, Scoring
+from shortv_export.pipeline import verify
 from shortv_export.records.file_names import RECIPE_NAME
 from shortv_export.records.recipe import Recipe
 from shortv_export.records.selection import Selection
 from shortv_export.samples.decode import Sample
-from shortv_export.samples.draw import Calibration, load_calibration
+from shortv_export.samples.draw import DrawnSamples, draw_samples
 from shortv_export.samples.encode import encode_samples
 from shortv_export.samples.video import Clip
-from shortv_export.verification.checks import verify
+from tests.support.packages import make_package, publish
 from tests.support.tiny_families import TINY, tiny_model
 from tests.support.tiny_processors import PROCESSORS, build_tiny_base, missing, older_layout, tiny_tokenizer
 
@@ -121,7 +121,7 @@ def package(base: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     def make(name: str) -> Path:
         if name not in made:
             out = tmp_path_factory.mktemp(name) / "package"
-            made[name] = build_package(base(name), out, Selection(FROZEN, 4, "given"))
+            made[name] = make_package(base(name), out, Selection(FROZEN, 4, "given"))
         return made[name]
 
     return make
@@ -290,7 +290,7 @@ def test_videos_without_a_chat_template_for_them(base: Any, photos: dict[str, An
 def test_scores_of_videos(base: Any, photos: dict[str, Any], name: str) -> None:
     """Layer Contribution by whole forward passes of the stock model, with one layer's visual rows put back."""
     sample = video_samples(photos, name)[1]
-    found = Scorer(base(name))(Calibration((sample,), {}))
+    found = Scorer(base(name))(DrawnSamples((sample,), {}))
     model, processor = load_base(base(name))
     inputs = encode_samples(processor, [sample])
     visual = visual_tokens(model.config, inputs["input_ids"])
@@ -320,18 +320,23 @@ def test_from_a_folder_of_clips_to_a_card(base: Any, photos: dict[str, Any], tmp
     (data / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     text = f"{data}:frames=2,fps=1"
     folder = base(name).path
-    scores = pipeline.score(
-        str(folder), tmp_path / "scores.json", calibration=pipeline.CalibrationChoice(text, num_samples=2)
-    )
+    scores = pipeline.score(str(folder), output=tmp_path / "scores.json", samples=Samples(text, num_samples=2))
     assert (scores.calibration["num_images"], scores.calibration["num_videos"]) == (0, 2)
     (source,) = scores.calibration["sources"]
     assert (source["video"], source["frames"], source["fps"]) == ("video", 2, 1.0)
-    package = build_package(base(name), tmp_path / "package", Selection(FROZEN, 4, "lc"), scores=scores)
-    result = pipeline.evaluate(str(package), data=text, num_samples=2, max_new_tokens=3, speed=False, update_card=True)
+    package = make_package(base(name), tmp_path / "package", Selection(FROZEN, 4, "lc"), scores=scores)
+    result = pipeline.evaluate(
+        str(package),
+        output=tmp_path / "evaluation.json",
+        samples=Samples(text, num_samples=2),
+        questions=Questions(max_new_tokens=3),
+        comparison=Comparison(speed=False),
+        update_card=True,
+    )
 
     model, processor = load_base(base(name))
     expected = []
-    for sample in load_calibration(text, num_samples=4).samples:
+    for sample in draw_samples(Samples(text, num_samples=4)).samples:
         if sample.digest not in result.data["sample_digests"]:
             continue
         assert [len(each.frames) for each in sample.videos] == [2]
@@ -362,10 +367,10 @@ def test_prompt_of_a_family_without_chat_template(base: Any, photos: dict[str, A
 
 @every_family
 def test_scores_from_memory_and_from_disk(base: Any, photos: dict[str, Any], matrix: Any, name: str) -> None:
-    calibration = Calibration(tuple(samples(photos)), {})
+    calibration = DrawnSamples(tuple(samples(photos)), {})
     whole = Scorer(base(name))(calibration)
     assert min(whole.visual[:-1]) > 0  # nothing reads the visual tokens after the last layer
-    equal = Scorer(base(name), stream=True)(calibration) == whole
+    equal = Scorer(base(name), Scoring(stream=True))(calibration) == whole
     matrix(name, "stream equal", equal)
     assert equal
 
@@ -399,7 +404,7 @@ def test_older_layout_of_the_files(base: Any, photos: dict[str, Any], tmp_path: 
     older_layout(build_tiny_base(tmp_path / "base", name))
     older = resolve_base(tmp_path / "base")
     assert (older.num_layers, older.layer_shapes) == (newer.num_layers, newer.layer_shapes)
-    package = build_package(older, tmp_path / "package", Selection(FROZEN, 4, "given"))
+    package = make_package(older, tmp_path / "package", Selection(FROZEN, 4, "given"))
     processor = AutoProcessor.from_pretrained(package, trust_remote_code=True)
     inputs, expected = (encode_samples(each, samples(photos)) for each in (processor, load_processor(newer)))
     assert inputs.keys() == expected.keys()
@@ -463,7 +468,7 @@ def test_published_and_loaded_by_a_stranger(
     with LoopbackHub() as hub, pytest.MonkeyPatch.context() as patch:
         patch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
         patch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
-        pushed = push_package(package(name), f"loopback/{name}", token=hub.token)
+        pushed = publish(package(name), f"loopback/{name}", token=hub.token)
         environment = os.environ | {"HF_HOME": str(tmp_path / "hf-home")} | hub.env()
         environment.pop("HF_MODULES_CACHE")
         result = subprocess.run(
@@ -496,9 +501,9 @@ def test_without_torchvision(photos: dict[str, Any], tmp_path: Path, stream: boo
         "video_processor": {"video_processor_type": "Qwen2VLVideoProcessor"},
     }
     (folder / "processor_config.json").write_text(json.dumps(parts), encoding="utf-8")
-    scorer = Scorer(resolve_base(folder), stream=stream, output=tmp_path / "scores.json")
+    scorer = Scorer(resolve_base(folder), Scoring(stream=stream), output=tmp_path / "scores.json")
     with pytest.raises(ShortVError) as caught:
-        scorer(Calibration(tuple(samples(photos)), {}))
+        scorer(DrawnSamples(tuple(samples(photos)), {}))
     wanted = f"{folder}: its processor needs torchvision, which is not installed: pip install torchvision."
     assert str(caught.value) == wanted
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
@@ -509,7 +514,7 @@ def test_verify_without_a_chat_template(tmp_path: Path, name: str) -> None:
     """The plain prompt has the processor's own placeholder."""
     folder = build_tiny_base(tmp_path / "base", name)
     (folder / "chat_template.jinja").unlink()
-    made = build_package(resolve_base(folder), tmp_path / "out", Selection(FROZEN, 4, "given"))
+    made = make_package(resolve_base(folder), tmp_path / "out", Selection(FROZEN, 4, "given"))
     assert "{processor.image_token}" in (made / "README.md").read_text(encoding="utf-8")
     verify(made).raise_if_failed()
 

@@ -4,7 +4,7 @@ from .checks import check_code
 from .cost import dense_layer_flops, flops_ratio, frozen_layer_flops, model_flops
 from .families import FAMILIES, Family, plain_prompt
 from .model import BaseModel, load_base, load_processor
-from .resolve import resolve_base
+from .resolve import fetch_weights, resolve_base
 from .shapes import LayerShape, layer_shapes
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "check_code",
     "definition",
     "dense_layer_flops",
+    "fetch_weights",
     "flops_ratio",
     "frozen_layer_flops",
     "layer_shapes",

@@ -97,7 +97,7 @@ def _check_config(name: str, config: dict[str, Any]) -> Family:
     base = BaseModel(name, None, None, Path(), config, family, ())
     try:
         _check_size(name, "num_hidden_layers", base.num_layers, most=_MOST_LAYERS)  # before so many are looked at
-        visual_tokens = base._configured_visual_tokens
+        visual_tokens = base.configured_visual_tokens
         shapes = base.layer_shapes
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise ShortVError(f"{name}: its {CONFIG_NAME} is not valid: {one_line(error)}") from error
@@ -169,7 +169,7 @@ def _weight_map(name: str, folder: Path) -> dict[str, str]:
     return weight_map
 
 
-def check_weights(name: str, folder: Path, weights: list[str]) -> None:
+def check_weights(name: str, folder: Path, weights: Collection[str]) -> None:
     """Opens every shard's header: whole, consistent with the file's size, and holding what the index says."""
     from safetensors import SafetensorError, safe_open
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ShortVError, one_line
 from ..files import file_sha256
 from ..hub import hub_error
-from ..records import CONFIG_NAME, BaseRecord
+from ..records import CONFIG_NAME, WEIGHT_FILES, BaseRecord
 from .families import Family
 from .shapes import LayerShape, layer_shapes
 
@@ -78,7 +78,7 @@ class BaseModel:
         Raises:
             ShortVError: the processor cannot be loaded, or makes none.
         """
-        tokens = self._configured_visual_tokens
+        tokens = self.configured_visual_tokens
         return _processed_visual_tokens(self) if tokens is None else tokens
 
     @property
@@ -92,11 +92,16 @@ class BaseModel:
         return find_image_token(self.config)
 
     @property
+    def weight_files(self) -> tuple[str, ...]:
+        """The names of the weight files and of their index."""
+        return tuple(name for name in self.files if name.endswith(WEIGHT_FILES))
+
+    @property
     def weight_bytes(self) -> int:
-        """Size of the weight files, whether they are here yet or not.
+        """Size of the weight files in bytes, whether they have been downloaded or not.
 
         Raises:
-            ShortVError: they are not, and the Hub cannot be asked.
+            ShortVError: they have not, and the Hub cannot be asked.
         """
         names = [name for name in self.files if name.endswith(".safetensors")]
         if self.repo_id is None or all((self.path / name).exists() for name in names):
@@ -111,7 +116,7 @@ class BaseModel:
         return sum(file.size or 0 for file in info.siblings or () if file.rfilename in names)
 
     @property
-    def _configured_visual_tokens(self) -> int | None:
+    def configured_visual_tokens(self) -> int | None:
         """`visual_tokens` by the config alone; None where it has no fields for them."""
         if type(self.config.get("image_seq_length")) is int:
             return self.config["image_seq_length"]

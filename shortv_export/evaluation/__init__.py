@@ -1,7 +1,15 @@
 """Evaluates a package against its base: fidelity, accuracy and speed."""
 
-from .comparison import Checked, check_package, with_overlap
-from .estimates import mean_interval
+from .evaluate import evaluate_package
+from .held_out import data_of, held_out_from_package, held_out_from_scores
+from .loading import require_evaluable
 from .tables import tables
 
-__all__ = ["Checked", "check_package", "mean_interval", "tables", "with_overlap"]
+__all__ = [
+    "data_of",
+    "evaluate_package",
+    "held_out_from_package",
+    "held_out_from_scores",
+    "require_evaluable",
+    "tables",
+]

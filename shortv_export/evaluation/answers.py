@@ -1,8 +1,8 @@
-"""When two short answers are the same: the normalisation of the VQA challenge, by its rules.
+"""Normalises short answers, so that equal ones can be told, by the rules of the VQA challenge.
 
-The rules are those of the challenge's evaluation (https://visualqa.org/evaluation.html): lower case, numbers as
-digits, no articles, no punctuation, except a decimal point. There, missing apostrophes of contractions are put back
-from a list; here every apostrophe goes, which makes the same answers equal.
+The rules (https://visualqa.org/evaluation.html): lower case, numbers as digits, no articles, no punctuation except a
+decimal point. The challenge adds missing apostrophes to contractions, from a list; here all apostrophes are removed,
+which makes the same answers equal.
 """
 
 from __future__ import annotations

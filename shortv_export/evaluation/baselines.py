@@ -1,13 +1,13 @@
-"""What ShortV is compared with, as run-time changes to the same loaded model (paper, Tables 1, 5 and 6).
+"""Other methods to compare ShortV with, as temporary changes to the same loaded model (paper, Tables 1, 5 and 6).
 
 - **FastV** (arXiv 2403.06764) drops a share R of the visual tokens after the first K layers: those that the last
   prompt token attends to least in layer K, mean over heads.
-- **VTW** (arXiv 2405.05803) withdraws all visual tokens after the first K layers, which is FastV with R = 100 %.
-- **ShortV + FastV**: both at once, as a frozen layer freezes those visual tokens that are still there.
-- **Random** and **cosine** selection: as many frozen layers as ShortV, others.
+- **VTW** (arXiv 2405.05803) drops all visual tokens after the first K layers: FastV with R = 100 %.
+- **ShortV + FastV**: both at once. A frozen layer freezes the visual tokens that are left.
+- **Random** and **cosine** selection: other frozen layers, as many as ShortV's.
 
-A dropped token's row passes no later layer, and gives no key and no value there: the later layers are called on fewer
-rows, and their cache is shorter. Tokens keep the positions that they had. One unpadded sample at a time.
+Layers after the K-th are called without the rows of dropped tokens, and their cache has no keys and values of them.
+The other tokens keep their positions. One unpadded sample at a time.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ from torch import Tensor
 from ..base import LayerShape, dense_layer_flops, frozen_layer_flops, model_flops
 from ..base.definition import cache_name, text_decoder, visual_tokens
 from ..errors import ShortVError
+from ..options import Budget
 from ..records import Scores
-from ..selection import select_layers
-from .speed import Change, Inputs, frozen
+from ..selection import Prefill, select_layers
+from .changes import Change, Inputs, frozen
 
-# The setting in which the paper compares (Table 1); VTW's K is half of the layers there.
+# The paper's setting (Table 1). VTW's K is half of the layers there.
 FASTV_LAYERS = 2
 FASTV_DROP = 0.5
 
@@ -41,14 +42,13 @@ def comparisons(
     scores: Scores | None,
     seed: int = 0,
 ) -> list[Change]:
-    """The methods that the paper compares with, in its setting and at ShortV's own cost, where they can reach it.
+    """The methods that the paper compares with, in its setting, and at a cost of at most ShortV's where they reach it.
 
     Args:
         frozen_layers: by ShortV.
         shapes: of the decoder's layers.
-        text_tokens, visual_tokens: the prompt at which FastV's share and VTW's layer are made to cost no more than
-            ShortV.
-        scores: for cosine selection, which is left out if they hold no cosine distances.
+        text_tokens, visual_tokens: of the prompt at which costs are compared.
+        scores: for cosine selection, which is left out without cosine distances.
         seed: of random selection.
     """
     num_layers = len(shapes)
@@ -62,27 +62,27 @@ def comparisons(
 
     found = []
     if num_layers > FASTV_LAYERS:
-        # In steps of 0.1 %, so that the name tells all.
+        # In steps of 0.1 %, which the name shows.
         found += [fastv(FASTV_DROP), *affordable(fastv(step / 1000) for step in range(1001))]
     found += [vtw(max(1, num_layers // 2)), *affordable(vtw(after) for after in range(num_layers - 1, 0, -1))]
     if num_layers > FASTV_LAYERS:
         found.append(shortv_and_fastv(frozen_layers, num_layers))
     count = len(frozen_layers)
-    random = select_layers(None, method="random", seed=seed, num_frozen=count, num_layers=num_layers)
+    random = select_layers(None, Budget(num_frozen=count), Prefill(shapes), method="random", seed=seed)
     found.append(replace(frozen(random.frozen_layers, num_layers), name=f"random {count} of {num_layers}"))
     if scores is not None and scores.visual_cosine_distance:
-        cosine = select_layers(scores, method="cosine", num_frozen=count, num_layers=num_layers)
+        cosine = select_layers(scores, Budget(num_frozen=count), Prefill(shapes), method="cosine")
         found.append(replace(frozen(cosine.frozen_layers, num_layers), name=f"cosine {count} of {num_layers}"))
-    return list({change.name: change for change in found}.values())
+    return [replace(change, baseline=True) for change in {change.name: change for change in found}.values()]
 
 
 def fastv(drop: float, after: int = FASTV_LAYERS) -> Change:
-    """FastV: the least attended visual tokens, this share of them, stop after so many layers (at least 1)."""
+    """FastV: drops this share of the visual tokens, the least attended, after so many layers (at least 1)."""
     return _pruning(f"FastV K={after} R={drop:.1%}", after, drop)
 
 
 def vtw(after: int) -> Change:
-    """VTW: all visual tokens stop after so many layers (at least 1)."""
+    """VTW: drops all visual tokens after so many layers (at least 1)."""
     return _pruning(f"VTW K={after}", after, 1.0)
 
 
@@ -103,9 +103,9 @@ def pruned_flops(
     kept: int,
     frozen_layers: Sequence[int] = (),
 ) -> int:
-    """FLOPs of the decoder layers in one prefill (Eqs. 3 and 4), with `kept` visual tokens after the first layers.
+    """Prefill FLOPs of the decoder layers (Eqs. 3 and 4), with `kept` visual tokens after the first layers.
 
-    What it takes to choose the tokens, one query, is not counted.
+    The one query that it takes to choose the tokens is not counted.
     """
     total = 0
     for layer, shape in enumerate(shapes):
@@ -137,22 +137,22 @@ def _pruning(name: str, after: int, drop: float, shortv: Change | None = None) -
 
 @contextmanager
 def _pruned(model: Any, visual: Tensor, after: int, drop: float) -> Iterator[None]:
-    """While the context lasts, layers from number `after` on have fewer rows in a pass over this prompt.
+    """Inside the context, layers from number `after` on are called without some visual rows of this prompt.
 
     Args:
         model: a ShortV model.
         visual: ``(1, tokens)`` bool, of the prompt.
-        after: layers that have all rows, at least 1.
+        after: number of layers with all rows, at least 1.
         drop: share of the visual tokens.
 
     Raises:
-        ShortVError: a batch of several samples, or a text model whose layers see a window of the tokens only.
+        ShortVError: a batch of several samples, or a text model with layers that do not see all tokens.
     """
     decoder = text_decoder(model)
     config = decoder.config
     kinds = getattr(config, "layer_types", None) or ["full_attention"]
     if {*kinds} != {"full_attention"} or (len(kinds) == 1 and getattr(config, "sliding_window", None)):
-        raise ShortVError("FastV and VTW need a text model whose layers see all tokens; leave --baselines out.")
+        raise ShortVError("FastV and VTW need a text model whose layers see all tokens; leave out `baselines`.")
     if visual.shape[0] != 1:
         raise ShortVError("FastV and VTW run one sample at a time.")
     pruned = _Pruned(visual, drop)
@@ -168,15 +168,15 @@ def _pruned(model: Any, visual: Tensor, after: int, drop: float) -> Iterator[Non
 
 
 class _Pruned:
-    """The hooks of decoder layers that leave rows out.
+    """The hooks of decoder layers that leave out rows.
 
-    Between layers the states keep all rows, the dropped ones unchanged and unread: models that add something to the
-    states between layers find them as they expect them.
+    Between layers the states keep all rows, for models that add something to them there. The dropped rows stay
+    unchanged and are never read.
 
     Attributes:
         visual: ``(1, tokens)`` bool.
         drop: share of the visual tokens.
-        rows: of the prompt that the later layers are called on, ascending.
+        rows: row numbers that the later layers are called on, ascending.
     """
 
     def __init__(self, visual: Tensor, drop: float) -> None:
@@ -187,7 +187,7 @@ class _Pruned:
         self._narrowed: dict[int, tuple[Any, Any]] = {}
 
     def choose(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        """After the last layer with all rows: which of them go on."""
+        """After the last layer with all rows: chooses the rows to keep."""
         hidden_states = args[0] if args else kwargs["hidden_states"]
         if hidden_states.shape[1] != self.visual.shape[1]:
             return
@@ -202,17 +202,17 @@ class _Pruned:
     def narrow(
         self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Before a later layer: its input without the dropped rows."""
+        """Before a later layer: drops rows of its input."""
         hidden_states, *rest = args or (kwargs.pop("hidden_states"),)
         if hidden_states.shape[1] != self.visual.shape[1]:
-            # A decoded token sees every key that this layer has: fewer than a mask made for all layers counts.
+            # A decoded token sees all keys of this layer, which are fewer than a mask for all layers has.
             return (hidden_states, *rest), kwargs | {"attention_mask": None}
         self._wide = hidden_states
         kwargs = {name: self._once(name, value) for name, value in kwargs.items()}
         return (hidden_states[:, self.rows.to(hidden_states.device)], *rest), kwargs
 
     def widen(self, layer: Any, args: tuple[Any, ...], output: Any) -> Any:
-        """After a later layer: its output among the dropped rows."""
+        """After a later layer: puts its output back among the dropped rows."""
         if self._wide is None:
             return output
         states = output[0] if isinstance(output, tuple) else output
@@ -221,16 +221,16 @@ class _Pruned:
         return (wide, *output[1:]) if isinstance(output, tuple) else wide
 
     def _once(self, name: str, value: Any) -> Any:
-        # Layers share masks and tables: each is narrowed once. Keeping `value` keeps its id unique.
+        # Layers share masks and tables, so each is narrowed once. As `value` is kept, no other object gets its id.
         if id(value) not in self._narrowed:
             self._narrowed[id(value)] = (value, self._narrow_argument(name, value))
         return self._narrowed[id(value)][1]
 
     def _narrow_argument(self, name: str, value: Any) -> Any:
-        """An argument of a decoder layer, for the rows alone."""
+        """An argument of a decoder layer, for the kept rows."""
         if name == "position_embeddings":  # (..., tokens, width)
             return tuple(table.index_select(-2, self.rows.to(table.device)) for table in value)
-        if name == "text_rows" and value is not None:  # what frozen layers compute, found anew among fewer rows
+        if name == "text_rows" and value is not None:  # the rows that frozen layers compute
             find_text_rows = sys.modules[type(value).__module__].find_text_rows
             return find_text_rows(self.visual[:, self.rows.to(self.visual.device)].to(value.rows.device))
         if not isinstance(value, Tensor):
@@ -238,12 +238,12 @@ class _Pruned:
         rows = self.rows.to(value.device)
         if name == "attention_mask":  # (batch, 1, tokens, tokens), or of padding (batch, tokens)
             return value.index_select(-1, rows).index_select(-2, rows) if value.dim() == 4 else value[:, rows]
-        # Positions, and whatever else has a value for each token.
+        # Positions, and anything else with one value per token.
         return value.index_select(-1, rows) if value.shape[-1:] == self.visual.shape[1:] else value
 
 
 class _Keys:
-    """Stands in for a cache: gives keys and values whatever it is given."""
+    """Stands in for a cache: returns these keys and values and stores nothing."""
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
         self.keys_and_values = keys, values
@@ -253,10 +253,10 @@ class _Keys:
 
 
 def _attention_of_last_row(layer: Any, hidden_states: Tensor, call: dict[str, Any]) -> Tensor:
-    """How much the last row attends to each in a layer that has run, mean over heads: ``(tokens,)`` float32.
+    """The attention of the last row to each row, in a layer that has run; mean over heads, ``(tokens,)`` float32.
 
-    The layer's own attention runs again for that row, against the cached keys, in the implementation that tells
-    its weights.
+    The layer's own attention runs again for that row, on the cached keys, in the implementation that returns its
+    weights.
 
     Args:
         layer: a decoder layer.

@@ -18,10 +18,10 @@ def mean_interval(
     Args:
         values: one per sample.
         level: of confidence.
-        resamples, seed: as for `boundary`; the same seed draws the same samples, as paired comparisons need.
+        resamples, seed: of the bootstrap. The same seed draws the same samples, as paired comparisons need.
 
     Returns:
-        None where nothing can be said: fewer than two samples.
+        None for fewer than two samples.
     """
     if len(values) < 2:
         return None
@@ -31,6 +31,6 @@ def mean_interval(
 
 
 def estimate_of(values: Sequence[float]) -> Estimate:
-    """The mean of one value per sample, and its interval."""
+    """The mean of values, one per sample, and its interval."""
     interval = mean_interval(values)
     return Estimate(sum(values) / len(values), *(interval or (None, None)))

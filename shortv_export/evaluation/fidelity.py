@@ -1,30 +1,29 @@
-"""How close a changed model's answers stay to those of its base, and which of both are right.
+"""How close a changed model's answers stay to those of its base, and how many answers of each are right.
 
-Each change (see `speed.Change`) is held against the base's own greedy answer:
+Each change (see `changes.Change`) is compared with the base's own greedy answer:
 
-1. the base answers, and its distribution before each token of the answer is kept;
-2. the changed model is made to give the same tokens, one by one as in any generation, which gives its distributions;
-3. the changed model answers by itself.
+1. The base answers; its distribution before each token of the answer is kept.
+2. The changed model is forced to generate the same tokens; its distributions are compared with the base's.
+3. The changed model answers freely.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..base.definition import placed
-from ..errors import ShortVError
-from ..measure import FinishedSamples
+from ..measure import PartialResults, log_probabilities
 from ..records import Accuracy, Fidelity
 from ..samples import encode_samples
 from .answers import normalised
+from .changes import UNCHANGED, Change, Inputs
 from .estimates import estimate_of
-from .speed import UNCHANGED, Change
 
 if TYPE_CHECKING:
     from ..samples import Sample
@@ -32,10 +31,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Answers:
-    """What one sample's greedy answers show.
+    """One sample's greedy answers, and how close they are.
 
     Attributes:
-        first_token_kl, answer_kl, top1_agreement, exact_match: as in `results.Fidelity`, of this sample.
+        first_token_kl, answer_kl, top1_agreement, exact_match: as in `records.Fidelity`, of this sample.
         base, changed: the answers as text.
     """
 
@@ -54,19 +53,17 @@ def measure_fidelity(
     changes: Sequence[Change],
     *,
     max_new_tokens: int,
-    finished: FinishedSamples | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    finished: PartialResults | None = None,
 ) -> list[list[Answers]]:
-    """Holds changed models against their base, one sample at a time, so that nothing depends on other samples.
+    """Compares changed models with their base, one sample at a time: no result depends on other samples.
 
     Args:
-        model: the base: it answers as it is, and then inside each change.
+        model: the base, a ShortV model that freezes nothing.
         processor: of the model.
         samples: to measure on.
         changes: to measure.
         max_new_tokens: most tokens of an answer.
-        finished: where what is measured is kept, and what was measured before is taken from.
-        progress: called with the samples done and the samples in all.
+        finished: results of an earlier run, which are not measured again; new ones are added.
 
     Returns:
         For each change, the answers of each sample.
@@ -74,31 +71,28 @@ def measure_fidelity(
     Raises:
         ShortVError: logits that are not finite.
     """
-    finished = finished or FinishedSamples(None, "")
-    if progress is not None:
-        progress(0, len(samples))
-    for number, sample in enumerate(samples, start=1):
+    from huggingface_hub.utils import tqdm
+
+    finished = finished or PartialResults(None, "")
+    for sample in tqdm(samples, desc="Evaluating samples", unit="sample"):
         missing = [change for change in changes if finished.get(sample.digest, _key(change)) is None]
         if missing:
-            prompt = encode_samples(processor, [sample])
-            inputs = placed(model, prompt)
-            tokens, base = _answer(model, UNCHANGED, inputs, max_new_tokens)
-            text = _text(processor, tokens)
+            inputs = placed(model, encode_samples(processor, [sample]))
+            base = _answer(model, UNCHANGED, inputs, max_new_tokens)
             for change in missing:
-                _, changed = _answer(model, change, inputs, len(tokens), forced=tokens)
-                own, _ = _answer(model, change, inputs, max_new_tokens)
-                divergences = (base.exp() * (base - changed)).sum(-1)
-                values = {
-                    "first_token_kl": divergences[0].item(),
-                    "answer_kl": divergences.mean().item(),
-                    "top1_agreement": bool(base[0].argmax() == changed[0].argmax()),
-                    "exact_match": own == tokens,
-                    "base": text,
-                    "changed": _text(processor, own),
-                }
-                finished.add(sample.digest, _key(change), values)
-        if progress is not None:
-            progress(number, len(samples))
+                forced = _answer(model, change, inputs, len(base.tokens), forced=base.tokens)
+                own = _answer(model, change, inputs, max_new_tokens)
+                divergences = (base.distributions.exp() * (base.distributions - forced.distributions)).sum(-1)
+                same_first = base.distributions[0].argmax() == forced.distributions[0].argmax()
+                answers = Answers(
+                    first_token_kl=divergences[0].item(),
+                    answer_kl=divergences.mean().item(),
+                    top1_agreement=bool(same_first),
+                    exact_match=own.tokens == base.tokens,
+                    base=_text(processor, base.tokens),
+                    changed=_text(processor, own.tokens),
+                )
+                finished.add(sample.digest, _key(change), asdict(answers))
     return [[Answers(**(finished.get(sample.digest, _key(change)) or {})) for sample in samples] for change in changes]
 
 
@@ -106,19 +100,24 @@ def _key(change: Change) -> str:
     return json.dumps([change.name, change.frozen_layers])
 
 
-def _answer(
-    model: Any,
-    change: Change,
-    inputs: Mapping[str, Tensor],
-    max_new_tokens: int,
-    forced: Sequence[int] | None = None,
-) -> tuple[list[int], Tensor]:
-    """The tokens of a greedy answer, or `forced` ones, and the distribution before each of them.
+@dataclass(frozen=True)
+class _Answer:
+    """An answer, and the distribution before each of its tokens.
 
-    Returns:
-        Token ids, and log-probabilities ``(tokens, vocabulary)``, float64 on the CPU, as differences of
-        distributions are small; before anything that the generation config does to them.
+    Attributes:
+        tokens: their ids.
+        distributions: log-probabilities ``(tokens, vocabulary)`` of the model itself: the generation config's changes
+            to them are left out.
     """
+
+    tokens: list[int]
+    distributions: Tensor
+
+
+def _answer(
+    model: Any, change: Change, inputs: Inputs, max_new_tokens: int, forced: Sequence[int] | None = None
+) -> _Answer:
+    """A changed model's greedy answer; with `forced`, these tokens instead."""
     from transformers import LogitsProcessorList
 
     processors = LogitsProcessorList([_Forced(forced)] if forced is not None else [])
@@ -132,15 +131,12 @@ def _answer(
             return_dict_in_generate=True,
             output_logits=True,
         )
-    logits = torch.cat(output.logits).cpu().double()
-    log_probabilities = logits.log_softmax(-1)
-    if not bool(log_probabilities.isfinite().all()):
-        raise ShortVError("the model gives logits that are not finite; use dtype bfloat16 or float32.")
-    return output.sequences[0, -len(logits) :].tolist(), log_probabilities
+    tokens = output.sequences[0, -len(output.logits) :].tolist()
+    return _Answer(tokens, log_probabilities(torch.cat(output.logits)))
 
 
 class _Forced:
-    """A logits processor that lets `generate` choose these tokens and no others."""
+    """A logits processor that makes `generate` give these tokens."""
 
     def __init__(self, tokens: Sequence[int]) -> None:
         self.tokens = iter(tokens)
@@ -167,7 +163,7 @@ def fidelity_of(answers: Sequence[Answers]) -> Fidelity:
 
 
 def accuracy_of(answers: Sequence[Answers], samples: Sequence[Sample]) -> Accuracy | None:
-    """Both models' accuracy over those samples that have an answer; None if none has."""
+    """Both models' accuracy over the samples that have an answer; None if none has."""
     pairs = []
     for answer, sample in zip(answers, samples, strict=True):
         if sample.answer is not None:
@@ -181,7 +177,7 @@ def accuracy_of(answers: Sequence[Answers], samples: Sequence[Sample]) -> Accura
 
 
 def accuracy_by_group(answers: Sequence[Answers], samples: Sequence[Sample]) -> dict[str, Accuracy]:
-    """The accuracy over the samples of each group, where samples have groups."""
+    """The accuracy over the samples of each group that has answers."""
     groups: dict[str, Accuracy] = {}
     for group in sorted({sample.group for sample in samples if sample.group is not None}):
         members = [number for number, sample in enumerate(samples) if sample.group == group]

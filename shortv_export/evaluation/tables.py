@@ -6,7 +6,7 @@ from ..records import Estimate, Evaluation, Pair
 
 
 def tables(evaluation: Evaluation) -> list[tuple[str, list[tuple[str, ...]]]]:
-    """For people: a title, and lines of which the first is a heading; what the package does is marked."""
+    """Titles and lines; the first line is the heading. A star marks the row of the package itself."""
     names = [f"{row.name} *" if row.chosen and len(evaluation.rows) > 1 else row.name for row in evaluation.rows]
     fidelity: list[tuple[str, ...]] = [("frozen", "FLOPs", "KL first token", "same", "KL answer", "same answer")]
     accuracy: list[tuple[str, ...]] = [("frozen", "group", "samples", "base", "changed", "difference")]

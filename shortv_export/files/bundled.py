@@ -1,4 +1,4 @@
-"""The folders that come with the tool: the remote code, and the templates of cards."""
+"""The folders that are installed with the tool: the remote code, and the templates of cards."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ from pathlib import Path
 
 
 def modeling_dir() -> Path:
-    """The folder of the remote code: inside the installed package, or beside it in a checkout."""
+    """The folder of the remote code."""
     return _bundled("modeling")
 
 
 def model_cards_dir() -> Path:
-    """The folder of the card templates: inside the installed package, or beside it in a checkout."""
+    """The folder of the card templates."""
     return _bundled("model_cards")
 
 
 def _bundled(name: str) -> Path:
+    """Inside the installed package, or beside it in a checkout."""
     package = Path(__file__).resolve().parents[1]
     installed = package / name
     return installed if installed.is_dir() else package.parent / name

@@ -5,25 +5,21 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..errors import ShortVError
 
-if TYPE_CHECKING:
-    pass
-
 
 def check_space(folder: Path, size: int, what: str, advice: str) -> None:
-    """Refuses what does not fit.
+    """Refuses to write more than fits on the disk.
 
     Args:
-        folder: where it goes; need not exist yet.
+        folder: where it would be written; need not exist yet.
         size: bytes.
-        what: needs them, for the message: ``"downloading acme/base"``.
-        advice: what to do if there is less.
+        what: what needs them, for the message: ``"downloading acme/base"``.
+        advice: what to do if they are not free, for the message.
 
     Raises:
-        ShortVError: less is free on that disk.
+        ShortVError: less is free.
     """
     place = _existing(folder)
     free = shutil.disk_usage(place).free
@@ -32,7 +28,7 @@ def check_space(folder: Path, size: int, what: str, advice: str) -> None:
 
 
 def same_device(one: Path, other: Path) -> bool:
-    """Whether files of one folder can be hard-linked into the other, as far as the disks decide that."""
+    """Whether two folders are on the same disk, so that files can be hard-linked. They need not exist yet."""
     return os.stat(_existing(one)).st_dev == os.stat(_existing(other)).st_dev
 
 

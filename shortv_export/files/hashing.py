@@ -1,7 +1,7 @@
-"""The sha256 of files, of large ones once: what a file of weights hashed to is remembered in the user's cache.
+"""The sha256 of files. That of a large file is kept in the user's cache, so that weights are read once.
 
-What is remembered belongs to an inode at one size and modification time, with samples of its content. Hard links of
-a file share it, as those in packages do; a file that was changed or replaced is read again.
+The key of the cache is the file's inode, size, modification time and sampled blocks. Hard links, as in packages, share
+it; a file that was changed or replaced has another and is read again.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from ..errors import ShortVError
 from .json_file import read_json, write_json
 
 _CHUNK = 1 << 20
-_LARGE = 16 << 20  # bytes; reading less is not worth remembering
+_LARGE = 16 << 20  # bytes; smaller files are read each time
 _SAMPLES = 16
 _SAMPLE_SIZE = 4096
 _MOST_ENTRIES = 4096
-# A file may change twice within the resolution of its modification time: a fresh one is not remembered.
+# A file can change again within the resolution of its modification time: one that is newer than this is not cached.
 _SETTLED = 2.0  # seconds
 
-_LOCK = threading.Lock()  # files are hashed side by side
+_LOCK = threading.Lock()  # files are hashed in several threads
 
 
 def file_sha256(path: Path, *, remembered: bool = False) -> str:
-    """A file's sha256, in hexadecimal. Reading a large file shows a progress bar, in bytes.
+    """A file's sha256, in hexadecimal. Reading a large file shows a progress bar.
 
     Args:
         path: the file.
-        remembered: what this user's cache remembers of a large file will do. Leave it out to check a file.
+        remembered: whether the cached sha256 of a large file may be used. Not for checking a file.
 
     Raises:
         ShortVError: it cannot be read.
@@ -60,7 +60,7 @@ def file_sha256(path: Path, *, remembered: bool = False) -> str:
 
 
 def _identity(file: Any, status: os.stat_result) -> str:
-    """What tells a file from others and from its own later states, without reading it; the file is rewound."""
+    """The cache key: device, inode, size, modification time and sampled blocks. The file is rewound."""
     samples = hashlib.sha256()
     for number in range(_SAMPLES):
         file.seek(number * (status.st_size - _SAMPLE_SIZE) // (_SAMPLES - 1))
@@ -91,7 +91,7 @@ def _remember(key: str, sha256: str) -> None:
 
 
 def _progress(name: str, size: int) -> Any:
-    """A bar like those of the client's uploads, which are switched off together; none for `size` 0."""
+    """A progress bar in bytes, which is switched off with those of the Hub client's uploads; none for `size` 0."""
     from huggingface_hub.utils import tqdm
 
     return tqdm(total=size, unit="B", unit_scale=True, desc=f"Hashing {name}", disable=not size or None)

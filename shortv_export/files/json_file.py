@@ -1,4 +1,4 @@
-"""JSON and text files: read with a bound on their size, written whole or not at all."""
+"""JSON and text files: read up to a largest size, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MAX_JSON_BYTES = 64 * 1024 * 1024
 
 
 def read_json(path: Path) -> Any:
-    """Parses a JSON file of bounded size.
+    """Parses a JSON file.
 
     Raises:
         ShortVError: missing, unreadable, larger than 64 MiB, or not JSON.
@@ -32,20 +32,24 @@ def read_json(path: Path) -> Any:
 
 
 def json_text(value: Any) -> str:
-    """JSON as every file of this tool is written: indented, key order as given, no NaN."""
+    """The text of a JSON file of this tool: indented, with the keys in the given order.
+
+    Raises:
+        ValueError: it holds NaN or an infinity.
+    """
     return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON beside the target and renames it, so that a reader never sees half a file."""
+    """Writes a JSON file, whole or not at all (see `json_text` and `write_text`)."""
     write_text(path, json_text(value))
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes text beside the target and renames it.
+    """Writes a text file, and its folder if needed. Writes beside it and renames, so that nobody reads half a file.
 
     Raises:
-        ShortVError: the folder cannot be written, or the text holds half of a surrogate pair, as JSON can.
+        ShortVError: the folder cannot be written, or the text holds a lone surrogate, which JSON can have.
     """
     try:
         data = text.encode()

@@ -4,48 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from ..errors import ShortVError, one_line
 
-if TYPE_CHECKING:
-    pass
-
-
-def hub_error(error: Exception, what: str) -> ShortVError:
-    """What went wrong on the way to the Hub, as one line.
-
-    Args:
-        error: raised by huggingface_hub.
-        what: what was asked for, such as ``"model acme/base"``.
-    """
-    from huggingface_hub import errors, is_offline_mode
-
-    if isinstance(error, errors.GatedRepoError):
-        reason = "is gated; accept its conditions on its Hub page, then log in with `hf auth login`"
-    elif isinstance(error, errors.RepositoryNotFoundError):
-        reason = "is not on the Hub, or is private; check the name, or log in with `hf auth login`"
-    elif isinstance(error, errors.RevisionNotFoundError):
-        reason = "has no such revision; give a branch, a tag or a commit of it"
-    elif is_offline_mode():
-        reason = "is not in the cache, and HF_HUB_OFFLINE forbids to download it; unset that variable"
-    elif isinstance(error, errors.HfHubHTTPError):
-        reason = f"could not be read from the Hub, try again later: {one_line(error)}"
-    elif isinstance(error, errors.HFValidationError):
-        reason = "is neither a folder here nor a Hub id such as llava-hf/llava-1.5-7b-hf"
-    else:
-        reason = f"could not be reached ({one_line(error)}); check the network"
-    return ShortVError(f"{what} {reason}.")
-
-
 _T = TypeVar("_T")
 
-# Seconds between the tries of one request. The client itself retries uploads, but not these.
 DELAYS: tuple[float, ...] = (1, 2, 4, 8, 16)
+"""Seconds between the tries of one request. The client repeats uploads itself, but not these."""
 _TRANSIENT = {408, 429, 500, 502, 503, 504}
-
-
-# The network
 
 
 def retry(
@@ -58,7 +25,7 @@ def retry(
 
     Args:
         action: the request.
-        what: it is about, for messages.
+        what: what it is about, for messages.
         reasons: what a refusal's status means here.
         passing: exceptions that the caller handles.
 
@@ -72,12 +39,47 @@ def retry(
             if isinstance(error, (ShortVError, *passing)):
                 raise
             if delay is None or not is_transient(error):
-                raise explained(error, what, reasons) from error
+                raise hub_error(error, what, reasons) from error
             time.sleep(seconds_to_wait(error, delay))
     raise AssertionError("the last try returns or raises")
 
 
+def hub_error(error: Exception, what: str, reasons: Mapping[int, str] | None = None) -> ShortVError:
+    """An exception of huggingface_hub in one line.
+
+    Args:
+        error: the exception. One that is no failure of the network or of the Hub is a bug, and is raised again.
+        what: what was asked for, such as ``"model acme/base"``.
+        reasons: what a refusal's status means here: the end of a sentence that begins with `what`.
+    """
+    from huggingface_hub import errors, is_offline_mode
+
+    if isinstance(error, ShortVError):
+        return error
+    if not isinstance(error, errors.HTTPError | OSError | ValueError | RuntimeError):
+        raise error
+    cause = one_line(error.__cause__ or error).rstrip(".")
+    if given := (reasons or {}).get(status_of(error) or 0):
+        reason = given
+    elif isinstance(error, errors.GatedRepoError):
+        reason = "is gated; accept its conditions on its Hub page, then log in with `hf auth login`"
+    elif isinstance(error, errors.RepositoryNotFoundError):
+        reason = "is not on the Hub, or is private; check the name, or log in with `hf auth login`"
+    elif isinstance(error, errors.RevisionNotFoundError):
+        reason = "has no such revision; give a branch, a tag or a commit of it"
+    elif is_offline_mode():
+        reason = "is not in the cache, and HF_HUB_OFFLINE forbids to download it; unset that variable"
+    elif isinstance(error, errors.HfHubHTTPError):
+        reason = f"was refused by the Hub, try again later: {cause}"
+    elif isinstance(error, errors.HFValidationError):
+        reason = "is neither a folder here nor a Hub id such as llava-hf/llava-1.5-7b-hf"
+    else:
+        reason = f"could not be reached ({cause}); check the network"
+    return ShortVError(f"{what} {reason}.")
+
+
 def status_of(error: BaseException) -> int | None:
+    """The HTTP status of the answer that an exception is about; None if there was none."""
     return getattr(getattr(error, "response", None), "status_code", None)
 
 
@@ -95,21 +97,7 @@ def is_transient(error: BaseException | None) -> bool:
 
 
 def seconds_to_wait(error: BaseException, delay: float) -> float:
-    """The delay, or what the server asks for, within a minute."""
+    """The delay, or what the server asks for, at most a minute."""
     headers = getattr(getattr(error, "response", None), "headers", {})
     asked = headers.get("Retry-After", "")
     return min(float(asked), 60.0) if asked.isdigit() else delay
-
-
-def explained(error: Exception, what: str, reasons: Mapping[int, str] | None = None) -> ShortVError:
-    """An exception of the client as one line."""
-    from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
-
-    if isinstance(error, ShortVError):
-        return error
-    if isinstance(error, OfflineModeIsEnabled):
-        return ShortVError("publishing needs the network, and HF_HUB_OFFLINE is set; unset it.")
-    if isinstance(error, HTTPError | OSError | ValueError | RuntimeError):
-        reason = (reasons or {}).get(status_of(error) or 0) or one_line(error.__cause__ or error)
-        return ShortVError(f"the Hub refused or could not be reached for {what}: {reason.rstrip('.')}.")
-    raise error

@@ -1,4 +1,4 @@
-"""Downloads from the Hub: how much is still missing from the cache."""
+"""Downloads from the Hub, after a look at the disk."""
 
 from __future__ import annotations
 
@@ -6,17 +6,37 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..files import check_space
+from .xet import plain_if_xet_fails
+
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
+
+
+def download_files(repo_id: str, info: ModelInfo, snapshot: Path, names: Collection[str], what: str) -> None:
+    """Downloads files of one commit into the Hub's cache, if the disk has room for them.
+
+    Args:
+        repo_id: the repository.
+        info: of the repository at that commit, with the files' metadata.
+        snapshot: the commit's folder in the cache.
+        names: the files.
+        what: what is downloaded, for the message: ``"downloading acme/base"``.
+
+    Raises:
+        ShortVError: the disk is too full.
+    """
+    from huggingface_hub import snapshot_download
+
+    advice = "make room there, or set HF_HOME to a folder on another disk"
+    check_space(snapshot, bytes_to_download(info, snapshot, names), what, advice)
+    plain_if_xet_fails(lambda: snapshot_download(repo_id, revision=info.sha, allow_patterns=[*names]))
 
 
 def bytes_to_download(info: ModelInfo, snapshot: Path, names: Collection[str]) -> int:
     """The size of those files of a repository that its folder in the Hub's cache does not hold yet.
 
-    Args:
-        info: of the repository at one commit, with the files' metadata.
-        snapshot: the commit's folder in the cache.
-        names: the files.
+    The arguments are those of `download_files`.
     """
     blobs, missing = snapshot.parents[1] / "blobs", 0
     for file in info.siblings or ():

@@ -13,17 +13,14 @@ if TYPE_CHECKING:
 _CHUNK = 1 << 20
 
 
-# What there is to send
-
-
 @dataclass(frozen=True)
 class LocalFile:
-    """A file of a package as the Hub compares it.
+    """A file as it can be compared with one on the Hub.
 
     Attributes:
         source: the file, or its content where that is not what lies on disk.
         size: bytes.
-        sha256: what the recipe says, for weights, which are not read for this.
+        sha256: of the content; of weights as the recipe says, since they are not read for this.
     """
 
     source: Path | bytes

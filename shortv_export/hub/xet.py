@@ -1,6 +1,6 @@
-"""Xet storage, through which the client sends and fetches large files where `hf_xet` is installed.
+"""Xet storage: how the client sends and fetches large files where `hf_xet` is installed.
 
-It has servers of its own, which a proxy or a Hub of one's own may not offer; then files go the plain way.
+It has servers of its own. Behind some proxies they cannot be reached; then files go without it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _T = TypeVar("_T")
 
 @contextmanager
 def xet_storage(offered: bool) -> Iterator[None]:
-    """Whether the client may use Xet storage meanwhile: `offered`, unless HF_HUB_DISABLE_XET forbids it."""
+    """Lets the client use Xet storage in this context, or not. HF_HUB_DISABLE_XET forbids it in any case."""
     from huggingface_hub import constants
 
     disabled = constants.HF_HUB_DISABLE_XET
@@ -27,7 +27,7 @@ def xet_storage(offered: bool) -> Iterator[None]:
 
 
 def is_of_xet(error: BaseException) -> bool:
-    """Whether it was Xet storage that failed: unlike the rest of the client, hf_xet raises Python's own errors."""
+    """Whether Xet storage failed. Unlike the rest of the client, hf_xet raises Python's own errors."""
     from huggingface_hub import constants, errors
 
     if constants.HF_HUB_DISABLE_XET or importlib.util.find_spec("hf_xet") is None:
@@ -39,7 +39,7 @@ def is_of_xet(error: BaseException) -> bool:
 
 
 def plain_if_xet_fails(action: Callable[[], _T]) -> _T:
-    """Runs a download; where Xet storage fails, which has tried again and again itself, once more without it."""
+    """Runs a download. If Xet storage fails, which has its own retries, runs it once more without."""
     try:
         return action()
     except Exception as error:

@@ -6,7 +6,7 @@ from typing import Any
 
 
 def models() -> Any:
-    """What lmms-eval's entry points give it: how its model `shortv` is called, as its `llava_hf` in both ways."""
+    """The entry point that lmms-eval finds the model `shortv` by, with and without a chat template."""
     from lmms_eval.models.registry_v2 import ModelManifest
 
     module = "shortv_export.lmms.models"

@@ -1,7 +1,7 @@
-"""lmms-eval's command line, made strict.
+"""lmms-eval's command line, with an exit status that tells failure.
 
-``python -m shortv_export.lmms --model shortv --model_args pretrained=PACKAGE ...`` takes what ``lmms-eval`` takes. The
-difference is the exit status: lmms-eval prints an error and ends with 0, which a script takes for a result.
+``python -m shortv_export.lmms --model shortv --model_args pretrained=PACKAGE ...`` takes what ``lmms-eval`` takes.
+After an error it exits with status 1, where lmms-eval prints the error and exits with 0.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def main() -> None:
     evaluate = command_line.cli_evaluate_single
 
     def strict(args: Any) -> Any:
-        # Its caller goes on after an exception, but not after this.
+        # lmms-eval goes on after an exception, but not after SystemExit.
         try:
             if not args.tasks:
                 raise ShortVError("there is nothing to evaluate; name tasks with --tasks.")

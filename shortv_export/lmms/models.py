@@ -1,8 +1,8 @@
-"""lmms-eval's `llava_hf`, with another way to load the model and none to lose an error.
+"""lmms-eval's `llava_hf`, which loads a package and ends at the first error.
 
-Prompts, generation settings and all else are inherited, so that a package's numbers stand beside those of its base
-with ``--model llava_hf`` of the same lmms-eval. What goes wrong ends the process with status 1: lmms-eval answers ""
-where `generate` fails, and ends with status 0 after any other exception.
+Prompts, generation settings and all else are inherited, so a package's numbers are comparable with those of its base
+under ``--model llava_hf`` of the same lmms-eval. An error ends the process with status 1: lmms-eval takes an empty
+answer where `generate` fails, and exits with status 0 after other exceptions.
 """
 
 from __future__ import annotations
@@ -20,34 +20,36 @@ from transformers import AutoConfig
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from ..errors import ShortVError, one_line
-from ..evaluation import check_package
+from ..evaluation import require_evaluable
 from ..measure import this_process
+from ..packaging import Package
 
 
 class ShortVSimple(llava_hf.LlavaHf):
     """As with ``--force_simple``.
 
     Args:
-        pretrained: a package's folder, or a repository. It is checked as by `evaluation.check_package` before any of
-            its code runs: a model that freezes nothing, or code of another release, is refused.
+        pretrained: a package's folder, or a repository. Before its code runs it is checked (see
+            `evaluation.require_evaluable`): a model that freezes nothing, or code of another release, is refused.
         revision: of the repository.
-        device: where it runs; the first GPU, if there is one.
-        options: as of `llava_hf`.
+        device: where it runs; by default the first GPU, if there is one.
+        options: of `llava_hf`.
     """
 
     def __init__(
         self, pretrained: str, revision: str | None = None, device: str | None = None, **options: Any
     ) -> None:
         with _errors_end_the_process():
-            package = check_package(pretrained, revision=revision)
+            package = Package.open(pretrained, revision=revision)
+            require_evaluable(package)
             config = AutoConfig.from_pretrained(package.folder, trust_remote_code=True)
             model_class: Any = get_class_from_dynamic_module(config.auto_map["AutoModel"], str(package.folder))
-            # `llava_hf` looks up the class of a model type here, and loads its config without remote code.
+            # `llava_hf` looks up a model type's class here, and loads the config without remote code.
             AutoConfig.register(config.model_type, model_class.config_class, exist_ok=True)
             llava_hf.model_map[config.model_type] = model_class
             options["trust_remote_code"] = True  # for the processor
             device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-            if this_process().num_processes == 1:  # where there are more, it places them itself
+            if this_process().num_processes == 1:  # of several processes, `llava_hf` places each itself
                 options.setdefault("device_map", device)
             super().__init__(str(package.folder), device=device, **options)
             if tuple(self.model.shortv_report()["frozen_layers"]) != package.recipe.frozen_layers:
@@ -67,12 +69,12 @@ class ShortVSimple(llava_hf.LlavaHf):
 
 
 class ShortV(ShortVSimple, LlavaHfChat):
-    """With the chat template of the model's processor; what lmms-eval takes unless told otherwise."""
+    """With the chat template of the model's processor: lmms-eval's default."""
 
 
 @contextmanager
 def _errors_end_the_process() -> Iterator[None]:
-    """Ends the process with status 1 at an exception, and at what `llava_hf` catches and logs as an error."""
+    """Ends the process with status 1 at an exception, and at an error that `llava_hf` only logs."""
 
     def end(message: Any) -> None:
         raise SystemExit(f"error: {one_line(message)}")

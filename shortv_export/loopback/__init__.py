@@ -1,1 +1,7 @@
-"""loopback."""
+"""A Hugging Face Hub on the loopback interface, for the demo and the tests: no account, no network."""
+
+from .hub import LoopbackHub
+from .messages import Request
+from .repository import Commit
+
+__all__ = ["Commit", "LoopbackHub", "Request"]

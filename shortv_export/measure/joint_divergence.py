@@ -1,7 +1,7 @@
-"""How far a model moves when several layers are frozen together: by definition, with whole forward passes.
+"""The KL divergence of a model from itself with several layers frozen, by whole forward passes.
 
-Layer Contribution freezes one layer at a time, and the effects of several do not add up. This measures what a list of
-layers does as a whole, with nothing but the stock model and the definition of a frozen layer.
+Layer Contribution freezes one layer at a time, and the effects of several layers do not add up. This measures a list
+of frozen layers as a whole, with the stock model and the definition of a frozen layer.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..base.definition import frozen_by_definition, placed, text_decoder, visual_tokens
-from ..errors import ShortVError
+from .next_token import log_probabilities
 
 
 class JointDivergence:
@@ -21,8 +21,8 @@ class JointDivergence:
 
     Args:
         model: a stock model of a supported family, in evaluation mode.
-        inputs: what its processor returns, one sample at a time. They are kept, as is the base's distribution for
-            each of them.
+        inputs: what its processor returns, one sample at a time. The inputs and the base's distribution for each of
+            them stay in memory.
 
     Raises:
         ShortVError: the base gives logits that are not finite.
@@ -45,12 +45,8 @@ class JointDivergence:
         return divergences.mean().item(), error.item()
 
     def _log_probabilities(self, sample: Mapping[str, Tensor], frozen_layers: Sequence[int]) -> Tensor:
-        """Of the next token: ``(vocabulary,)`` float64 on the CPU, as differences of distributions are small."""
+        """Of the next token: ``(vocabulary,)``."""
         visual = visual_tokens(self.model.config, sample["input_ids"])
         layers = text_decoder(self.model).layers
         with torch.inference_mode(), frozen_by_definition(layers, frozen_layers, visual):
-            logits = self.model(**sample, use_cache=False, logits_to_keep=1).logits[0, -1]
-        log_probabilities = logits.cpu().double().log_softmax(-1)
-        if not bool(log_probabilities.isfinite().all()):
-            raise ShortVError("the model gives logits that are not finite; use dtype bfloat16 or float32.")
-        return log_probabilities
+            return log_probabilities(self.model(**sample, use_cache=False, logits_to_keep=1).logits[0, -1])

@@ -1,15 +1,17 @@
 """Layer Contribution, exact and layer-major (ShortV, arXiv 2504.00502, Eq. 2).
 
-The LC of decoder layer *i* for a token set *X* (visual or text tokens) is the KL divergence, at the last
-prompt position, between the model's next-token distribution and that of the model in which *X* leaves layer
-*i* as it entered it. Layers before *i* do not notice, and layer *i* itself computes what it always does, so
-one walk over the layers serves every ablation: at layer *j* the original states and those of the ablations of
-all layers before *j* pass together, and the ablation of *j* is the layer's original output with the rows of
-*X* taken from its input. That is L(L+1)/2 layer passes per token set instead of L² + L, and each layer is
-needed once. In the last layer only the last prompt position is computed.
+The LC of decoder layer *i* for a token set *X* (visual or text tokens) is the KL divergence, at the last prompt
+position, between the model's next-token distribution and that of the model in which the states of *X* leave layer *i*
+as they entered it.
 
-The stock model makes the embeddings, masks and position embeddings itself; the decoder layers are called as
-they are, through whatever hooks placed them (`accelerate`).
+One walk over the layers serves every ablation. Layers before *i* are not affected by ablating *i*, so layer *j* runs,
+as one batch, the original states and those of the ablations of all layers before *j*. The ablation of layer *j* itself
+is the layer's original output with the rows of *X* taken from its input. That is L(L+1)/2 layer passes per token set
+instead of L² + L, and each layer's weights are needed once. In the last layer only the last prompt position is
+computed.
+
+The stock model makes the embeddings, masks and position embeddings, and its decoder layers are called unchanged, with
+any `accelerate` hooks.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ from torch import Tensor, nn
 
 from ..base.definition import cache_name, final_norm, placed, text_decoder, visual_tokens
 from ..errors import ShortVError
+from ..options import Scoring
 from .memory import out_of_memory
+from .next_token import log_probabilities
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -34,19 +38,17 @@ FORWARD = "kl(original||ablated)"
 REVERSE = "kl(ablated||original)"
 """What the paper's reference code computes."""
 
-MAX_BATCH_TOKENS = 2560
-"""Tokens per call of a decoder layer: enough to keep an accelerator busy, and a CPU is slower with more, as what one
-operation writes is no longer in its caches when the next one reads it."""
+MAX_BATCH_TOKENS = Scoring.max_batch_tokens
 
 
 @dataclass(frozen=True)
 class LayerContributions:
-    """Layer Contributions of each sample, in nats; all ``(samples, layers)`` float64 on the CPU.
+    """Layer Contributions of each sample; all ``(samples, layers)`` float64 on the CPU.
 
     Attributes:
-        visual, text: of the visual and of the text tokens.
+        visual, text: LC of the visual and of the text tokens, in nats.
         visual_cosine_distance: 1 - cosine similarity of a visual token's hidden state before and after the layer,
-            mean over the visual tokens; what the paper compares LC with.
+            mean over the visual tokens. The paper compares LC with it.
     """
 
     visual: Tensor
@@ -66,23 +68,24 @@ def layer_contributions(
 ) -> LayerContributions:
     """Measures the Layer Contribution of every decoder layer, for visual and for text tokens.
 
-    Beside the model and one layer call of `max_batch_tokens`, a batch needs memory for its states: (2L-1) x
-    samples x tokens x hidden size x bytes per value.
+    Beside the model and one layer call, a batch needs memory for its states: (2L-1) x samples x tokens x hidden size
+    x bytes per value.
 
     Args:
         model: a stock model of a supported family, in evaluation mode; it may be dispatched over devices.
         inputs: what its processor returns, one sample or a left-padded batch at a time.
-        layers: the decoder layers, if not the model's own (see `streaming.StreamedLayers`); iterated once per group.
+        layers: the decoder layers, if not the model's own (see `StreamedLayers`). They are read once per group of
+            batches.
         divergence: `FORWARD` (the paper's Eq. 2) or `REVERSE` (its reference code).
-        max_batch_tokens: tokens per layer call; at least one state passes at a time, however long it is.
-        max_state_bytes: how much memory the states of the batches that pass a layer together may take. Zero:
-            batches go one by one, which costs nothing while the layers stay in memory.
-        on_sample: called with each finished sample's visual LC, text LC and visual cosine distance, ``(3, layers)``,
+        max_batch_tokens: most tokens per layer call; one state may be longer.
+        max_state_bytes: most memory for the states of a group of batches that pass each layer together, which saves
+            reading the layers again. With 0, every batch is a group.
+        on_sample: called with visual LC, text LC and visual cosine distance of each finished sample, ``(3, layers)``,
             in order.
 
     Raises:
-        ShortVError: a sample without visual tokens, with one at the last prompt position, or padded on the
-            right; logits that are not finite; too little memory.
+        ShortVError: a sample has no visual tokens, has one at the last prompt position, or is padded on the right; the
+            logits are not finite; memory runs out.
     """
     if divergence not in (FORWARD, REVERSE):
         raise ShortVError(f"divergence must be {FORWARD!r} or {REVERSE!r}, not {divergence!r}.")
@@ -90,7 +93,7 @@ def layer_contributions(
         raise ShortVError("the model is in training mode; call model.eval() first.")
     decoder: Iterable[nn.Module] = text_decoder(model).layers if layers is None else layers
     finished: list[Tensor] = []
-    advice = f"lower --max-batch-tokens (now {max_batch_tokens}), or use --stream or --device-map auto"
+    advice = f"lower `max_batch_tokens` (now {max_batch_tokens}), or use `stream` or `device_map` auto"
     with torch.inference_mode(), out_of_memory(advice):
         batches = (_Batch.prepare(model, batch_inputs, number) for number, batch_inputs in enumerate(inputs, start=1))
         for group in _groups(batches, max_state_bytes):
@@ -108,29 +111,23 @@ def layer_contributions(
 
 
 class _Batch:
-    """Some samples on their way through the layers: the original states and those of every ablation so far.
+    """Some samples between two layers: the original states and those of every ablation so far.
 
     Attributes:
-        number: of the batch, for messages.
         visual: ``(samples, tokens)`` bool.
         calls: the keyword arguments that the stock model gives to each layer.
-        added: what it adds to the states after each layer but the last, as deepstack features; or None.
-        states: ``(2L-1, samples, tokens, hidden)``; first the original, then the visual and the text ablation
-            of layer 0, those of layer 1, and so on. The last layer's need no place, as no layer follows.
-        outcome: after the last layer, ``(2L, samples, hidden)`` at the last prompt position: of all states in
-            their order, then of the last layer's text ablation.
+        added: what the stock model adds to the states after each layer but the last, such as deepstack features; or
+            None.
+        states: ``(2L-1, samples, tokens, hidden)``: the original, then the visual and the text ablation of layer 0,
+            those of layer 1, and so on. The last layer's are not kept, as no layer follows.
+        outcome: after the last layer, ``(2L, samples, hidden)`` at the last prompt position: all states in their
+            order, then the last layer's text ablation.
         cosine_distances: of the original visual states over each layer so far, ``(samples,)`` each.
     """
 
     def __init__(
-        self,
-        number: int,
-        embeddings: Tensor,
-        visual: Tensor,
-        calls: list[dict[str, Any]],
-        added: list[Tensor | None],
+        self, embeddings: Tensor, visual: Tensor, calls: list[dict[str, Any]], added: list[Tensor | None]
     ) -> None:
-        self.number = number
         self.visual = visual
         self.calls = calls
         self.added = added
@@ -141,7 +138,7 @@ class _Batch:
 
     @classmethod
     def prepare(cls, model: PreTrainedModel, inputs: Mapping[str, Tensor], number: int) -> _Batch:
-        """Lets the stock model merge images and text, and make masks and positions, without its layers."""
+        """Lets the stock model merge images and text and make masks and positions, without running its layers."""
         inputs = placed(model, inputs)
         visual = visual_tokens(model.config, inputs["input_ids"])
         mask = inputs.get("attention_mask")
@@ -158,10 +155,10 @@ class _Batch:
         if not all(isinstance(call["attention_mask"], Tensor | None) for call in calls):
             raise ShortVError("this attention implementation's masks are not tensors; load the model with 'sdpa'.")
         embeddings, *added = [call.pop("hidden_states") for call in calls]
-        return cls(number, embeddings, visual, calls, [states if states.any() else None for states in added])
+        return cls(embeddings, visual, calls, [states if states.any() else None for states in added])
 
     def advance(self, index: int, layer: nn.Module, max_batch_tokens: int) -> None:
-        """Takes every state through decoder layer `index`, and adds the ablations of that layer."""
+        """Runs every state through decoder layer `index` and adds the ablations of that layer."""
         device = next(layer.parameters()).device
         if device.type != "meta":
             self.states, self.visual = self.states.to(device), self.visual.to(device)
@@ -169,11 +166,11 @@ class _Batch:
         before = self.states[0].clone()
         parts = self.states[: 1 + 2 * index].split(max(1, max_batch_tokens // (samples * tokens)))
         if index == len(self.calls) - 1:
-            # Accelerate may run a layer that was offloaded on another device than that of its input.
+            # Accelerate may run an offloaded layer on another device than that of its input.
             rows = [_last_row(layer, part.flatten(0, 1), self._call(index, part)).to(before.device) for part in parts]
-            # Text frozen in this layer: its last prompt position leaves as it entered.
+            # The text ablation of this layer: the last prompt position leaves it as it entered.
             self.outcome = torch.cat([*rows, before[:, -1]]).view(-1, samples, before.shape[-1])
-            # Only the cosine distance asks what the last layer does to the visual tokens.
+            # Only the cosine distance needs the visual tokens after the last layer.
             after = layer(before, **self._call(index, self.states[:1])).to(before.device)
             self.cosine_distances.append(_cosine_distance(before, after, self.visual))
             del self.states
@@ -188,7 +185,7 @@ class _Batch:
             self.states[: 3 + 2 * index] += added.to(device)
 
     def _call(self, index: int, part: Tensor) -> dict[str, Any]:
-        """The keyword arguments of layer `index` for some states: what differs by sample is repeated."""
+        """The keyword arguments of layer `index` for a part of the states: values per sample are repeated for each."""
         samples = part.shape[1]
 
         def repeated(value: Any, dim: int = 0) -> Any:
@@ -204,15 +201,12 @@ class _Batch:
         """After the last layer: visual LC, text LC and visual cosine distance, ``(samples, 3, layers)`` float64."""
         head: Any = model.get_output_embeddings()
         logits = head(final_norm(text_decoder(model))(self.outcome))
-        # In float64, because a small divergence is a sum of differences that nearly cancel.
-        log_probabilities = logits.cpu().double().log_softmax(-1)
-        if not bool(log_probabilities.isfinite().all()):
-            raise ShortVError(f"batch {self.number} gives logits that are not finite; use dtype bfloat16 or float32.")
-        first, second = log_probabilities[:1], log_probabilities[1:]
+        distributions = log_probabilities(logits)
+        first, second = distributions[:1], distributions[1:]
         if divergence == REVERSE:
             first, second = second, first
         values = (first.exp() * (first - second)).sum(-1)
-        # The last layer's visual LC is 0 by definition: nothing reads the visual states after it.
+        # The last layer's visual LC is 0 by definition: nothing reads its visual states.
         visual = torch.cat([values[:-1:2], torch.zeros_like(values[:1])])
         text = torch.cat([values[1::2], values[-1:]])
         cosine_distance = torch.stack([distance.cpu().double() for distance in self.cosine_distances])
@@ -231,7 +225,7 @@ def _cosine_distance(before: Tensor, after: Tensor, visual: Tensor) -> Tensor:
 
 
 def _groups(batches: Iterable[_Batch], max_state_bytes: int) -> Iterator[list[_Batch]]:
-    """Batches that pass each layer together: one, or as many as fit if the next is like the last."""
+    """Batches that pass each layer together: at least one, and another one while one of the same size would fit."""
     group: list[_Batch] = []
     size = 0
     for batch in batches:
@@ -245,9 +239,9 @@ def _groups(batches: Iterable[_Batch], max_state_bytes: int) -> Iterator[list[_B
 
 
 class _Recorder(nn.Module):
-    """Stands in for a decoder layer: keeps what it was called with, and gives zeros.
+    """Stands in for a decoder layer: records its arguments and returns zeros.
 
-    What the next one is called with is therefore what the model itself adds between the two.
+    The next layer's input is therefore what the model itself adds between the two layers.
     """
 
     def __init__(self, calls: list[dict[str, Any]]) -> None:
@@ -261,7 +255,7 @@ class _Recorder(nn.Module):
 
 @contextmanager
 def _recorded_calls(text_model: Any) -> Iterator[list[dict[str, Any]]]:
-    """While the context lasts, the text model's decoder layers only record the arguments of their calls."""
+    """Within this context, the text model's decoder layers only record the arguments of their calls."""
     calls: list[dict[str, Any]] = []
     layers = text_model.layers
     text_model.layers = nn.ModuleList(_Recorder(calls) for _ in range(text_model.config.num_hidden_layers))
@@ -271,29 +265,29 @@ def _recorded_calls(text_model: Any) -> Iterator[list[dict[str, Any]]]:
         text_model.layers = layers
 
 
-class _KeysAndValuesComplete(Exception):
-    """A `_KeysAndValues` has what it is for."""
+class _KeysAndValuesStored(Exception):
+    """Ends a layer's call once its keys and values are known."""
 
 
 class _KeysAndValues:
-    """Stands in for a cache in two calls of a layer: takes keys and values, then gives them."""
+    """Stands in for a cache in two calls of a layer: the first stores keys and values, the second reads them."""
 
     def __init__(self) -> None:
         self.keys_and_values: tuple[Tensor, Tensor] | None = None
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """How many tokens come before those of the call."""
+        """Number of tokens before those of the call."""
         return 0 if self.keys_and_values is None else self.keys_and_values[0].shape[2] - 1
 
     def update(self, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if self.keys_and_values is None:
             self.keys_and_values = keys, values
-            raise _KeysAndValuesComplete
+            raise _KeysAndValuesStored
         return self.keys_and_values
 
 
 def _last_row(layer: nn.Module, hidden_states: Tensor, call: dict[str, Any]) -> Tensor:
-    """A decoder layer's output at the last token: keys and values of all tokens, all else of that token only.
+    """A decoder layer's output at the last token: keys and values of all tokens, everything else for that token only.
 
     Args:
         layer: a stock decoder layer.
@@ -303,12 +297,12 @@ def _last_row(layer: nn.Module, hidden_states: Tensor, call: dict[str, Any]) -> 
     Returns:
         ``(rows, hidden)``.
     """
-    if not hasattr(layer, "self_attn"):  # linear attention has no rows of its own
+    if not hasattr(layer, "self_attn"):  # linear attention passes a state from token to token
         return layer(hidden_states, **call)[:, -1]
     call = call | {cache_name(call): _KeysAndValues()}
-    with suppress(_KeysAndValuesComplete):
+    with suppress(_KeysAndValuesStored):
         layer(hidden_states, **call)
-    tables = call["position_embeddings"]  # Llama 4's is one of complex numbers
+    tables = call["position_embeddings"]  # Llama 4 has one complex table instead of two
     last = [item[..., -1:, :] for item in ([tables] if isinstance(tables, Tensor) else tables)]
     call["position_embeddings"] = last[0] if isinstance(tables, Tensor) else tuple(last)
     for name, value in call.items():
@@ -316,6 +310,6 @@ def _last_row(layer: nn.Module, hidden_states: Tensor, call: dict[str, Any]) -> 
             continue
         if name == "attention_mask":
             call[name] = value[:, :, -1:] if value.dim() == 4 else value
-        elif value.shape[1:] == hidden_states.shape[1:2]:  # positions, and the like
+        elif value.shape[1:] == hidden_states.shape[1:2]:  # one value per token, such as positions
             call[name] = value[:, -1:]
     return layer(hidden_states[:, -1:], **call)[:, 0]

@@ -1,35 +1,32 @@
-"""How much memory a measurement takes, estimated before it starts; and how much there is."""
+"""How much memory a measurement needs, estimated before it starts, and how much is free."""
 
 from __future__ import annotations
 
 import math
 import os
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..base import LayerShape
 from ..errors import ShortVError
+from ..options import MaxMemory
 
 if TYPE_CHECKING:
     import torch
 
-MaxMemory = Mapping[int | str, int | str]
-"""As in ``from_pretrained``: GPU number or ``"cpu"`` -> bytes, or a text such as ``"20GiB"``."""
-
 
 @dataclass(frozen=True)
 class MemoryNeed:
-    """What a measurement keeps on the device that computes, in bytes.
+    """What a measurement keeps on the computing device, in bytes.
 
     Attributes:
-        weights: that are there all the time: all of them, or while streaming all but the decoder's and one layer's.
-        states: of one sample, from layer to layer (see `contribution.layer_contributions`).
-        layer_call: of one call of a decoder layer, beside the states.
-        tokens: of that sample.
+        weights: resident weights: all of them, or while streaming one decoder layer and everything outside the layers.
+        states: hidden states of one sample (see `layer_contributions`).
+        layer_call: temporary values of one call of a decoder layer.
+        tokens: number of tokens of that sample.
     """
 
     weights: int
@@ -42,7 +39,7 @@ class MemoryNeed:
         return self.weights + self.states + self.layer_call
 
     def describe(self, free: int) -> str:
-        """The numbers in one line for people."""
+        """The numbers in one line, beside the free bytes."""
         return (
             f"{_gigabytes(self.total)} for a sample of {self.tokens} tokens (weights {_gigabytes(self.weights)}, "
             f"states {_gigabytes(self.states)}, a layer call {_gigabytes(self.layer_call)}); "
@@ -50,14 +47,14 @@ class MemoryNeed:
         )
 
     def check(self, free: int, *, stream: bool) -> None:
-        """Refuses what cannot fit.
+        """Checks that one sample fits into the free bytes.
 
         Raises:
-            ShortVError: there is too little memory for one sample.
+            ShortVError: it does not; the message names the options that need less.
         """
         if self.total > free:
-            levers = ["--max-batch-tokens", "--dtype bfloat16"]
-            levers = levers if stream else ["--stream", "--device-map auto", *levers]
+            levers = ["`max_batch_tokens`", "`dtype` bfloat16"]
+            levers = levers if stream else ["`stream`", "`device_map` auto", *levers]
             raise ShortVError(
                 f"too little memory: it takes {self.describe(free)}. What takes less: {', '.join(levers)}."
             )
@@ -66,32 +63,32 @@ class MemoryNeed:
 def estimate(
     weights: int, shapes: Sequence[LayerShape], tokens: int, value_bytes: int, max_batch_tokens: int
 ) -> MemoryNeed:
-    """What one sample takes.
+    """The memory that one sample needs.
 
     Args:
         weights: bytes of the resident weights (see `weight_bytes`).
-        shapes: of the decoder's layers.
-        tokens: of the sample.
-        value_bytes: per number, in weights and states.
-        max_batch_tokens: see `contribution.layer_contributions`.
+        shapes: of the decoder layers.
+        tokens: number of tokens of the sample.
+        value_bytes: bytes per number of the hidden states.
+        max_batch_tokens: see `layer_contributions`.
     """
     states = 2 * len(shapes) - 1
     hidden = shapes[0].hidden_size
     widest = max(max(shape.intermediate_size, shape.visual_intermediate_size) for shape in shapes)
     rows = tokens * min(states, max(1, max_batch_tokens // tokens))
-    # At the widest place, the FFN: its two projections and their product, beside the residual stream, the normalised
-    # input and what the call returns; the norm computes in float32.
+    # The peak is inside the FFN: two projections and their product, the residual stream, the normalised input and the
+    # output; the norm computes in float32.
     row = value_bytes * (3 * widest + 3 * hidden) + 4 * hidden
     return MemoryNeed(weights, states * tokens * hidden * value_bytes, rows * row, tokens)
 
 
 def weight_bytes(files: Sequence[Path], value_bytes: int, *, stream: bool) -> int:
-    """The bytes of a checkpoint's weights that stay in memory, by the shapes in its safetensors headers.
+    """The bytes of a checkpoint's weights that stay in memory, from the shapes in its safetensors headers.
 
     Args:
-        files: its safetensors files, beside its config.
-        value_bytes: per number once loaded.
-        stream: whether its decoder layers come one at a time.
+        files: its safetensors files, in the folder of its config.
+        value_bytes: bytes per number once loaded.
+        stream: whether its decoder layers are read one at a time.
     """
     from safetensors import safe_open
     from transformers import AutoConfig
@@ -112,30 +109,22 @@ def weight_bytes(files: Sequence[Path], value_bytes: int, *, stream: bool) -> in
     return others + (max(layers.values(), default=0) if stream else sum(layers.values()))
 
 
-def available_memory() -> int | None:
-    """Bytes that a new process can use without pushing others out: of this machine, or of its control group.
+def available_memory() -> int:
+    """Bytes of main memory that are free, on this machine and within its container's limit."""
+    import psutil
 
-    Returns:
-        None where the system does not tell.
-    """
-    amounts = []
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                amounts.append(int(line.split()[1]) << 10)
-    except OSError:
-        with suppress(ValueError, OSError):  # no such name here, or no such system
-            amounts.append(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    with suppress(ValueError, OSError):  # no control group, or one without a limit ("max")
+    free: int = psutil.virtual_memory().available
+    with suppress(ValueError, OSError):  # no container, or one without a limit ("max")
         group = Path("/sys/fs/cgroup")
         limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
+        # The kernel gives back cached files when memory is needed.
         cache = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())["inactive_file"]
-        amounts.append(limit - used + int(cache))
-    return min(amounts, default=None)
+        free = min(free, limit - used + int(cache))
+    return free
 
 
 def stored_dtype(files: Sequence[Path]) -> torch.dtype:
-    """What the first floating-point tensor of these safetensors files is stored as; float32 if there is none."""
+    """The dtype of the first floating-point tensor in these safetensors files; float32 if there is none."""
     import torch
     from safetensors import safe_open
 
@@ -149,18 +138,15 @@ def stored_dtype(files: Sequence[Path]) -> torch.dtype:
 
 
 def free_bytes(device: torch.device, max_memory: MaxMemory | None = None) -> int:
-    """The memory that this process may take on a device: of what is free, its share and at most its limit."""
+    """The memory that this process may use on a device: its share of what is free, and at most its limit."""
     import torch
 
+    place: int | str
     if device.type == "cuda":
         free: int = torch.cuda.mem_get_info(device)[0]
-        place: int | str = device.index or 0
+        place = device.index or 0
     else:
-        import psutil
-
-        # Less than the machine has, in a container.
-        free = min(psutil.virtual_memory().available, available_memory() or sys.maxsize)
-        free //= int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        free = available_memory() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         place = "cpu"
     if max_memory is None or place not in max_memory:
         return free
@@ -168,7 +154,7 @@ def free_bytes(device: torch.device, max_memory: MaxMemory | None = None) -> int
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error of PyTorch's says that memory ran out."""
+    """Whether an error of PyTorch means that memory ran out."""
     import torch
 
     return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
@@ -176,10 +162,10 @@ def is_out_of_memory(error: Exception) -> bool:
 
 @contextmanager
 def out_of_memory(advice: str) -> Iterator[None]:
-    """Says what to do when memory runs out meanwhile.
+    """Turns PyTorch's error when memory runs out into one that gives advice.
 
     Raises:
-        ShortVError: it did.
+        ShortVError: memory ran out.
     """
     try:
         yield
@@ -189,31 +175,23 @@ def out_of_memory(advice: str) -> Iterator[None]:
         raise ShortVError(f"out of memory; {advice}.") from None
 
 
-def parse_max_memory(text: str | None) -> dict[int | str, int] | None:
-    """Limits from ``"0=10GiB,cpu=20GiB"``, as ``from_pretrained`` takes them.
+def check_max_memory(max_memory: MaxMemory | None) -> None:
+    """Checks that every limit is a size.
 
     Raises:
-        ShortVError: it does not have this form, or names a place twice.
+        ShortVError: one is not.
     """
-    if text is None:
-        return None
-    limits: dict[int | str, int] = {}
-    for item in text.split(","):
-        place, _, size = map(str.strip, item.partition("="))
-        key: int | str = int(place) if place.isascii() and place.isdigit() else place
-        if not (isinstance(key, int) or key == "cpu") or key in limits:
-            raise ShortVError(f"{item!r:.60} is no limit of memory; give a GPU's number or cpu once, as in cpu=20GiB.")
-        limits[key] = _bytes(size)
-    return limits
+    for size in (max_memory or {}).values():
+        _bytes(size)
 
 
-def _bytes(size: Any) -> int:
+def _bytes(size: int | str) -> int:
     from accelerate.utils import convert_file_size_to_int
 
     try:
         return int(convert_file_size_to_int(size))
     except (ValueError, OverflowError):
-        raise ShortVError(f"{size!r:.60} is no amount of memory; give one such as 20GiB or 500MB.") from None
+        raise ShortVError(f"{size!r:.60} is not an amount of memory; give one such as 20GiB or 500MB.") from None
 
 
 def _gigabytes(size: int) -> str:

@@ -1,4 +1,4 @@
-"""Samples that are done, one JSON line each beside the output, so that an interrupted run goes on from there."""
+"""Results of finished samples, kept beside the output so that an interrupted run resumes."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from typing import Any
 from ..errors import ShortVError
 
 
-class FinishedSamples:
-    """What was measured on each sample so far: in memory, and in ``<output>.partial.jsonl``.
+class PartialResults:
+    """Results of finished samples, in memory and as JSON lines in ``<output>.partial.jsonl``.
 
-    A process appends to its own file and reads all of them, so a run may go on with more or fewer processes.
+    Each process appends to its own file and reads those of all, so the number of processes may change between runs.
 
     Args:
-        output: the file that the result will go to; None keeps nothing on disk.
-        settings: a digest of all that a value depends on besides its key; lines of other settings are not used.
+        output: the file of the final result; None keeps nothing on disk.
+        settings: a digest of everything that a result depends on besides its key. Lines with other settings are
+            ignored.
         process: number of this process.
     """
 
@@ -35,17 +36,22 @@ class FinishedSamples:
     def _read(self, line: str) -> None:
         try:
             record = json.loads(line)
-        except ValueError:  # the line that an interrupted run was writing
+        except ValueError:  # an interrupted run may have written half a line
             return
         if record.get("settings") == self.settings:
             self.values[record["sample"], record["what"]] = record["values"]
 
     def get(self, sample: str, what: str) -> dict[str, Any] | None:
-        """What was measured on the sample with this digest, by the name of the measurement."""
+        """The result of a measurement on a sample; None if there is none yet.
+
+        Args:
+            sample: the sample's digest.
+            what: the name of the measurement.
+        """
         return self.values.get((sample, what))
 
     def add(self, sample: str, what: str, values: dict[str, Any]) -> None:
-        """Keeps a measurement.
+        """Keeps the result of a measurement on a sample.
 
         Raises:
             ShortVError: it cannot be written.
@@ -57,13 +63,13 @@ class FinishedSamples:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
-                # First an end of line: an interrupted run may have left half a line.
+                # A new line first: the file may end in half a line of an interrupted run.
                 file.write(f"\n{json.dumps(record)}\n")
         except OSError as error:
             raise ShortVError(f"cannot write {self.path}: {error.strerror}.") from None
 
-    def remove(self) -> None:
-        """Once the result is written. Those of an earlier run with more processes, too."""
+    def delete(self) -> None:
+        """Deletes all partial files, including those of other processes."""
         for path in self._files():
             path.unlink(missing_ok=True)
 

@@ -1,29 +1,38 @@
-"""This process: its device, and its place among those that `accelerate launch` or `torchrun` started."""
+"""This process among those that `accelerate launch` or `torchrun` started, and where it loads a model."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+
+from ..options import Placement
+from .memory import check_max_memory
 
 if TYPE_CHECKING:
     from accelerate import PartialState
 
 
 def this_process() -> PartialState:
-    """The state that accelerate keeps. Without an accelerator, several processes meet over gloo.
-
-    Unless told that it is to use the CPU, accelerate takes each of them for the only one there.
-    """
+    """The process's number, the number of processes and the process's device."""
     import torch
     from accelerate import PartialState
 
+    # Without `cpu=True` on a machine without accelerators, every process would count as the only one.
     return PartialState(cpu=not torch.accelerator.is_available())
 
 
-def device_map_for(device_map: Any, max_memory: Any) -> Any:
-    """The ``device_map`` to load a model with: as given; spread out if memory is limited; or this process's device."""
+def device_map_for(placement: Placement) -> Any:
+    """The ``device_map`` to load a model with.
+
+    Returns:
+        The one given, ``"auto"`` if memory is limited, or else this process's accelerator; None is the CPU.
+
+    Raises:
+        ShortVError: a limit of memory is not a size.
+    """
+    check_max_memory(placement.max_memory)
     device = this_process().device
-    if device_map is None and max_memory:
+    if placement.device_map is None and placement.max_memory:
         return "auto"
-    if device_map is None and device.type != "cpu":
+    if placement.device_map is None and device.type != "cpu":
         return {"": str(device)}
-    return device_map
+    return placement.device_map

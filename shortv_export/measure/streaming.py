@@ -1,4 +1,4 @@
-"""A stock model whose decoder layers are read from disk one at a time, for models that are larger than memory."""
+"""Reads a stock model's decoder layers from disk one at a time, for models that are larger than memory."""
 
 from __future__ import annotations
 
@@ -18,18 +18,16 @@ if TYPE_CHECKING:
 
 
 class CheckpointLayers:
-    """Which tensors of a checkpoint make which decoder layer, whatever they are called there.
-
-    The names and conversions are those by which transformers itself loads the checkpoint.
+    """Which tensors of a checkpoint belong to which decoder layer, by transformers' own renamings and conversions.
 
     Args:
         config: of the stock model.
         dtype: of its layers; None takes that of the config.
 
     Attributes:
-        model: the stock model, without any weights.
+        model: the stock model, without weights.
         layers: its decoder layers.
-        mapping: how transformers reads the checkpoint.
+        mapping: transformers' renamings and conversions for the checkpoint.
     """
 
     def __init__(self, config: PreTrainedConfig, dtype: torch.dtype | None = None) -> None:
@@ -47,7 +45,7 @@ class CheckpointLayers:
         self._prefix = next(f"{name}." for name, module in self.model.named_modules() if module is self.layers)
 
     def layer_of(self, name: str) -> int | None:
-        """The number of the decoder layer that a tensor of the checkpoint belongs to; None for all others."""
+        """The number of the decoder layer that a tensor of the checkpoint belongs to; None if it is of no layer."""
         from transformers.core_model_loading import rename_source_key
 
         prefix = self.model.base_model_prefix
@@ -59,9 +57,9 @@ class CheckpointLayers:
 
 
 class StreamedLayers:
-    """The decoder layers of a checkpoint, read from its safetensors one at a time and dropped after use.
+    """The decoder layers of a checkpoint, read from its safetensors files one at a time and dropped after use.
 
-    Iterating yields stock layers in order; a layer's weights are gone once the next one is asked for.
+    Iterating yields stock layers in order. A layer loses its weights when the next one is read.
 
     Args:
         files: the checkpoint's safetensors files.
@@ -69,7 +67,7 @@ class StreamedLayers:
         dtype, device: of the layers.
 
     Raises:
-        ShortVError: a layer's tensors are missing or have other shapes.
+        ShortVError: a tensor of a layer is missing or has another shape.
     """
 
     def __init__(
@@ -81,7 +79,7 @@ class StreamedLayers:
         self.device = device
         self.checkpoint = CheckpointLayers(config, dtype)
         self.layers = self.checkpoint.layers
-        # For each layer, {file: names of its tensors in the file}.
+        # For each layer, {file: names of the layer's tensors in it}.
         self.places: list[dict[Path, list[str]]] = [{} for _ in self.layers]
         for file in files:
             with safe_open(file, framework="pt") as tensors:
@@ -106,7 +104,7 @@ class StreamedLayers:
             layer.to("meta")
 
     def _load(self, number: int, layer: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
-        """Gives a layer its weights, the way transformers does."""
+        """Loads a layer's weights as transformers does."""
         from transformers.core_model_loading import convert_and_load_state_dict_in_model
         from transformers.modeling_utils import LoadStateDictConfig
 
@@ -115,31 +113,31 @@ class StreamedLayers:
         )
         with _quiet():
             loaded, _ = convert_and_load_state_dict_in_model(self.checkpoint.model, dict(weights), how)
-        wrong = [f"{name} has other shapes" for name, *_ in sorted(loaded.mismatched_keys)]
+        wrong = [f"{name} has another shape" for name, *_ in sorted(loaded.mismatched_keys)]
         wrong += [f"{name} is missing" for name, value in layer.state_dict().items() if value.is_meta]
         if wrong:
             raise ShortVError(f"decoder layer {number} cannot be read: {wrong[0]}; download it again.")
 
 
 def load_streamed(
-    folder: Path, files: Sequence[Path], *, dtype: str | torch.dtype = "auto", device: torch.device | str = "cpu"
+    folder: Path, files: Sequence[Path], *, dtype: str = "auto", device: torch.device | str = "cpu"
 ) -> tuple[PreTrainedModel, StreamedLayers]:
     """The stock model without its decoder layers, and the layers to stream.
 
     Args:
         folder: of the checkpoint.
         files: its safetensors files.
-        dtype, device: of both.
+        dtype, device: of the model and of the layers.
 
     Raises:
-        ShortVError: the checkpoint lacks tensors.
+        ShortVError: the checkpoint lacks a tensor.
     """
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     config = AutoConfig.from_pretrained(folder)
     num_layers = config.get_text_config().num_hidden_layers
     config.get_text_config().num_hidden_layers = 0
-    with _quiet():  # every decoder tensor is unexpected, on purpose
+    with _quiet():  # it warns about every decoder tensor, which this model has no layer for
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
             folder, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True
         )
@@ -149,7 +147,7 @@ def load_streamed(
         raise ShortVError(f"the checkpoint lacks the tensors {missing}; download it again.")
     model.config.get_text_config().num_hidden_layers = num_layers
     layers = StreamedLayers(files, model.config, model.dtype, torch.device(device))
-    # Some decoders keep lists, one entry per layer, or numbers of layers, which came out empty.
+    # Some decoders keep lists with one entry per layer, or numbers of layers; made for no layers, these are empty.
     empty = text_decoder(model)
     for name, value in vars(text_decoder(layers.checkpoint.model)).items():
         if not name.startswith("_") and isinstance(value, int | list | tuple | dict | set):
@@ -159,7 +157,7 @@ def load_streamed(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' warnings about what is missing on purpose, and without a bar for every layer."""
+    """Within this context, transformers neither warns about tensors that are left out nor shows progress bars."""
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

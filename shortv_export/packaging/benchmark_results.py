@@ -49,13 +49,12 @@ def check_evaluation(evaluation: Evaluation, recipe: Recipe) -> None:
     )
 
 
-def check_task(task_id: str, data: dict[str, Any], token: str | None = None) -> None:
-    """Refuses to call samples a benchmark's that are not.
+def check_task(task_id: str, data: dict[str, Any]) -> None:
+    """Refuses samples that are not those of a benchmark's task.
 
     Args:
         task_id: of the benchmark, as its ``eval.yaml`` names it.
-        data: the samples (see `calibration.Calibration.record`).
-        token: for a private data set.
+        data: the samples (see `samples.DrawnSamples`).
 
     Raises:
         ShortVError: the samples are not of one data set on the Hub, this is no benchmark, or it has no such task for
@@ -67,23 +66,23 @@ def check_task(task_id: str, data: dict[str, Any], token: str | None = None) -> 
 
     sources = data["sources"]
     if len(sources) != 1 or "repo_id" not in sources[0]:
-        raise ShortVError("--task is of a benchmark on the Hub, but the samples are not of one data set there.")
+        raise ShortVError("`task` names a benchmark on the Hub, but the samples are not of one data set there.")
     source = sources[0]
     name, revision = source["repo_id"], source["revision"]
     try:
-        path = hf_hub_download(name, _BENCHMARK, repo_type="dataset", revision=revision, token=token)
+        path = hf_hub_download(name, _BENCHMARK, repo_type="dataset", revision=revision)
         with open(path, encoding="utf-8") as file:
             tasks = yaml.safe_load(file.read(1 << 20))["tasks"]
         settings = {task["id"]: (task.get("config", "default"), task.get("split")) for task in tasks}
     except EntryNotFoundError:
-        raise ShortVError(f"{name} is no benchmark: it has no {_BENCHMARK}; leave out --task.") from None
+        raise ShortVError(f"{name} is no benchmark: it has no {_BENCHMARK}; leave out `task`.") from None
     except (HTTPError, OSError, ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError):
-        raise ShortVError(f"the {_BENCHMARK} of {name} cannot be read; leave out --task.") from None
+        raise ShortVError(f"the {_BENCHMARK} of {name} cannot be read; leave out `task`.") from None
     if task_id not in settings:
         raise ShortVError(f"{name} has no task {task_id!r}; there are: {', '.join(map(str, settings))}.")
     config, split = settings[task_id]
     if (source["config"] or "default") != config or split not in (None, source["split"]):
-        raise ShortVError(f"the task {task_id} is --data {name}:config={config},split={split or source['split']}.")
+        raise ShortVError(f"the task {task_id} is `data` {name}:config={config},split={split or source['split']}.")
 
 
 def _results_yaml(evaluation: Evaluation) -> tuple[str, str]:

@@ -15,10 +15,10 @@ from typing import Any
 from ..base import BaseModel, LayerShape, model_flops
 from ..files import model_cards_dir, read_json
 from ..records import FIGURE_NAME, SWEEP_NAME, Evaluation, Recipe, Row
-from .card_metadata import Inherited, plain_line
+from .card_metadata import Inherited, plain_line, recorded_metadata
 from .commands import calibration_facts, evaluate_command, package_commands, sample_facts
 
-# Stands for the repository's name until `hub.push_package` knows it.
+# Stands for the repository's name until the package is published.
 UNNAMED = "your-name/your-model"
 
 _ARXIV = "2504.00502"
@@ -28,8 +28,7 @@ _PAPER = "paper.json"
 
 
 def template_sha256() -> str:
-    """The hash of what a card is rendered from, beside the recipe and the evaluation: the templates, the paper's
-    numbers."""
+    """The hash of the templates and of the paper's numbers, from which cards are rendered."""
     digest = hashlib.sha256()
     for name in (_TEMPLATE, _MEASURED_TEMPLATE, _PAPER):
         digest.update((model_cards_dir() / name).read_bytes())
@@ -39,7 +38,6 @@ def template_sha256() -> str:
 def render_card(
     base: BaseModel,
     recipe: Recipe,
-    inherited: Inherited,
     *,
     tag: str,
     repo_id: str | None = None,
@@ -50,7 +48,6 @@ def render_card(
     Args:
         base: the base model.
         recipe: of the package.
-        inherited: what is taken over from the base's card.
         tag: the Hub tag that pins the package.
         repo_id: where it will be published; `UNNAMED` stands for it otherwise.
         evaluation: of the package; without one, the card has nothing measured on it.
@@ -67,6 +64,7 @@ def render_card(
         keep_trailing_newline=True,
     )
     environment.filters.update(code=code_span, prose=prose)
+    inherited = recorded_metadata(recipe.card)
     unit, cost = _cost_table(base.layer_shapes, recipe)
     paper = read_json(model_cards_dir() / _PAPER)
     calibration = calibration_facts(recipe)

@@ -50,11 +50,11 @@ def inherited_metadata(base: BaseModel, license: str | None = None) -> Inherited
     if isinstance(inherited, list) and len(inherited) == 1:
         inherited = inherited[0]
     if license is None and (not isinstance(inherited, str) or inherited == "unknown"):
-        raise ShortVError(f"the card of {base.name} names no licence; say which one applies with --license.")
+        raise ShortVError(f"the card of {base.name} names no licence; say which one applies with `license`.")
     chosen = license or str(inherited)
     if not _LICENSE.fullmatch(chosen):
         raise ShortVError(
-            f"{plain_line(chosen)!r} is no licence identifier, such as apache-2.0; set it with --license."
+            f"{plain_line(chosen)!r} is no licence identifier, such as apache-2.0; set it with `license`."
         )
     if chosen != inherited:
         return Inherited(chosen, language=language, license_given=True)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from ..base import BaseModel
+from ..options import Budget, Choice, Comparison, Contents, Placement, Questions, Samples, Scoring, to_words
 from ..records import Evaluation, Recipe
 from .card_metadata import Inherited, plain_line
 
@@ -14,13 +17,13 @@ _COMMAND_WIDTH = 78  # what the Hub's page shows without scrolling, and room for
 
 
 def calibration_facts(recipe: Recipe) -> dict[str, Any]:
-    """What the card tells of the calibration samples (see `calibration.load_calibration`)."""
+    """What the card says about the samples that the layers were scored on."""
     record = recipe.scores["calibration"] if recipe.scores else {}
     return {**sample_facts(record), "num_samples": recipe.scores["num_samples"] if recipe.scores else None}
 
 
 def sample_facts(record: dict[str, Any]) -> dict[str, Any]:
-    """What the card tells of the samples of a record, which may come from anywhere."""
+    """What the card says about the samples of a record (see `samples.DrawnSamples`), which may come from anywhere."""
     sources = record.get("sources")
     sources = sources if isinstance(sources, list) else []
     sources = [source for source in sources if isinstance(source, dict)]
@@ -49,66 +52,79 @@ def _videos(record: dict[str, Any], sources: list[dict[str, Any]]) -> str | None
 
 def package_commands(base: BaseModel, recipe: Recipe, inherited: Inherited) -> list[str]:
     """The command lines that make this package again."""
-    source = [base.repo_id or "BASE", *(["--revision", base.revision] if base.revision else [])]
-    package = ["shortv-export", "package", source[0], "OUT", *source[1:]]
-    package += ["--weights", "reference"] if recipe.weights == "reference" else []
-    package += ["--license", inherited.license] if inherited.license_given else []
+    source, revision = base.repo_id or "BASE", ["--revision", base.revision] if base.revision else []
     method, budget = recipe.selection["method"], recipe.selection["budget"]
+    contents = Contents(license=inherited.license if inherited.license_given else None, weights=recipe.weights)
+
+    def package(choice: Choice, *more: str) -> str:
+        words = ["shortv-export", "package", source, "OUT", *revision, *to_words(choice), *more, *to_words(contents)]
+        return _command(words)
+
     if method == "preset":
-        return [_command([*package, "--preset", "paper"])]
+        return [package(Choice(preset="paper"))]
     if method == "given":
-        return [_command([*package, "--frozen-layers", ",".join(map(str, recipe.frozen_layers))])]
-    calibration = calibration_facts(recipe)
-    score = ["shortv-export", "score", *source]
-    for key in ("data", "num_samples", "seed"):
-        if calibration[key] is not None:
-            score += [f"--{key.replace('_', '-')}", plain_line(calibration[key])]
-    if recipe.scores and recipe.scores["divergence"] == "kl(ablated||original)":
-        score += ["--divergence", "reverse"]
-    options = {"num_frozen": "--num-frozen", "flops_ratio": "--flops-ratio", "max_kl": "--max-kl", "seed": "--seed"}
-    chosen = [part for key, option in options.items() if key in budget for part in (option, str(budget[key]))]
-    if method != "lc":
-        chosen += ["--method", plain_line(method)]
-    if held_out := recipe.selection["evidence"].get("held_out"):
-        data = held_out.get("data")
-        chosen += ["--data", "DATA" if data == "local files" else plain_line(data)]
-        chosen += ["--num-samples", plain_line(held_out.get("num_samples"))]
+        return [package(Choice(frozen_layers=recipe.frozen_layers))]
+    budgets = Budget(**{key: budget[key] for key in ("num_frozen", "flops_ratio", "max_kl") if key in budget})
+    held_out = recipe.selection["evidence"].get("held_out") or {}
+    data = held_out.get("data")
+    drawn = Samples(
+        data="DATA" if data == "local files" else data and plain_line(data),
+        num_samples=held_out.get("num_samples", Samples.num_samples),
+        seed=budget.get("seed", Samples.seed),
+    )
+    more = to_words(budgets) + to_words(drawn, *(("num_samples",) if held_out else ()), *budget.keys() & {"seed"})
     if method == "random":
-        return [_command([*package, *chosen])]
-    return [_command(score), _command([*package, "--scores", "scores.json", *chosen])]
+        return [package(Choice(method=method), *more)]
+    facts = calibration_facts(recipe)
+    names = [name for name in ("data", "num_samples", "seed") if facts[name] is not None]
+    samples = Samples(**{name: plain_line(facts[name]) for name in names})  # type: ignore[arg-type]
+    reverse = recipe.scores and recipe.scores["divergence"] == "kl(ablated||original)"
+    scoring = Scoring(divergence="reverse" if reverse else "forward")
+    score = ["shortv-export", "score", source, *revision, *to_words(samples, *names), *to_words(scoring)]
+    return [_command(score), package(Choice(scores=Path("scores.json"), method=plain_line(method)), *more)]
 
 
 def evaluate_command(evaluation: Evaluation, repo_id: str) -> str:
     """The command line that measures this again."""
     data, chosen = evaluation.data, evaluation.chosen
-    calibration = sample_facts(data)
-    words = ["shortv-export", "evaluate", repo_id, "--data", plain_line(calibration["data"] or "DATA")]
-    words += ["--num-samples", str(chosen.fidelity.num_samples)]
-    if type(data.get("seed")) is int:
-        words += ["--seed", str(data["seed"] - 1)]  # the draw's own seed is one more, see `pipeline.evaluate`
-    for option, value in (("--group-by", data.get("group_by")), ("--task", data.get("task_id"))):
-        words += [option, plain_line(value)] if value is not None else []
-    words += ["--max-new-tokens", str(evaluation.max_new_tokens), "--dtype", plain_line(evaluation.dtype)]
-    if counts := [str(len(row.frozen_layers or ())) for row in evaluation.sweep if not row.chosen]:
-        words += ["--sweep", ",".join(counts)]
-    if given := [f"{speed.text_tokens}+{speed.visual_tokens}" for speed in chosen.speed if speed.at == "given"]:
-        words += ["--at", ",".join(given)]
-    # Without a value, these come last: the others are kept together with theirs.
-    words += ["--force-overlap"] if data.get("overlap", 0) != 0 else []
-    words += ["--baselines"] if any(row.baseline for row in evaluation.rows) else []
-    words += ["--no-speed"] if not chosen.speed else []
-    return _command(words)
+    drawn_with = data.get("seed")
+    samples = Samples(
+        data=plain_line(sample_facts(data)["data"] or "DATA"),
+        num_samples=chosen.fidelity.num_samples,
+        seed=drawn_with - 1 if type(drawn_with) is int else 0,  # held-out samples are drawn with the next seed
+    )
+    questions = Questions(
+        group_by=_shown(data.get("group_by")),
+        task=_shown(data.get("task_id")),
+        force_overlap=data.get("overlap", 0) != 0,
+        max_new_tokens=evaluation.max_new_tokens,
+    )
+    comparison = Comparison(
+        sweep=tuple(len(row.frozen_layers or ()) for row in evaluation.sweep if not row.chosen) or None,
+        baselines=any(row.baseline for row in evaluation.rows),
+        speed=bool(chosen.speed),
+        at=tuple((speed.text_tokens, speed.visual_tokens) for speed in chosen.speed if speed.at == "given"),
+    )
+    words = ["shortv-export", "evaluate", repo_id]
+    words += to_words(samples, "data", "num_samples", *(["seed"] if type(drawn_with) is int else []))
+    words += to_words(questions, "max_new_tokens") + to_words(Placement(plain_line(evaluation.dtype)), "dtype")
+    return _command(words + to_words(comparison))
+
+
+def _shown(value: Any) -> str | None:
+    return None if value is None else plain_line(value)
 
 
 def _command(words: list[str]) -> str:
-    """A command line as one types it; a long one is broken before options, so that a page shows all of it."""
+    """A command line as one types it. A long one is broken before options, so that a page shows all of it."""
     import shlex
 
-    first = next(index for index, word in enumerate(words) if word.startswith("--"))
-    lines = [shlex.join(words[:first])]
-    for option in (shlex.join(words[index : index + 2]) for index in range(first, len(words), 2)):
-        if len(lines[-1]) + len(option) < _COMMAND_WIDTH:
-            lines[-1] += f" {option}"
+    lines: list[str] = []
+    options = [index for index, word in enumerate(words) if word.startswith("--")]
+    for start, end in pairwise([0, *options, len(words)]):
+        part = shlex.join(words[start:end])
+        if lines and len(lines[-1]) + len(part) < _COMMAND_WIDTH:
+            lines[-1] += f" {part}"
         else:
-            lines.append(f"  {option}")
+            lines.append(f"  {part}" if lines else part)
     return " \\\n".join(lines)

@@ -1,54 +1,160 @@
-"""A finished package: a folder, or a repository at a commit."""
+"""`Package`: a finished package, in a folder or in a repository at a commit."""
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+from ..base import FAMILIES, BaseModel, Family
 from ..errors import ShortVError
-from ..files import check_space
-from ..hub import bytes_to_download, hub_error, plain_if_xet_fails
-from ..records import RECIPE_NAME, Recipe
-from .inspection import expected_files
+from ..files import file_sha256, read_json
+from ..hub import download_files, hub_error
+from ..records import (
+    CONFIG_NAME,
+    EVALUATION_NAME,
+    RECIPE_NAME,
+    RESULTS_FOLDER,
+    TOKENIZER_CONFIG_NAME,
+    Evaluation,
+    Recipe,
+    Scores,
+)
+from .contents import expected_files
+from .tokenizer import with_class
+
+_ADDED_TO_CONFIG = ("auto_map", "frozen_layers", "shortv_base")
 
 
-def find_package(name: str, revision: str | None, token: str | None) -> tuple[Path, set[str] | None]:
-    """A package's folder, of a repository downloaded first; and for a repository the names of all its files.
+@dataclass(frozen=True)
+class Package:
+    """A finished package whose files are on this machine. Nothing of it has been checked or run.
 
-    Raises:
-        ShortVError: there is no such package, or it cannot be downloaded.
+    Attributes:
+        name: as the user wrote it.
+        folder: its files: the folder itself, or a snapshot in the Hub's cache.
+        commit: of a repository; None for a folder.
+        files: the names of all files in the folder or the repository, whether they belong to the package or not.
     """
-    if not Path(name).is_dir():
-        return _download(name, revision, token)
-    if revision is not None:
-        raise ShortVError(f"{name} is a folder, which has no revisions; leave the revision out.")
-    return Path(name).absolute(), None
+
+    name: str
+    folder: Path
+    commit: str | None
+    files: frozenset[str]
+
+    @classmethod
+    def open(cls, name: str | Path, *, revision: str | None = None) -> Package:
+        """Opens a folder, or a repository, of which the package's files are downloaded.
+
+        Args:
+            name: a folder or a repository id.
+            revision: branch, tag or commit of the repository.
+
+        Raises:
+            ShortVError: there is no such package, or it cannot be downloaded.
+        """
+        folder = Path(name)
+        if not folder.is_dir():
+            return _download(str(name), revision)
+        if revision is not None:
+            raise ShortVError(f"{name} is a folder, which has no revisions; leave out `revision`.")
+        return cls(str(name), folder.absolute(), None, frozenset(_listing(folder)))
+
+    @staticmethod
+    def is_at(name: str | Path) -> bool:
+        """Whether a folder holds a package, and not a base."""
+        return (Path(name) / RECIPE_NAME).is_file()
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """Its ``shortv.json``.
+
+        Raises:
+            ShortVError: it is missing or damaged.
+        """
+        return Recipe.load(self.folder / RECIPE_NAME)
+
+    @cached_property
+    def scores(self) -> Scores | None:
+        """The scores that its layers were selected by, if they were."""
+        scores = self.recipe.scores
+        return None if scores is None else Scores.from_dict(scores, RECIPE_NAME)
+
+    @cached_property
+    def evaluation(self) -> Evaluation | None:
+        """Its ``evaluation.json``, if it was evaluated."""
+        return Evaluation.load(self.folder / EVALUATION_NAME) if self.recipe.measured else None
+
+    @property
+    def family(self) -> Family:
+        """How its base became a ShortV model."""
+        return FAMILIES[self.recipe.family]
+
+    @property
+    def tag(self) -> str:
+        """Its tag on the Hub, named after its recipe's hash: a card cannot name its own commit."""
+        return f"shortv-{file_sha256(self.folder / RECIPE_NAME)[:12]}"
+
+    @property
+    def base(self) -> BaseModel:
+        """What is known of the base from the package alone, whose folder has its small files."""
+        recipe = self.recipe
+        pinned = recipe.base.repo_id, recipe.base.revision
+        return BaseModel(
+            self.name, *pinned, self.folder, self.base_config, self.family, tuple(sorted(recipe.base.files))
+        )
+
+    @property
+    def base_config(self) -> dict[str, Any]:
+        """The base's own ``config.json`` again."""
+        config = read_json(self.folder / CONFIG_NAME)
+        kept = {name: value for name, value in config.items() if name not in _ADDED_TO_CONFIG}
+        return {**kept, "model_type": self.family.model_type, "architectures": [self.family.base_class]}
+
+    @property
+    def base_tokenizer_config(self) -> str:
+        """The base's own ``tokenizer_config.json`` again, for a package that names another class in its own.
+
+        Raises:
+            ShortVError: it is not the one that the recipe names.
+        """
+        recipe = self.recipe
+        assert recipe.tokenizer_class
+        text = (self.folder / TOKENIZER_CONFIG_NAME).read_bytes().decode("utf-8", "replace")
+        text = with_class(text, recipe.tokenizer_class["package"], recipe.tokenizer_class["base"])
+        if hashlib.sha256(text.encode()).hexdigest() != recipe.base.files[TOKENIZER_CONFIG_NAME]["sha256"]:
+            raise ShortVError(f"{TOKENIZER_CONFIG_NAME} differs from the base's in more than its class.")
+        return text
 
 
-def _download(repo_id: str, revision: str | None, token: str | None) -> tuple[Path, set[str] | None]:
-    """The files of a repository that its recipe names, and the names of all its files."""
+def _listing(folder: Path) -> set[str]:
+    """The names of what a folder holds, and of what its folder of results holds."""
+    names = {entry.name for entry in folder.iterdir()}
+    if RESULTS_FOLDER in names and (folder / RESULTS_FOLDER).is_dir():
+        inside = {f"{RESULTS_FOLDER}/{entry.name}" for entry in (folder / RESULTS_FOLDER).iterdir()}
+        names = (names - {RESULTS_FOLDER}) | inside
+    return names
+
+
+def _download(repo_id: str, revision: str | None) -> Package:
+    """Downloads the files that the recipe of a repository names; of a foreign repository, none."""
     from huggingface_hub import HfApi, hf_hub_download, snapshot_download
     from huggingface_hub.errors import EntryNotFoundError, HFValidationError, HTTPError, OfflineModeIsEnabled
 
     try:
         try:
-            info = HfApi(token=token).model_info(repo_id, revision=revision, files_metadata=True)
+            info = HfApi().model_info(repo_id, revision=revision, files_metadata=True)
         except OfflineModeIsEnabled:
-            return Path(snapshot_download(repo_id, revision=revision, local_files_only=True)), None
-        commit, names = info.sha, {sibling.rfilename for sibling in info.siblings or ()}
+            folder = Path(snapshot_download(repo_id, revision=revision, local_files_only=True))
+            return Package(repo_id, folder, folder.name, frozenset(_listing(folder)))
+        names = frozenset(sibling.rfilename for sibling in info.siblings or ())
         if RECIPE_NAME not in names:
             raise ShortVError(f"{repo_id} has no {RECIPE_NAME}: it was not published by shortv-export.")
-        path = Path(hf_hub_download(repo_id, RECIPE_NAME, revision=commit, token=token))
-        recipe = Recipe.load(path)
-        wanted = sorted(expected_files(recipe) & names)
-        check_space(
-            path.parent,
-            bytes_to_download(info, path.parent, wanted),
-            f"downloading {repo_id}",
-            "make room there, or set HF_HOME to a folder on another disk",
-        )
-        snapshot = plain_if_xet_fails(
-            lambda: snapshot_download(repo_id, revision=commit, allow_patterns=wanted, token=token)
-        )
-        return Path(snapshot), names
+        path = Path(hf_hub_download(repo_id, RECIPE_NAME, revision=info.sha))
+        wanted = sorted(expected_files(Recipe.load(path)) & names)
+        download_files(repo_id, info, path.parent, wanted, f"downloading {repo_id}")
     except (HTTPError, EntryNotFoundError, HFValidationError, OSError) as error:
         raise hub_error(error, f"model {repo_id}") from error
+    return Package(repo_id, path.parent, info.sha, names)

@@ -2,6 +2,6 @@
 
 from .forecast import Forecast, forecast_push
 from .push import Push, push_package
-from .target import preflight
+from .repository import look_at
 
-__all__ = ["Forecast", "Push", "forecast_push", "preflight", "push_package"]
+__all__ = ["Forecast", "Push", "forecast_push", "look_at", "push_package"]

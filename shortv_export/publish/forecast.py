@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 from ..base import BaseModel
 from ..errors import ShortVError
 from ..records import CARD_NAME, CONFIG_NAME, EVALUATION_NAME, FIGURE_NAME, RECIPE_NAME, WEIGHT_FILES, Selection
-from .plan import can_be_copied, files_of_base, same_file
-from .target import check_tag_name, look_at
+from .plan import can_be_copied, files_of_base
+from .repository import Repository
 
 if TYPE_CHECKING:
-    pass
+    from huggingface_hub.hf_api import RepoFile
 
 
 @dataclass(frozen=True)
@@ -59,37 +59,27 @@ class Forecast:
 
 def forecast_push(
     base: BaseModel,
-    repo_id: str,
+    repository: Repository,
+    selection: Selection | None,
     *,
-    selection: Selection | None = None,
     weights: str = "copy",
     evaluated: bool = False,
-    private: bool = False,
-    create_pr: bool = False,
-    revision: str | None = None,
-    overwrite: bool = False,
-    tag: str | None = None,
-    token: str | None = None,
 ) -> Forecast:
-    """What `push_package` would do with a package of this base; changes nothing, and needs no weights here.
+    """What `push_package` would do with a package of this base. Nothing is changed, and no weights are needed.
 
     Args:
         base: as `resolve_base` returns it, with or without weights.
-        selection: which layers are frozen, if that is known yet.
+        repository: to publish to.
+        selection: which layers are frozen; None if they are to be measured.
         weights: ``"copy"``, or ``"reference"`` for a package without them.
         evaluated: whether the package is evaluated before it is pushed.
-        repo_id, private, create_pr, revision, overwrite, tag, token: as in `push_package`.
 
     Raises:
-        ShortVError: the push could not go through, as far as one can tell.
+        ShortVError: the Hub does not tell how large the base's files are.
     """
-    check_tag_name(tag, create_pr)
-    target = look_at(
-        repo_id, private=private, create_pr=create_pr, revision=revision, overwrite=overwrite, token=token
-    )
     carried = [name for name in base.files if weights == "copy" or not name.endswith(WEIGHT_FILES)]
-    remote = files_of_base(target.api, base.repo_id, base.revision, carried)
-    pending = [name for name in carried if name not in remote or not same_file(remote[name], target.files.get(name))]
+    remote = files_of_base(repository.api, base.repo_id, base.revision, carried)
+    pending = [name for name in carried if name not in remote or not _same(remote[name], repository.files.get(name))]
     copied = tuple(name for name in pending if name in remote and can_be_copied(remote[name]))
     uploaded = tuple(name for name in pending if name not in copied)
     sizes = {name: file.size for name, file in remote.items()}
@@ -103,9 +93,9 @@ def forecast_push(
     if evaluated:
         made.add(EVALUATION_NAME)
     return Forecast(
-        repo_id=target.repo_id,
-        url=f"{target.api.endpoint}/{target.repo_id}",
-        exists=target.exists,
+        repo_id=repository.repo_id,
+        url=repository.url,
+        exists=repository.exists,
         frozen_layers=selection.frozen_layers if selection else None,
         copied=copied,
         uploaded=uploaded,
@@ -113,3 +103,9 @@ def forecast_push(
         copied_bytes=sum(sizes[name] for name in copied),
         uploaded_bytes=sum(sizes[name] for name in uploaded),
     )
+
+
+def _same(one: RepoFile, other: RepoFile | None) -> bool:
+    if other is None or one.size != other.size:
+        return False
+    return one.lfs.sha256 == other.lfs.sha256 if one.lfs and other.lfs else one.blob_id == other.blob_id

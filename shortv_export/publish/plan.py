@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ShortVError
 from ..files import file_sha256
 from ..hub import LocalFile, retry
-from ..packaging import UNNAMED, carried_files, expected_files
+from ..packaging import UNNAMED, Package, carried_files, expected_files
 from ..records import CARD_NAME, RECIPE_NAME, Recipe
-from .target import TargetRepo
+from .repository import GIT_ATTRIBUTES, Repository
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -21,17 +21,15 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class CommitPlan:
+class Plan:
     """One commit.
 
     Attributes:
-        content: the package, by name.
-        added, deleted: what the commit does.
+        content: the package's files, by name.
+        added, deleted: names of the files that the commit adds and deletes.
         copied: those of `added` that the Hub copies from the base's repository.
-        not_copied: why the Hub would not copy them.
         recipe: of the package.
-        message: of the commit.
-        create_pr: as a pull request.
+        not_copied: why the Hub would not copy them.
     """
 
     content: dict[str, LocalFile]
@@ -39,13 +37,22 @@ class CommitPlan:
     deleted: tuple[str, ...]
     copied: frozenset[str]
     recipe: Recipe
-    message: str
-    create_pr: bool
     not_copied: str | None = None
 
     @property
     def changed(self) -> bool:
+        """Whether there is anything to commit."""
         return bool(self.added or self.deleted)
+
+    @property
+    def uploaded_bytes(self) -> int:
+        """Size of the added files that this machine sends."""
+        return sum(self.content[name].size for name in self.added if name not in self.copied)
+
+    @property
+    def copied_bytes(self) -> int:
+        """Size of the added files that the Hub copies."""
+        return sum(self.content[name].size for name in self.copied)
 
     def differences(self, files: Mapping[str, RepoFile]) -> list[str]:
         """Names of the files in which a repository is not what the commit makes it."""
@@ -53,38 +60,52 @@ class CommitPlan:
         return changed + [name for name in self.deleted if name in files]
 
     def operations(self) -> list[Any]:
-        """The commit as the client takes it; fresh ones for each try, as the client marks them on the way."""
+        """The commit as the client takes it. Each try needs new ones, since the client marks them on the way.
+
+        Raises:
+            ShortVError: a file is not what the recipe says.
+        """
         from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete
 
         base = self.recipe.base
         operations: list[Any] = []
         for name in self.added:
             if name in self.copied:
-                operations.append(
-                    CommitOperationCopy(
-                        name,
-                        name,
-                        src_repo_id=base.repo_id,
-                        src_repo_type="model",
-                        src_revision=base.revision,
-                    )
+                copy = CommitOperationCopy(
+                    name, name, src_repo_id=base.repo_id, src_repo_type="model", src_revision=base.revision
                 )
+                operations.append(copy)
                 continue
-            source = self.content[name].source
-            addition = CommitOperationAdd(name, source)
-            if isinstance(source, Path):  # the client would read it again for each try
-                addition.upload_info.sha256 = bytes.fromhex(file_sha256(source, remembered=True))
+            content = self.content[name].source
+            addition = CommitOperationAdd(name, content)
+            if isinstance(content, Path):  # the client would read it again for each try
+                addition.upload_info.sha256 = bytes.fromhex(file_sha256(content, remembered=True))
             if addition.upload_info.sha256.hex() != self.content[name].sha256:
                 raise ShortVError(f"{name} is damaged: its sha256 is not the recipe's; package the base again.")
             operations.append(addition)
         return operations + [CommitOperationDelete(name, is_folder=False) for name in self.deleted]
 
 
-def content_of(package: Path, recipe: Recipe, repo_id: str) -> dict[str, LocalFile]:
-    """The files to be published, by name. A card that does not know its repository's name yet is told it."""
-    content, carried = {}, carried_files(recipe)
-    for name in sorted(expected_files(recipe)):
-        path = package / name
+def plan_commit(package: Package, repository: Repository) -> Plan:
+    """What has to be committed, so that a repository holds a package and nothing of an earlier one.
+
+    Raises:
+        ShortVError: the repository's recipe cannot be read, and `overwrite` was not asked for.
+    """
+    content = _content(package, repository.repo_id)
+    added = tuple(name for name, file in content.items() if not file.is_at(repository.files.get(name)))
+    deleted = tuple(sorted(_outdated(repository) - content.keys()))
+    base, carried = package.recipe.base, carried_files(package.recipe)
+    at_base = files_of_base(repository.api, base.repo_id, base.revision, [name for name in added if name in carried])
+    copied = {name for name, file in at_base.items() if can_be_copied(file) and content[name].is_at(file)}
+    return Plan(content, added, deleted, frozenset(copied), package.recipe)
+
+
+def _content(package: Package, repo_id: str) -> dict[str, LocalFile]:
+    """The files to publish, by name. A card that does not name its repository yet gets the name."""
+    content, carried = {}, carried_files(package.recipe)
+    for name in sorted(expected_files(package.recipe)):
+        path = package.folder / name
         if entry := carried.get(name):
             content[name] = LocalFile(path, entry["size"], entry["sha256"])
             continue
@@ -95,12 +116,25 @@ def content_of(package: Path, recipe: Recipe, repo_id: str) -> dict[str, LocalFi
     return content
 
 
-def copyable(api: HfApi, recipe: Recipe, content: Mapping[str, LocalFile], added: tuple[str, ...]) -> frozenset[str]:
-    """Large files that the base's repository holds just so."""
-    base, carried = recipe.base, carried_files(recipe)
-    names = [name for name in added if name in carried]
-    found = files_of_base(api, base.repo_id, base.revision, names)
-    return frozenset(name for name, file in found.items() if can_be_copied(file) and content[name].is_at(file))
+def _outdated(repository: Repository) -> Iterable[str]:
+    """The files of what was published before: those of its last package, or all of a foreign repository."""
+    overwrite = repository.target.overwrite
+    everything = set(repository.files) - {GIT_ATTRIBUTES}
+    if RECIPE_NAME not in repository.files:
+        return everything if overwrite else set()
+    path = retry(
+        lambda: repository.api.hf_hub_download(repository.repo_id, RECIPE_NAME, revision=repository.head),
+        f"{repository.repo_id}'s {RECIPE_NAME}",
+    )
+    try:
+        return expected_files(Recipe.load(Path(path))) & repository.files.keys()
+    except ShortVError:
+        if overwrite:
+            return everything
+        raise ShortVError(
+            f"{repository.repo_id} has a {RECIPE_NAME} that this release cannot read; "
+            "replace everything in it with `overwrite`."
+        ) from None
 
 
 def files_of_base(api: HfApi, repo_id: str | None, revision: str | None, names: Sequence[str]) -> dict[str, RepoFile]:
@@ -118,30 +152,5 @@ def files_of_base(api: HfApi, repo_id: str | None, revision: str | None, names: 
 
 
 def can_be_copied(file: RepoFile) -> bool:
-    """Without a Xet hash the client cannot copy between repositories."""
+    """Whether the client can copy a file between repositories: it needs the file's Xet hash."""
     return bool(file.lfs and file.xet_hash)
-
-
-def same_file(one: RepoFile, other: RepoFile | None) -> bool:
-    if other is None or one.size != other.size:
-        return False
-    return one.lfs.sha256 == other.lfs.sha256 if one.lfs and other.lfs else one.blob_id == other.blob_id
-
-
-def outdated(target: TargetRepo, overwrite: bool) -> set[str]:
-    """The files of what was published before: all of a foreign repository, or those of its last package."""
-    if RECIPE_NAME not in target.files:
-        return set(target.files) - {".gitattributes"} if overwrite else set()
-    path = retry(
-        lambda: target.api.hf_hub_download(target.repo_id, RECIPE_NAME, revision=target.head),
-        f"{target.repo_id}'s {RECIPE_NAME}",
-    )
-    try:
-        return expected_files(Recipe.load(Path(path))) & target.files.keys()
-    except (ShortVError, AttributeError, TypeError):
-        if overwrite:
-            return set(target.files) - {".gitattributes"}
-        raise ShortVError(
-            f"{target.repo_id} has a {RECIPE_NAME} that this release cannot read; "
-            "pass --overwrite to replace everything in it."
-        ) from None

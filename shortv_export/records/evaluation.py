@@ -1,15 +1,14 @@
-"""What an evaluation found: values with their intervals, and their file ``evaluation.json``."""
+"""``evaluation.json``: how close a package is to its base, how accurate and how fast."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
 from ..errors import ShortVError
 from ..files import read_json, write_json
+from .validation import STRICT, validated
 
 FORMAT = 1
 SINGLE_SAMPLE = "A single sample says nothing about others: there are no confidence intervals."
@@ -32,13 +31,13 @@ class Estimate:
 
     @property
     def has_no_width(self) -> bool:
-        """Whether every sample has the same value, of which a bootstrap can draw no other."""
+        """Whether all samples have the same value, so that the interval has zero width."""
         return self.low is not None and self.low == self.high
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A number of the base, and the same of the changed model."""
+    """The same quantity for the base and for the changed model."""
 
     base: float
     changed: float
@@ -52,8 +51,8 @@ class Fidelity:
         num_samples: samples.
         first_token_kl: KL(base || changed) of the first answer token, in nats.
         top1_agreement: share of samples whose most likely first answer token is the same.
-        answer_kl: KL(base || changed) averaged over the tokens of the base's own greedy answer, both models having
-            read the same tokens before each (teacher forcing), in nats.
+        answer_kl: KL(base || changed), averaged over the tokens of the base's greedy answer, which both models read
+            (teacher forcing), in nats.
         exact_match: share of samples with the same greedy answer, token for token.
     """
 
@@ -66,11 +65,11 @@ class Fidelity:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Share of greedy answers that are the data's, after normalisation (see `answers.normalised`).
+    """Share of greedy answers that are equal to the data's after normalisation, by the rules of the VQA challenge.
 
     Attributes:
         num_samples: samples with an answer.
-        base, changed: of each model.
+        base, changed: accuracy of each model.
         difference: changed - base, with the interval of the paired differences.
     """
 
@@ -82,21 +81,21 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Speed:
-    """The prompt pass of the base and of the changed model, one sequence, in turn in one process; medians.
+    """The prefill of the base and of the changed model: one sequence, both models in turn in one process; medians.
 
     Attributes:
         at: ``"data"``, the token counts of the sample with the median length, or ``"given"``.
         text_tokens, visual_tokens: of the prompt.
-        repeats: rounds that the medians are over, after a warm-up.
+        repeats: number of rounds after a warm-up.
         first_token_seconds: of the whole model with its vision tower, up to the logits of the first answer token;
             None at given counts, for which there is no image.
         prefill_seconds: of the language model alone, on embeddings of these token counts.
         tokens_per_second: prompt tokens over `prefill_seconds`.
-        peak_memory: bytes, weights included, during the prefill: on CUDA the allocator's peak, on MPS what the driver
+        peak_memory: bytes during the prefill, weights included: on CUDA the allocator's peak, on MPS what the driver
             holds after it; None on a CPU.
-        flops: of the decoder layers, counted by torch's counter, which counts a causal attention as a full one.
-        expected_flops: of the cost model (`flops.model_flops`) for these frozen layers; None for a change
-            that it does not know.
+        flops: of the decoder layers, by torch's counter, which counts causal attention as full attention.
+        expected_flops: of the cost model (`base.model_flops`) for these frozen layers; None for a change that it does
+            not know.
         flops_difference: the larger relative difference between the counted and the expected.
         speed_up: base over changed, of `prefill_seconds`.
         limit: base over changed, of `flops`.
@@ -121,18 +120,18 @@ class Speed:
 
 @dataclass(frozen=True)
 class Row:
-    """All that was measured of one change to the base.
+    """Everything measured of one change to the base.
 
     Attributes:
         name: of the change.
-        frozen_layers: what it freezes; None for a change that freezes nothing of the kind.
-        chosen: whether it is what the package does.
-        baseline: whether it is another method, measured for comparison (see `baselines.comparisons`).
-        flops_ratio: FLOPs of the prompt pass over the base's, by the cost model for the sample with the median
-            length; None for a change that it does not know.
+        frozen_layers: layer numbers; None for a method that does not freeze layers.
+        chosen: whether it is the package itself.
+        baseline: whether it is another method, measured for comparison.
+        flops_ratio: prefill FLOPs over the base's, by the cost model for the sample with the median length; None for
+            a change that it does not know.
         fidelity: to the base.
         accuracy: None for data without answers.
-        groups: accuracy by the value of the data's column.
+        groups: accuracy for each value of the column `group_by`.
         speed: at each prompt length; empty if it was not measured.
     """
 
@@ -153,18 +152,17 @@ class Evaluation:
 
     Attributes:
         package: ``{"repo_id", "revision"}`` of a repository, both None for a folder.
-        recipe_sha256: of the package's recipe without evaluation (see `recipe.Recipe.sha256`).
+        recipe_sha256: see `Recipe.sha256`.
         base: ``{"repo_id", "revision"}``.
         num_layers: of the language model.
-        data: the samples (see `calibration.Calibration.record`); as ``"overlap"`` how many of them the layers were
-            chosen by, None if that cannot be told; as ``"group_by"`` the column of the groups; and of a benchmark
-            its ``"task_id"``.
+        data: the samples (see `DrawnSamples.record`), and ``"overlap"``, how many of them the layers were chosen by
+            (None if that is unknown); ``"group_by"``, the column of the groups; for a benchmark its ``"task_id"``.
         max_new_tokens: most tokens of an answer.
         dtype: of the weights.
         device: its name.
         versions: of the libraries.
         notes: what a reader of the numbers must know.
-        rows: by number of frozen layers.
+        rows: first ShortV, by number of frozen layers, then the baselines.
     """
 
     package: dict[str, Any]
@@ -180,6 +178,8 @@ class Evaluation:
     rows: tuple[Row, ...]
     format: int = FORMAT
 
+    __pydantic_config__ = STRICT
+
     @property
     def chosen(self) -> Row:
         """The row of the package itself."""
@@ -187,7 +187,7 @@ class Evaluation:
 
     @property
     def sweep(self) -> tuple[Row, ...]:
-        """The rows of ShortV and of no frozen layers, if there are several: by number of frozen layers."""
+        """The rows of ShortV, by number of frozen layers (0 included); empty if there is only one."""
         rows = [row for row in self.rows if row.frozen_layers is not None and not row.baseline]
         return tuple(sorted(rows, key=lambda row: len(row.frozen_layers or ()))) if len(rows) > 1 else ()
 
@@ -215,39 +215,7 @@ class Evaluation:
         Raises:
             ShortVError: it holds anything else.
         """
-        try:
-            evaluation: Evaluation = _read(cls, data)
-        except (TypeError, ValueError) as error:
-            raise ShortVError(
-                f"{name} is not an evaluation: {error}; write one with `shortv-export evaluate`."
-            ) from None
-        if evaluation.format != FORMAT or [row.chosen for row in evaluation.rows].count(True) != 1:
+        evaluation = validated(cls, data, f"{name} is not an evaluation", "write one with `shortv-export evaluate`")
+        if data.get("format") != FORMAT or [row.chosen for row in evaluation.rows].count(True) != 1:
             raise ShortVError(f"{name} is not an evaluation of format {FORMAT} with one chosen row.")
         return evaluation
-
-
-def _read(kind: Any, value: Any) -> Any:
-    """A parsed JSON value as the declared type `kind`: dataclasses, `tuple[X, ...]`, `dict[str, X]`, `X | None`.
-
-    Raises:
-        TypeError, ValueError: it is something else.
-    """
-    if isinstance(kind, type) and is_dataclass(kind):
-        hints = get_type_hints(kind)
-        if not isinstance(value, dict) or value.keys() != hints.keys():
-            raise TypeError(f"what should be a {kind.__name__} lacks or adds fields")
-        return kind(**{name: _read(hint, value[name]) for name, hint in hints.items()})
-    origin, parts = get_origin(kind), get_args(kind)
-    if origin is UnionType:
-        return None if value is None else _read(parts[0], value)
-    if origin is tuple and isinstance(value, list):
-        return tuple(_read(parts[0], item) for item in value)
-    if origin is dict and isinstance(value, dict):
-        return {key: _read(parts[1], item) for key, item in value.items()}
-    if kind is Any:
-        return value
-    if kind is float and type(value) in (int, float) and math.isfinite(value):
-        return float(value)
-    if kind is float or type(value) is not kind:
-        raise TypeError(f"{value!r:.40} stands where another kind of value belongs")
-    return value

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..errors import ShortVError
 from ..files import read_json, write_json
+from .validation import STRICT, validated
 
 
 @dataclass(frozen=True)
@@ -19,14 +20,14 @@ class Scores:
         visual: LC of the visual tokens, in nats; what layers are selected by.
         text: LC of the text tokens, in nats (Fig. 3); for comparison only.
         visual_standard_error: of each mean in `visual`; all zero for a single sample.
-        num_samples: how many samples the means are over.
+        num_samples: number of samples that the means are over.
         visual_samples: LC of the visual tokens of each sample, ``(num_samples, layers)``; empty if it was not kept.
         visual_cosine_distance: 1 - cosine similarity of the visual hidden states before and after each layer; empty
             if it was not measured. For comparison only.
         divergence: the direction, ``"kl(original||ablated)"``.
-        until_stable: for samples that were added in rounds, ``{"num_frozen", "rounds", "stable"}``: the number of
-            layers meant, of samples after each round, and whether the selected layers stopped changing.
-        calibration: which samples (see `calibration.Calibration.record`).
+        until_stable: ``{"num_frozen", "rounds", "stable"}`` if samples were added in rounds: the number of layers to
+            select, the number of samples after each round, and whether the selected layers stopped changing.
+        calibration: which samples (see `DrawnSamples.record`).
         base: which base (see `BaseRecord`): repo id or folder, and revision.
         versions: of the libraries that measured.
     """
@@ -43,21 +44,19 @@ class Scores:
     base: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
 
+    __pydantic_config__ = STRICT | {"extra": "ignore"}  # such as the fields of a later release
+
     def __post_init__(self) -> None:
-        if not len(self.visual) == len(self.text) == len(self.visual_standard_error) or not self.visual:
-            raise ShortVError("scores must hold one visual, text and standard-error value per layer.")
-        if not all(isinstance(value, dict) for value in (self.calibration, self.base, self.versions)):
-            raise ShortVError("scores must say where they come from: calibration, base and versions are objects.")
-        if not (self.until_stable is None or isinstance(self.until_stable, dict)):
-            raise ShortVError("scores must say how samples were added: until_stable is an object or null.")
-        per_layer = (*self.visual_samples, *filter(None, [self.visual_cosine_distance]))
-        if len(self.visual_samples) not in (0, self.num_samples) or {*map(len, per_layer)} - {len(self.visual)}:
-            raise ShortVError(
-                "scores must hold one value per layer for each sample, and one cosine distance per layer."
-            )
-        for values in (self.visual, self.text, self.visual_standard_error, *per_layer):
-            if not all(isinstance(value, int | float) and math.isfinite(value) for value in values):
-                raise ShortVError("scores must be finite numbers; measure them again with `shortv-export score`.")
+        per_layer = [self.visual, self.text, self.visual_standard_error, *self.visual_samples]
+        per_layer += filter(None, [self.visual_cosine_distance])
+        if not self.visual or {*map(len, per_layer)} != {len(self.visual)}:
+            raise ShortVError("scores must hold one value of each kind per layer.")
+        if len(self.visual_samples) not in (0, self.num_samples):
+            raise ShortVError("scores must hold the values of each of the `num_samples` samples, or of none.")
+        if not all(
+            isinstance(value, int | float) and math.isfinite(value) for values in per_layer for value in values
+        ):
+            raise ShortVError("scores must be finite numbers; measure them again with `shortv-export score`.")
 
     def save(self, path: Path) -> None:
         """Writes ``scores.json``, whole or not at all."""
@@ -74,15 +73,9 @@ class Scores:
 
     @classmethod
     def from_dict(cls, data: Any, name: str) -> Scores:
-        """The scores in a parsed JSON object; `name` is where it came from, for messages."""
-        try:
-            values: dict[str, Any] = {key: tuple(data[key]) for key in ("visual", "text", "visual_standard_error")}
-            values["visual_samples"] = tuple(map(tuple, data.get("visual_samples", ())))
-            values["visual_cosine_distance"] = tuple(data.get("visual_cosine_distance", ()))
-            optional = ("divergence", "until_stable", "calibration", "base", "versions")
-            rest = {key: data[key] for key in optional if key in data}
-            return cls(**values, num_samples=int(data["num_samples"]), **rest)
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise ShortVError(
-                f"{name} is not a scores file: {error!r}; write one with `shortv-export score`."
-            ) from None
+        """The scores in a parsed JSON object; `name` is where it came from, for messages.
+
+        Raises:
+            ShortVError: it holds anything else.
+        """
+        return validated(cls, data, f"{name} is not a scores file", "write one with `shortv-export score`")

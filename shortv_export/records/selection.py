@@ -15,11 +15,11 @@ class Selection:
         num_layers: of the language model.
         method: ``"lc"`` (lowest Layer Contribution), ``"cosine"`` (lowest cosine distance), ``"random"``, ``"preset"``
             (the paper's Table 8) or ``"given"``.
-        budget: what asked for this many, such as ``{"num_frozen": 19}``, and the seed of a random choice.
+        budget: the option that set the number of layers, such as ``{"num_frozen": 19}``; the seed of a random choice.
         source: for a preset, what to cite.
-        evidence: what the choice rests on besides scores: ``"boundary"`` (a `statistics.Boundary`), ``"probes"`` (of
-            a bound on the divergence: ``{"num_frozen", "kl", "standard_error"}`` each) and ``"held_out"`` (the samples
-            that these were measured on; see `calibration.Calibration.record`).
+        evidence: what the choice rests on besides scores: ``"boundary"`` (a `selection.Boundary`), ``"probes"`` (a
+            list of ``{"num_frozen", "kl", "standard_error"}``, measured to keep `max_kl`) and ``"held_out"`` (the
+            samples that these were measured on; see `DrawnSamples.record`).
     """
 
     frozen_layers: tuple[int, ...]

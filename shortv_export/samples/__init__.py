@@ -1,7 +1,7 @@
 """Samples: images or videos with a question, drawn from a data set and encoded for a model."""
 
 from .decode import Sample
-from .draw import Calibration, load_calibration
+from .draw import LOCAL_FILES, DrawnSamples, draw_samples
 from .encode import encode_samples
 
-__all__ = ["Calibration", "Sample", "encode_samples", "load_calibration"]
+__all__ = ["LOCAL_FILES", "DrawnSamples", "Sample", "draw_samples", "encode_samples"]

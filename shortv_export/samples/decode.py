@@ -14,19 +14,17 @@ from .video import Clip, make_clip, read_clip, spread
 if TYPE_CHECKING:
     from PIL import Image
 
-JOINED = "image"  # the key that an image from another configuration gets in its row
-
 
 @dataclass(frozen=True)
 class Sample:
-    """One calibration sample.
+    """What a model is shown and asked.
 
     Attributes:
         images: RGB; at least one, if there are no videos.
-        question: the user's text, without placeholders.
-        answer: of the data set, where it has one.
-        digest: sha256 over the decoded pixels of every image and of every frame, and the question.
-        group: the value of the column that results are grouped by, if one was asked for.
+        question: the user's text.
+        answer: of the data set, if it has one.
+        digest: sha256 of the question and the pixels of all images and frames.
+        group: the value of the column that results are grouped by, if any.
         videos: at least one, if there are no images.
     """
 
@@ -38,22 +36,21 @@ class Sample:
     videos: tuple[Clip, ...] = ()
 
 
-def sample_of(row: dict[str, Any], source: Source, token: str | None) -> Sample:
-    """A sample of a row.
+def sample_of(row: dict[str, Any], source: Source, group_by: str | None = None) -> Sample:
+    """The sample of a row; `group_by` is the column of its group.
 
     Raises:
-        OSError, ValueError: no image and no video in the row, or one that cannot be read.
-        ShortVError: a column of the wrong kind.
+        OSError, ValueError, SyntaxError: the row has no image and no video, or one that cannot be read.
+        ShortVError: a column holds something else.
     """
     images: tuple[Image.Image, ...] = ()
     videos: tuple[Clip, ...] = ()
     if source.image or source.images:
-        column = source.image or JOINED
-        cell = row[column]
+        cell = row[source.image_key]
         cells = cell if isinstance(cell, list) else [] if cell is None else [cell]
-        images = tuple(_image(each, source, column, token) for each in cells)
+        images = tuple(_image(each, source, source.image_key) for each in cells)
     if source.video and row[source.video]:
-        videos = (_video(row[source.video], source, token),)
+        videos = (_video(row[source.video], source, source.video),)
     if not images and not videos:
         raise ValueError(f"the row has no {'video' if source.video else 'image'}")
     question = source.prompt if source.question is None else row[source.question]
@@ -67,87 +64,80 @@ def sample_of(row: dict[str, Any], source: Source, token: str | None) -> Sample:
     answer = row[source.answer] if source.answer else None
     if isinstance(answer, list):
         answer = answer[0] if answer else None
+    return Sample(
+        images,
+        question,
+        None if answer is None else str(answer),
+        _digest(images, videos, question),
+        None if group_by is None else str(row[group_by]),
+        videos,
+    )
+
+
+def _digest(images: tuple[Image.Image, ...], videos: tuple[Clip, ...], question: str) -> str:
     digest = hashlib.sha256()
+
+    def add(image: Image.Image) -> None:
+        digest.update(f"{image.width}x{image.height}:".encode() + image.tobytes())
+
     for image in images:
-        digest.update(_pixels(image))
+        add(image)
     for clip in videos:
         digest.update(f"video of {len(clip.frames)} frames at {clip.fps}:".encode())
         for frame in clip.frames:
-            digest.update(_pixels(frame))
+            add(frame)
     digest.update(question.encode())
-    return Sample(images, question, None if answer is None else str(answer), digest.hexdigest(), videos=videos)
+    return digest.hexdigest()
 
 
-def _pixels(image: Image.Image) -> bytes:
-    return f"{image.width}x{image.height}:".encode() + image.tobytes()
-
-
-def _image(value: Any, source: Source, column: str, token: str | None) -> Image.Image:
-    """The image of a cell (see `_undecoded`).
-
-    Raises:
-        OSError, ValueError: nothing there, or nothing readable.
-        ShortVError: the column holds something else.
-    """
+def _image(cell: Any, source: Source, column: str) -> Image.Image:
+    """The image of a cell; raises what `sample_of` does."""
     from datasets import Image
 
-    value = _undecoded(value, source, column, "image")
-    return Image().decode_example(value, token_per_repo_id={source.path: token}).convert("RGB")
+    return Image().decode_example(_undecoded(cell, source, column, "image")).convert("RGB")
 
 
-def _video(value: Any, source: Source, token: str | None) -> Clip:
-    """The video of a cell: a list of images, its frames, or a file (see `_undecoded`).
+def _video(cell: Any, source: Source, column: str) -> Clip:
+    """The video of a cell, a file or a list of images; raises what `sample_of` does.
 
     Raises:
-        OSError, ValueError: nothing there, or nothing readable.
-        ShortVError: the column holds something else, or it takes a package that is not installed.
+        ShortVError: also if PyAV is not installed.
     """
-    from datasets import DownloadConfig
     from datasets.utils.file_utils import xopen
 
-    assert source.video is not None
     assert source.frames is not None
-    if isinstance(value, list):
-        frames = [_image(value[number], source, source.video, token) for number in spread(len(value), source.frames)]
-        return make_clip(frames, len(value), source.fps)
+    if isinstance(cell, list):
+        frames = [_image(cell[number], source, column) for number in spread(len(cell), source.frames)]
+        return make_clip(frames, len(cell), source.fps)
     if source.fps:
         raise ShortVError(f"{source.path}: its videos are files, which say their own fps; leave that key out.")
-    value = _undecoded(value, source, source.video, "video")
+    value = _undecoded(cell, source, column, "video")
     if value["bytes"] is not None:
         return read_clip(io.BytesIO(value["bytes"]), source.frames)
-    with xopen(value["path"], "rb", download_config=DownloadConfig(token=token)) as file:
+    with xopen(value["path"], "rb") as file:
         return read_clip(file, source.frames)
 
 
-def _undecoded(value: Any, source: Source, column: str, kind: str) -> dict[str, Any]:
-    """A cell of images or videos as ``{"bytes", "path"}``, one of which is None.
-
-    It may be that, or bytes, or (in local data) a path.
+def _undecoded(cell: Any, source: Source, column: str, kind: str) -> dict[str, Any]:
+    """A cell as ``{"bytes", "path"}``, one of them None. It may also be bytes or, in local data, a path.
 
     Raises:
-        ValueError: nothing there.
+        ValueError: the cell is empty, or names a file of this machine in data of the Hub.
         ShortVError: the column holds something else.
     """
     local = source.local
-    if value is None:
+    if cell is None:
         raise ValueError(f"the row has no {kind}")
-    if isinstance(value, bytes):
-        value = {"bytes": value, "path": None}
-    elif isinstance(value, str) and local is not None:
+    if isinstance(cell, bytes):
+        cell = {"bytes": cell, "path": None}
+    elif isinstance(cell, str) and local is not None:
         folder = local if local.is_dir() else local.parent
-        value = {"bytes": None, "path": str(folder / value)}
-    if not isinstance(value, dict) or not {"bytes", "path"} <= value.keys():
-        found = "text" if isinstance(value, str) else type(value).__name__
+        cell = {"bytes": None, "path": str(folder / cell)}
+    if not isinstance(cell, dict) or not {"bytes", "path"} <= cell.keys():
+        found = "text" if isinstance(cell, str) else type(cell).__name__
         raise ShortVError(f"{source.path}: its column {column!r} holds {found}, not {kind}s; name another column.")
-    if value["bytes"] is None and value["path"] is None:
+    if cell["bytes"] is None and cell["path"] is None:
         raise ValueError(f"the row has no {kind}")
-    if local is None and value["bytes"] is None and "://" not in value["path"]:
+    if local is None and cell["bytes"] is None and "://" not in cell["path"]:
         raise ValueError(f"the row names a local file instead of holding its {kind}")
-    return value
-
-
-def has_bytes(value: Any) -> bool:
-    """Whether an undecoded cell carries its image, and not just its path."""
-    if isinstance(value, list):
-        return any(has_bytes(item) for item in value)
-    return isinstance(value, bytes) or (isinstance(value, dict) and value.get("bytes") is not None)
+    return cell

@@ -1,4 +1,4 @@
-"""Samples become the inputs of a model, by the base's own processor and chat template."""
+"""Samples become the inputs of a model, through the base's own processor and chat template."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 
 
 def encode_samples(processor: ProcessorMixin, samples: Sequence[Sample]) -> BatchFeature:
-    """The model's inputs for a batch of samples, up to where the answer would begin.
+    """The model's inputs for a batch of samples, up to where the answer begins.
 
     Args:
         processor: of the base.
-        samples: at least one; each with any number of images, then of videos, which come before its question.
+        samples: at least one. A prompt shows the images, then the videos, then the question.
 
     Returns:
-        Tensors: ``input_ids`` and ``attention_mask``, both (samples, tokens) and padded on the left, and what
-        the family's model takes besides.
+        Tensors: ``input_ids`` and ``attention_mask``, both (samples, tokens) and padded on the left, and what else
+        the model takes.
 
     Raises:
-        ShortVError: a video, for a processor or a chat template that takes none, or not such a one.
+        ShortVError: the processor or the chat template takes no videos, or not this one.
     """
     prompts = [_prompt(processor, sample) for sample in samples]
     media: dict[str, Any] = {}
@@ -35,7 +35,7 @@ def encode_samples(processor: ProcessorMixin, samples: Sequence[Sample]) -> Batc
         media["images"] = [list(sample.images) for sample in samples]
     if clips := [clip for sample in samples for clip in sample.videos]:
         media["videos"] = [[list(clip.frames) for clip in sample.videos] for sample in samples]
-        # The frames are chosen already; what is left to say is when each of them was seen.
+        # The frames are already chosen, so the processor must not sample them again.
         media["do_sample_frames"] = False
         media["video_metadata"] = [_timing(clip) for clip in clips]
     bos = processor.tokenizer.bos_token
@@ -45,29 +45,29 @@ def encode_samples(processor: ProcessorMixin, samples: Sequence[Sample]) -> Batc
             text=prompts,
             padding=len(samples) > 1,
             padding_side="left",
-            # A template that writes the first token itself must not get a second one.
+            # If the template writes the first token, the tokenizer must not add another.
             **({"add_special_tokens": False} if bos and prompts[0].startswith(bos) else {}),
             return_tensors="pt",
         )
-    except Exception as error:  # processors raise many kinds, such as over too few frames
+    except Exception as error:  # processors raise many kinds, for example for too few frames
         if not clips:
             raise
         frames = min(len(clip.frames) for clip in clips)
         raise ShortVError(
             f"the base's processor cannot read a video of {frames} frame{'s' * (frames > 1)}: {one_line(error)}"
         ) from error
-    inputs.pop("labels", None)  # there is no answer to learn, though some processors make labels of every prompt
+    inputs.pop("labels", None)  # some processors make labels of every prompt
     return inputs
 
 
 def _prompt(processor: Any, sample: Sample) -> str:
-    """A sample's text, with one placeholder for each image and each video."""
+    """The text of a sample, with one placeholder per image and per video."""
     image_token, video_token = (getattr(processor, f"{kind}_token", f"<{kind}>") for kind in ("image", "video"))
     if sample.videos and getattr(processor, "video_processor", None) is None:
         raise ShortVError(
             f"the base takes no videos ({type(processor).__name__}); give images, or a list of frames as image=COLUMN."
         )
-    # Some data sets carry placeholders in the question; the template sets one for everything that is shown.
+    # Some data sets have placeholders in the question. The template adds its own.
     question = sample.question
     for token in (image_token, video_token, "<image>", "<video>"):
         question = question.replace(token, "")
@@ -95,7 +95,7 @@ def _prompt(processor: Any, sample: Sample) -> str:
 
 
 def _timing(clip: Clip) -> dict[str, Any]:
-    """A clip's ``video_metadata``: its frames are all there is of it, at their own rate."""
+    """A clip's ``video_metadata``: it tells the processor when each frame was seen."""
     count = len(clip.frames)
     duration = count / clip.fps if clip.fps else None
     return {

@@ -1,6 +1,6 @@
-"""Video clips: a bounded number of evenly spread frames, as what they are kept, encoded and hashed.
+"""Videos, kept as a few evenly spread frames.
 
-Clips that come as files are read with PyAV, which brings its own decoders (``pip install 'shortv-export[video]'``).
+Video files are read with PyAV, which brings its own decoders (``pip install 'shortv-export[video]'``).
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
     from PIL import Image
 
 MAX_FRAMES = 8
-"""Frames of a clip, where nobody says: what LLaVA-NeXT-Video and Video-LLaVA are used with."""
+"""Default: LLaVA-NeXT-Video and Video-LLaVA are used with 8 frames."""
 
 
 @dataclass(frozen=True)
 class Clip:
-    """A video as a model is shown it.
+    """A video as it is shown to a model.
 
     Attributes:
-        frames: RGB and in order; at least one.
-        fps: how many of *these* frames make a second, for models that read the time; None if that is not known.
+        frames: RGB, in order; at least one.
+        fps: how many of *these* frames make a second; None if unknown.
     """
 
     frames: tuple[Image.Image, ...]
@@ -32,16 +32,16 @@ class Clip:
 
 
 def spread(total: int, most: int) -> list[int]:
-    """The numbers of at most `most` of `total` frames, evenly spread from the first on."""
+    """Indices of at most `most` of `total` frames, evenly spread from the first one."""
     count = min(total, most)
     return [number * total // count for number in range(count)]
 
 
 def make_clip(frames: Sequence[Image.Image], total: int, fps: float | None) -> Clip:
-    """A clip of frames that were spread over `total`, of which `fps` make a second.
+    """A clip of frames chosen from a video of `total` frames at `fps` frames per second.
 
     Raises:
-        ValueError: the frames are not of one size.
+        ValueError: the frames differ in size.
     """
     if len({frame.size for frame in frames}) > 1:
         raise ValueError("the frames of the video differ in size")
@@ -49,9 +49,7 @@ def make_clip(frames: Sequence[Image.Image], total: int, fps: float | None) -> C
 
 
 def read_clip(file: BinaryIO, max_frames: int) -> Clip:
-    """At most `max_frames` frames of a video file.
-
-    It is decoded from its beginning to the last of these frames, so a long film takes its time.
+    """At most `max_frames` frames of a video file, which is decoded from its start to the last of them.
 
     Raises:
         ValueError: not a video, or a damaged one.
@@ -65,14 +63,14 @@ def read_clip(file: BinaryIO, max_frames: int) -> Clip:
             "frames' images."
         ) from None
     try:
-        # Some formats are lists of other files, which a file from elsewhere must not open.
+        # Some formats list other files. A file from elsewhere must not open those.
         with av.open(file, container_options={"protocol_whitelist": ""}) as container:
             if not container.streams.video:
                 raise ValueError("the file holds no video")
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
             fps = stream.average_rate
-            # Not every container says how many there are. A packet is a frame.
+            # Not every container tells the number of frames, but each packet is one.
             total = sum(packet.size > 0 for packet in container.demux(stream))
             wanted = spread(total, max_frames)
             container.seek(0)

@@ -1,17 +1,15 @@
-"""Lists of frozen layers that need no scores: the paper's, or one that the user gives."""
+"""Lists of frozen layers that need no scores: the paper's, or a given one."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from typing import Any
 
 from ..base import BaseModel
 from ..errors import ShortVError
 from ..records import Selection
 
-# ShortV layers of the paper's four LLaVA checkpoints (arXiv 2504.00502v2, Table 8), keyed by the transformers
-# conversion of each. The paper's order is kept: lowest Layer Contribution first.
+# The frozen layers of the paper's four LLaVA checkpoints (arXiv 2504.00502v2, Table 8), by the Hub id of each in
+# transformers' format. In the paper's order: lowest Layer Contribution first.
 PRESET_SOURCE = "arXiv 2504.00502v2, Table 8"
 # fmt: off
 PRESETS: dict[str, tuple[int, ...]] = {
@@ -31,7 +29,7 @@ PRESETS: dict[str, tuple[int, ...]] = {
 
 
 def preset_selection(base: BaseModel) -> Selection:
-    """The paper's list for a base that it converted.
+    """The paper's list for a base.
 
     Raises:
         ShortVError: the paper has none for this base.
@@ -51,31 +49,25 @@ def preset_selection(base: BaseModel) -> Selection:
     )
 
 
-def given_selection(frozen_layers: str | Sequence[int], num_layers: int) -> Selection:
+def given_selection(frozen_layers: Sequence[int], num_layers: int) -> Selection:
     """A list as given.
 
     Args:
-        frozen_layers: layer numbers, or text such as ``"31,29,30"``, in any order.
+        frozen_layers: layer numbers, in any order.
         num_layers: of the base.
 
     Raises:
         ShortVError: the list is empty, or holds anything but different numbers from 0 to ``num_layers - 1``.
     """
-    items: Sequence[Any] = frozen_layers
-    if isinstance(frozen_layers, str):
-        # [0-9] and not int(): that takes "1_0", and digits of other scripts.
-        items = [
-            int(text) if re.fullmatch(r"-?[0-9]{1,9}", text) else text
-            for text in map(str.strip, frozen_layers.split(","))
-            if frozen_layers.strip()
-        ]
-    if not len(items):
-        raise ShortVError('the list of frozen layers is empty; give layer numbers such as "31,29,30".')
-    for position, item in enumerate(items):
-        if type(item) is not int:
-            raise ShortVError(f"frozen layer {item!r:.40} is not a whole number; give layer numbers such as 31,29,30.")
-        if not 0 <= item < num_layers:
-            raise ShortVError(f"frozen layer {item} is out of range; the model's layers are 0 to {num_layers - 1}.")
-        if item in items[:position]:
-            raise ShortVError(f"frozen layer {item} is given twice; give each layer once.")
-    return Selection(tuple(sorted(items)), num_layers, "given", {"num_frozen": len(items)})
+    if not len(frozen_layers):
+        raise ShortVError("the list of frozen layers is empty; give layer numbers such as 31,29,30.")
+    for position, layer in enumerate(frozen_layers):
+        if type(layer) is not int:
+            raise ShortVError(
+                f"frozen layer {layer!r:.40} is not a whole number; give layer numbers such as 31,29,30."
+            )
+        if not 0 <= layer < num_layers:
+            raise ShortVError(f"frozen layer {layer} is out of range; the model's layers are 0 to {num_layers - 1}.")
+        if layer in frozen_layers[:position]:
+            raise ShortVError(f"frozen layer {layer} is given twice; give each layer once.")
+    return Selection(tuple(sorted(frozen_layers)), num_layers, "given", {"num_frozen": len(frozen_layers)})

@@ -1,4 +1,4 @@
-"""How stable a selection is: a bootstrap over the samples."""
+"""How much a selection depends on the samples that were drawn: a bootstrap over them."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ import numpy.typing as npt
 from ..records import Scores
 
 RESAMPLES = 1000
+"""How often the samples are drawn again."""
 
 
 @dataclass(frozen=True)
 class Boundary:
-    """What other samples of the same kind would have changed, by resampling those that there are.
+    """How stable the boundary between frozen and other layers is under resampling.
 
     Attributes:
-        num_frozen: how many layers the selection has.
-        num_samples: how many samples there are.
+        num_frozen: number of selected layers.
+        num_samples: number of samples.
         resamples, seed: of the bootstrap.
         selection_frequency: for each layer, the share of resamples in which it is selected.
-        inside, outside: the last layer that is selected, and the first that is not.
-        order_kept: the share of resamples in which `inside` still comes before `outside`.
+        inside, outside: the last layer that is selected, and the first one that is not.
+        order_kept: the share of resamples in which `inside` ranks before `outside`.
     """
 
     num_frozen: int
@@ -36,25 +37,25 @@ class Boundary:
 
 
 def boundary(scores: Scores, num_frozen: int, *, resamples: int = RESAMPLES, seed: int = 0) -> Boundary | None:
-    """The bootstrap of the selection of the `num_frozen` layers with the lowest visual Layer Contribution.
+    """Bootstraps the selection of the layers with the lowest visual Layer Contributions.
 
     Args:
         scores: with the values of each sample.
-        num_frozen: how many layers; at least 1.
-        resamples: how many times as many samples as there are get drawn, with replacement.
+        num_frozen: number of selected layers; at least 1.
+        resamples: how often the samples are drawn again, with replacement.
         seed: of the draws.
 
     Returns:
-        None where nothing can be said: fewer than two samples with their values, or no layer left over.
+        None if there are fewer than two samples with values, or if every layer is selected.
     """
     layers = len(scores.visual)
     if len(scores.visual_samples) < 2 or num_frozen >= layers:
         return None
     samples = np.array(scores.visual_samples)
     resampled = draws(len(samples), resamples, seed)
-    # Row by row, which adds equal columns in the same order, so that ties stay ties.
+    # One mean per resample: layers with equal values then have equal means, and ties stay ties.
     means = np.stack([samples[rows].mean(axis=0) for rows in resampled])
-    # As `ranking` does for the scores: of equal values the higher layer first.
+    # As in `ranking`: of equal values, the higher layer first.
     orders = layers - 1 - np.argsort(means[:, ::-1], axis=1, kind="stable")
     ranks = np.argsort(orders, axis=1)
     order = ranking(scores.visual)
@@ -72,27 +73,27 @@ def boundary(scores: Scores, num_frozen: int, *, resamples: int = RESAMPLES, see
 
 
 def draws(samples: int, resamples: int, seed: int) -> npt.NDArray[np.int64]:
-    """Numbers of samples, drawn with replacement: ``(resamples, samples)``."""
+    """Sample numbers, drawn with replacement: ``(resamples, samples)``."""
     return np.random.default_rng(seed).integers(samples, size=(resamples, samples))
 
 
 def ranking(values: tuple[float, ...]) -> list[int]:
-    """Layer numbers, the lowest value first.
+    """Layer numbers by their values, lowest first.
 
-    Of equal values the higher layer comes first: fewer layers read what it leaves out.
+    Of equal values, the higher layer comes first: fewer layers follow it and are affected.
     """
     return sorted(range(len(values)), key=lambda layer: (values[layer], -layer))
 
 
 def describe(scores: Scores, num_frozen: int) -> str:
-    """The boundary in one line for people, or why there is none."""
+    """How stable a selection is, in one line, or why that is unknown."""
     if found := boundary(scores, num_frozen):
         return (
-            f"boundary: layer {found.inside} (in) and {found.outside} (out) keep their order in "
-            f"{found.order_kept:.0%} of resamples"
+            f"stability: layer {found.inside} (frozen) ranks before layer {found.outside} (not frozen) in "
+            f"{found.order_kept:.0%} of bootstrap resamples"
         )
     if num_frozen >= len(scores.visual):
-        return "boundary: there is none, as every layer is frozen"
+        return "stability: every layer is frozen, so there is no boundary to test"
     if scores.num_samples == 1:
-        return "boundary: nothing can be said from a single sample; score more with --num-samples"
-    return "boundary: nothing can be said, as the scores lack the values of each sample"
+        return "stability: unknown from a single sample; score more with `num_samples`"
+    return "stability: unknown, as the scores lack the values of each sample"

@@ -1,5 +1,5 @@
 """Verifies a package: its files against its recipe, and what it computes against its definition."""
 
-from .checks import verify
+from .checks import Verification, verify_package
 
-__all__ = ["verify"]
+__all__ = ["Verification", "verify_package"]

@@ -1,24 +1,23 @@
-"""Is a package, or a published repository, what its recipe says, and does it compute what its list says?
+"""Is a package what its recipe says, and does it compute what its list of layers says?
 
-First its files are looked at, without running any of them; a package whose remote code is not this release's,
-byte for byte, goes no further. Then a fresh, isolated process loads it as a stranger would (see
-`verify_child`).
+First its files are inspected, without running any of them. A package whose remote code is not this release's, byte
+for byte, goes no further. Then a fresh, isolated process loads it as a stranger would (see `child`).
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import logging
 from dataclasses import dataclass
-from pathlib import Path
 
-from ..base import FAMILIES
 from ..errors import ShortVError, one_line
 from ..hub import LocalFile, hub_error
 from ..measure import available_memory
-from ..packaging import Check, base_tokenizer_config, carried_files, find_package, inspect_package, referenced_weights
-from ..records import RECIPE_NAME, TOKENIZER_CONFIG_NAME, Recipe
-from .isolated import run_child, stock_config
+from ..packaging import Check, Package, carried_files, inspect_package, referenced_weights
+from ..records import TOKENIZER_CONFIG_NAME
+from .isolated import run_isolated
+
+logger = logging.getLogger(__name__)
 
 _BYTES = 4  # of a parameter in fp32
 # Beside the weights: the libraries, the activations of a prompt with an image, the logits.
@@ -27,11 +26,11 @@ _OVERHEAD = 2 << 30
 
 @dataclass(frozen=True)
 class Verification:
-    """What was checked, in order; nothing after the first failure was run.
+    """The checks of a package, in order, up to and including the first that failed.
 
     Attributes:
         package: as the user wrote it.
-        checks: name, passed and detail of each.
+        checks: its checks.
     """
 
     package: str
@@ -56,72 +55,58 @@ class Verification:
                 raise ShortVError(f"{self.package} failed verification: {check.name}: {check.detail}")
 
 
-def verify(
-    package: str | Path,
-    *,
-    revision: str | None = None,
-    token: str | None = None,
-    timeout: float = 3600,
-    report: Callable[[str], None] = lambda line: None,
-) -> Verification:
-    """Checks a package, or a repository on the Hub, which is downloaded first.
+def verify_package(package: Package, *, timeout: float = 3600) -> Verification:
+    """Checks a package.
 
-    The comparison with the definition runs on the CPU in fp32, one model after the other: it needs 4 bytes of
-    memory per parameter, 28 GB for a 7B model. Where there is less, the decoder layers that do not fit are read from
-    disk each time they are needed, so that every layer is compared all the same, only more slowly.
+    The comparison with the definition runs on the CPU in fp32, one model after the other. It needs 4 bytes of
+    memory per parameter, 28 GB for a 7B model. If there is less, the decoder layers that do not fit are read from
+    disk each time they are needed: every layer is compared all the same, only more slowly.
 
     Args:
-        package: a folder, or a repository id.
-        revision: of the repository: branch, tag or commit.
-        token: for a private repository; the process that runs its code gets none.
-        timeout: seconds for that process.
-        report: called with a line on the memory that is needed, before the models are loaded.
+        package: the package.
+        timeout: seconds for the isolated process.
 
-    Raises:
-        ShortVError: there is no such package, or it cannot be downloaded. A failed check is reported, not
-        raised.
+    Returns:
+        The checks. A failed check is not raised.
     """
-    name = str(package)
-    folder, names = find_package(name, revision, token)
-    checks = inspect_package(folder, names=names)
+    checks = inspect_package(package)
     if checks[-1].passed:
-        recipe = Recipe.load(folder / RECIPE_NAME)
-        weights = folder
-        if recipe.weights == "reference":
-            weights, check = referenced_weights(recipe, token)
+        weights = package.folder
+        if package.recipe.weights == "reference":
+            weights, check = referenced_weights(package)
         else:
-            check = _compare_with_base(folder, recipe, token)
+            check = _compare_with_base(package)
         checks.append(check)
         if check.passed is False:
-            return Verification(name, tuple(checks))
-        memory, resident_layers = _plan_memory(folder, recipe)
+            return Verification(package.name, tuple(checks))
+        memory, resident_layers = _plan_memory(package)
         checks.append(memory)
-        report(memory.detail)
+        logger.info(memory.detail)
         if memory.passed:
-            checks += run_child(folder, weights, recipe, resident_layers, timeout)
-    return Verification(name, tuple(checks))
+            checks += run_isolated(package, weights, resident_layers, timeout)
+    return Verification(package.name, tuple(checks))
 
 
-def _compare_with_base(package: Path, recipe: Recipe, token: str | None) -> Check:
-    """Whether the package's files are those that the base's repository holds at its commit, by the Hub's hashes.
+def _compare_with_base(package: Package) -> Check:
+    """Compares the package's files with those of the base's repository at its commit, by the Hub's hashes.
 
-    That is not known (`Check.passed` is None) of a base that was a folder, without network, or where the Hub no longer
+    They cannot be compared (`Check.passed` is None) if the base was a folder, without network, or if the Hub no longer
     shows the commit.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError, HTTPError
     from huggingface_hub.hf_api import RepoFile
 
-    base = recipe.base
+    recipe, base = package.recipe, package.recipe.base
     carried = carried_files(recipe).items()
-    files = {name: LocalFile(package / name, entry["size"], entry["sha256"]) for name, entry in carried}
+    files = {name: LocalFile(package.folder / name, entry["size"], entry["sha256"]) for name, entry in carried}
     if recipe.tokenizer_class:
-        content = base_tokenizer_config(package, recipe).encode()
+        content = package.base_tokenizer_config.encode()
         files[TOKENIZER_CONFIG_NAME] = LocalFile(content, len(content), hashlib.sha256(content).hexdigest())
     if not (base.repo_id and base.revision):
         return Check("base", None, "not compared with the Hub: the base was a folder")
     try:
-        infos = HfApi(token=token).get_paths_info(base.repo_id, sorted(files), revision=base.revision)
+        infos = HfApi().get_paths_info(base.repo_id, sorted(files), revision=base.revision)
     except (HTTPError, HFValidationError, OSError) as error:
         reason = hub_error(error, f"model {base.repo_id}")
         return Check("base", None, f"not compared with the Hub: {str(reason).rstrip('.')}")
@@ -133,10 +118,10 @@ def _compare_with_base(package: Path, recipe: Recipe, token: str | None) -> Chec
     return Check("base", True, f"{len(files)} files, identical to {base.repo_id}'s at {base.revision[:12]}")
 
 
-def _plan_memory(package: Path, recipe: Recipe) -> tuple[Check, int | None]:
-    """Whether a model fits in memory, and the number of decoder layers that stay in it; None if all of them do."""
+def _plan_memory(package: Package) -> tuple[Check, int | None]:
+    """Whether a model fits in memory, and how many decoder layers stay in it: None if all of them do."""
     try:
-        layers, rest = _sizes(package, recipe)
+        layers, rest = _sizes(package)
     except Exception as error:  # transformers raises many kinds
         return Check("memory", False, f"the config describes no model: {one_line(error)}"), None
     need, available = sum(layers) + rest + _OVERHEAD, available_memory()
@@ -156,16 +141,15 @@ def _plan_memory(package: Path, recipe: Recipe) -> tuple[Check, int | None]:
     return Check("memory", True, f"{text}: {away} of {len(layers)} layers are read from disk in turn"), resident_layers
 
 
-def _sizes(package: Path, recipe: Recipe) -> tuple[list[int], int]:
+def _sizes(package: Package) -> tuple[list[int], int]:
     """Bytes in fp32 of each decoder layer, and of everything else, of the base that the package's config describes."""
     import torch
     import transformers
 
     from ..base.definition import text_decoder
 
-    family = FAMILIES[recipe.family]
-    config = transformers.AutoConfig.for_model(**stock_config(package, recipe))
+    config = transformers.AutoConfig.for_model(**package.base_config)
     with torch.device("meta"):  # shapes alone
-        model = getattr(transformers, family.base_class)._from_config(config)
+        model = getattr(transformers, package.family.base_class)._from_config(config)
     layers = [_BYTES * sum(map(torch.numel, layer.parameters())) for layer in text_decoder(model).layers]
     return layers, _BYTES * sum(map(torch.numel, model.parameters())) - sum(layers)

@@ -1,4 +1,4 @@
-"""The package is run in a fresh, isolated process (see `child`)."""
+"""A package runs in a fresh, isolated process (see `child`)."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
-from ..base import FAMILIES
-from ..files import read_json, write_json, write_text
-from ..packaging import Check, base_tokenizer_config
-from ..records import CONFIG_NAME, TOKENIZER_CONFIG_NAME, WEIGHT_FILES, Recipe
+from ..files import write_json, write_text
+from ..packaging import Check, Package
+from ..records import CONFIG_NAME, TOKENIZER_CONFIG_NAME, WEIGHT_FILES
 
 # What the child may know of this process's environment: where programs are, and how many threads to use.
 _ENVIRONMENT = (
@@ -28,27 +26,32 @@ _ENVIRONMENT = (
 )
 
 
-def run_child(
-    package: Path, weights: Path, recipe: Recipe, resident_layers: int | None, timeout: float
-) -> list[Check]:
-    """The checks of the isolated process; `weights` is the package, or the snapshot that it refers to."""
-    family = FAMILIES[recipe.family]
+def run_isolated(package: Package, weights: Path, resident_layers: int | None, timeout: float) -> list[Check]:
+    """Runs the checks of the isolated process.
+
+    Args:
+        package: its static checks have passed.
+        weights: the folder of its weights: its own, or the snapshot that it refers to.
+        resident_layers: how many decoder layers memory holds; None for all.
+        timeout: seconds.
+    """
+    family = package.family
     with tempfile.TemporaryDirectory(prefix="shortv-verify-") as temporary:
         stock = Path(temporary, "stock")
         stock.mkdir()
-        _write_stock(package, weights, recipe, stock)
-        if weights != package:  # all that the process finds in its Hub cache
+        _write_stock(package, weights, stock)
+        if weights != package.folder:  # all that the process finds in its Hub cache
             cached = Path(temporary, "hub", weights.parents[1].name)
             cached.parent.mkdir()
             cached.symlink_to(weights.parents[1])
         task = {
-            "package": str(package),
+            "package": str(package.folder),
             "stock": str(stock),
             "model_class": family.model_class,
             "base_class": family.base_class,
             "prompt": family.prompt,
             "definition": str(Path(__file__).parents[1] / "base" / "definition.py"),
-            "frozen_layers": list(recipe.frozen_layers),
+            "frozen_layers": list(package.recipe.frozen_layers),
             "resident_layers": resident_layers,
             "offload_folder": str(Path(temporary, "offload")),
         }
@@ -82,28 +85,20 @@ def run_child(
         return [Check("process", False, "the isolated process printed no result.")]
 
 
-def _write_stock(package: Path, weights: Path, recipe: Recipe, stock: Path) -> None:
-    """The base again, of the same files: its own config, its tokenizer's own class, and links."""
-    write_json(stock / CONFIG_NAME, stock_config(package, recipe))
-    if recipe.tokenizer_class:
-        write_text(stock / TOKENIZER_CONFIG_NAME, base_tokenizer_config(package, recipe))
-    for name in recipe.base.files:
+def _write_stock(package: Package, weights: Path, stock: Path) -> None:
+    """Makes the base again: its own config and tokenizer class, and links to the same files."""
+    write_json(stock / CONFIG_NAME, package.base_config)
+    if package.recipe.tokenizer_class:
+        write_text(stock / TOKENIZER_CONFIG_NAME, package.base_tokenizer_config)
+    for name in package.recipe.base.files:
         if name.endswith(WEIGHT_FILES):
             (stock / name).symlink_to(weights / name)
         elif not (stock / name).exists():
-            (stock / name).symlink_to(package / name)
-
-
-def stock_config(package: Path, recipe: Recipe) -> dict[str, Any]:
-    """The base's own config again."""
-    family, config = FAMILIES[recipe.family], read_json(package / CONFIG_NAME)
-    added = ("auto_map", "frozen_layers", "shortv_base")
-    kept = {name: value for name, value in config.items() if name not in added}
-    return {**kept, "model_type": family.model_type, "architectures": [family.base_class]}
+            (stock / name).symlink_to(package.folder / name)
 
 
 def _crash(status: int, stderr: str) -> str:
-    """One line on why the process died; most often a large model met a small memory."""
+    """Why the process died, in one line. Most often memory ran out."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     last = f": {lines[-1][:300]}" if lines else ""
     if status == -9:

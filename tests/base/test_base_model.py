@@ -22,9 +22,9 @@ from shortv_export.base.model import BaseModel, load_base
 from shortv_export.base.resolve import resolve_base
 from shortv_export.base.shapes import LayerShape
 from shortv_export.errors import ShortVError, one_line
-from shortv_export.loopback.hub import LoopbackHub
-from shortv_export.packaging.build import build_package
+from shortv_export.loopback import LoopbackHub
 from shortv_export.selection.presets import given_selection
+from tests.support.packages import make_package
 from tests.support.tiny_llava import SPECIAL_TOKENS, word_tokenizer
 
 # A config.json in the manner of the llava-hf repositories: whatever is at its default is left out.
@@ -617,21 +617,21 @@ def test_copies_that_do_not_fit_are_not_begun(
     other = Path("/dev/shm")
     if not other.is_dir() or other.stat().st_dev == tmp_path.stat().st_dev:
         pytest.skip("there is one file system only")
-    base, selection = resolve_base(base_folder), given_selection("1", 4)
+    base, selection = resolve_base(base_folder), given_selection([1], 4)
     with tempfile.TemporaryDirectory(dir=other) as folder:
         out = Path(folder, "new", "out")
         free_space(monkeypatch, base.weight_bytes - 1)
         with pytest.raises(ShortVError) as caught:
-            build_package(base, out, selection)
+            make_package(base, out, selection)
         message = str(caught.value)
         assert "which are on another disk, needs 0.0 GB, and 0.0 GB are free in" in message
         assert "\n" not in message
         assert folder in message
-        assert "--weights reference" in message
+        assert "`weights` reference" in message
         assert list(Path(folder).iterdir()) == []
         free_space(monkeypatch, base.weight_bytes)
-        build_package(base, out, selection)
+        make_package(base, out, selection)
         assert (out / SHARDS[0]).read_bytes() == (base_folder / SHARDS[0]).read_bytes()
     # On one disk, links take no room.
     free_space(monkeypatch, 0)
-    assert (build_package(base, tmp_path / "out", selection) / SHARDS[0]).stat().st_nlink > 1
+    assert (make_package(base, tmp_path / "out", selection) / SHARDS[0]).stat().st_nlink > 1

@@ -31,20 +31,21 @@ from shortv_export.evaluation.baselines import (
     shortv_and_fastv,
     vtw,
 )
-from shortv_export.evaluation.speed import frozen, measure_speed
-from shortv_export.packaging.build import build_package
+from shortv_export.evaluation.changes import frozen
+from shortv_export.evaluation.speed import measure_speed
 from shortv_export.records.evaluation import Evaluation
 from shortv_export.records.scores import Scores
 from shortv_export.records.selection import Selection
 from shortv_export.selection.presets import PRESETS
 from tests.modeling import test_families
 from tests.support.definition import CACHE, oracle, relative_error
+from tests.support.packages import make_package
 from tests.support.tiny_families import batch
 
 pairs = test_families.pairs
 LAYERS = 4
 NEW_TOKENS = 4
-WINDOWS = r"^FastV and VTW need a text model whose layers see all tokens; leave --baselines out\.$"
+WINDOWS = r"^FastV and VTW need a text model whose layers see all tokens; leave out `baselines`\.$"
 PROMPT = "USER: what <image>\n is in the picture ? ASSISTANT:"
 
 
@@ -331,7 +332,7 @@ def test_evaluate_measures_them(
     (data / "metadata.jsonl").write_text("\n".join(lines), encoding="utf-8")
     visual, cosine = (0.1, 0.2, 0.3, 0.4), (0.4, 0.1, 0.3, 0.2)
     scores = Scores(visual, visual, (0.0,) * LAYERS, 1, visual_cosine_distance=cosine)
-    package = build_package(
+    package = make_package(
         resolve_base(tiny_base()), tmp_path / "package", Selection((0, 1), LAYERS, "lc"), scores=scores
     )
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -16,20 +18,22 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from shortv_export import pipeline
 from shortv_export.base.resolve import resolve_base
 from shortv_export.errors import ShortVError
-from shortv_export.evaluation import comparison as evaluation
+from shortv_export.evaluation import evaluate as evaluation
 from shortv_export.evaluation.answers import normalised
-from shortv_export.evaluation.comparison import check_package, evaluate, load_package
+from shortv_export.evaluation.changes import frozen
 from shortv_export.evaluation.estimates import mean_interval
 from shortv_export.evaluation.fidelity import Answers, accuracy_of, fidelity_of, measure_fidelity
-from shortv_export.evaluation.speed import frozen
+from shortv_export.evaluation.loading import load_package, require_evaluable
 from shortv_export.evaluation.tables import tables
-from shortv_export.packaging.build import build_package
-from shortv_export.publish.push import push_package
+from shortv_export.measure.partial_results import PartialResults
+from shortv_export.options import Comparison, Questions, Samples
+from shortv_export.packaging.package import Package
 from shortv_export.records.evaluation import NO_WIDTH, SINGLE_SAMPLE, Evaluation
 from shortv_export.records.scores import Scores
 from shortv_export.records.selection import Selection
-from shortv_export.samples.draw import Calibration, load_calibration
+from shortv_export.samples.draw import DrawnSamples, draw_samples
 from shortv_export.samples.encode import encode_samples
+from tests.support import packages
 from tests.support.definition import oracle
 
 LAYERS = 4
@@ -63,13 +67,19 @@ def make_package(tiny_base: Callable[..., Path], tmp_path: Path) -> Callable[...
             scores = Scores(VISUAL, VISUAL, (0.0,) * LAYERS, 1, calibration=calibration)
         selection = Selection(frozen_layers, LAYERS, "given" if scores is None else "lc")
         base = resolve_base(tiny_base(**arguments))
-        return str(build_package(base, tmp_path / "package", selection, scores=scores))
+        return str(packages.make_package(base, tmp_path / "package", selection, scores=scores))
 
     return make
 
 
+def checked(package: str) -> Package:
+    opened = Package.open(package)
+    require_evaluable(opened)
+    return opened
+
+
 def digests(data: Path) -> list[str]:
-    return [sample.digest for sample in load_calibration(data, num_samples=8).samples]
+    return [sample.digest for sample in draw_samples(Samples(str(data), num_samples=8)).samples]
 
 
 def greedy(model: Any, inputs: Any, answer: list[int] | None = None) -> tuple[list[int], torch.Tensor]:
@@ -95,7 +105,7 @@ def test_fidelity_is_that_of_the_definition(
 ) -> None:
     base = tiny_base(model_type=model_type)
     stock, processor = AutoModelForImageTextToText.from_pretrained(base), AutoProcessor.from_pretrained(base)
-    samples = load_calibration(questions, num_samples=4).samples
+    samples = draw_samples(Samples(str(questions), num_samples=4)).samples
     expected = []
     for sample in samples:
         inputs = encode_samples(processor, [sample])
@@ -108,7 +118,7 @@ def test_fidelity_is_that_of_the_definition(
         texts = [processor.tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in (answer, own)]
         expected.append((kl[0].item(), kl.mean().item(), same_first, answer == own, *texts))
 
-    model, loaded_processor = load_package(check_package(make_package(model_type=model_type)))
+    model, loaded_processor = load_package(checked(make_package(model_type=model_type)))
     changes = [frozen(FROZEN, LAYERS), frozen((), LAYERS)]
     found, unchanged = measure_fidelity(model, loaded_processor, samples, changes, max_new_tokens=NEW_TOKENS)
     for answers, (first_kl, kl_mean, same_first, same, text, own_text) in zip(found, expected, strict=True):
@@ -126,7 +136,7 @@ def test_fidelity_is_that_of_the_definition(
 
 
 def test_means_and_paired_differences(questions: Path) -> None:
-    samples = load_calibration(questions, num_samples=8).samples
+    samples = draw_samples(Samples(str(questions), num_samples=8)).samples
     samples = tuple(sorted(samples, key=lambda sample: sample.answer is None))
     answers = [
         Answers(kl, 2 * kl, kl < 2, kl < 1, base, changed)
@@ -186,21 +196,34 @@ def test_interval_of_a_mean() -> None:
     assert mean_interval([2.0, 2.0]) == (2.0, 2.0)
 
 
-def run_evaluation(package: str, data: Path, **options: Any) -> Evaluation:
-    options = {"num_samples": 3, "max_new_tokens": NEW_TOKENS, "speed": False, **options}
-    return pipeline.evaluate(package, data=str(data), **options)
+def run_evaluation(package: str, data: Path, output: Path | None = None, **options: Any) -> Evaluation:
+    """`options` are fields of `Samples`, `Questions` and `Comparison`."""
+    options = {"data": str(data), "num_samples": 3, "max_new_tokens": NEW_TOKENS, "speed": False, **options}
+    samples, questions, comparison = (
+        kind(**{field.name: options.pop(field.name) for field in fields(kind) if field.name in options})
+        for kind in (Samples, Questions, Comparison)
+    )
+    assert not options
+    with TemporaryDirectory() as folder:
+        output = output or Path(folder) / "evaluation.json"
+        return pipeline.evaluate(package, output=output, samples=samples, questions=questions, comparison=comparison)
 
 
 def test_an_interrupted_run_goes_on(make_package: Callable[..., str], questions: Path, tmp_path: Path) -> None:
     package, output = make_package(), tmp_path / "evaluation.json"
     whole = run_evaluation(package, questions, output=tmp_path / "whole.json")
 
-    def interrupt(done: int, total: int) -> None:
-        if done == 2:
+    add = PartialResults.add
+
+    def interrupt(self: PartialResults, *result: Any) -> None:
+        add(self, *result)
+        if len(self.values) == 2:
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        run_evaluation(package, questions, output=output, progress=interrupt)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PartialResults, "add", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run_evaluation(package, questions, output=output)
     partial = tmp_path / "evaluation.json.partial.jsonl"
     assert not output.exists()
     kept = partial.read_text(encoding="utf-8")
@@ -229,7 +252,7 @@ def test_held_out_samples(make_package: Callable[..., str], questions: Path) -> 
     forced = run_evaluation(package, questions, num_samples=8, force_overlap=True)
     assert forced.data["overlap"] == 5
     assert "The layers were chosen by 5 of these 8 samples." in forced.notes
-    with pytest.raises(ShortVError, match="were chosen by local files; name data with --data"):
+    with pytest.raises(ShortVError, match="were chosen by local files; name data with `data`"):
         pipeline.evaluate(package)
 
 
@@ -246,7 +269,8 @@ def test_unknown_calibration_samples(make_package: Callable[..., str], questions
 @pytest.mark.parametrize("method", ["preset", "given"])
 def test_a_list_does_not_say_which_samples(tiny_base: Any, questions: Path, tmp_path: Path, method: str) -> None:
     selection = Selection(FROZEN, LAYERS, method)
-    result = run_evaluation(str(build_package(resolve_base(tiny_base()), tmp_path / "package", selection)), questions)
+    package = packages.make_package(resolve_base(tiny_base()), tmp_path / "package", selection)
+    result = run_evaluation(str(package), questions)
     assert result.data["overlap"] is None
     assert any(note.startswith("It is not known which samples") for note in result.notes)
 
@@ -255,7 +279,7 @@ def test_samples_of_a_bound_are_held_out_too(tiny_base: Any, questions: Path, tm
     bounded = digests(questions)[:5]
     evidence = {"held_out": {"data": "local files", "sample_digests": bounded}}
     selection = Selection(FROZEN, LAYERS, "random", evidence=evidence)
-    package = build_package(resolve_base(tiny_base()), tmp_path / "package", selection)
+    package = packages.make_package(resolve_base(tiny_base()), tmp_path / "package", selection)
     assert not {*bounded} & {*run_evaluation(str(package), questions).data["sample_digests"]}
 
 
@@ -305,13 +329,13 @@ def test_sweep(make_package: Callable[..., str], questions: Path) -> None:
     assert result.chosen.fidelity == alone.chosen.fidelity == alone.rows[0].fidelity
     assert result.rows[0].fidelity.answer_kl.mean == 0
     assert NO_WIDTH in result.notes
-    for counts, words in (([5], "--sweep has 5; the model has 4 layers."), ([-1], "--sweep has -1; ")):
+    for counts, words in (([5], "`sweep` has 5; the model has 4 layers."), ([-1], "`sweep` has -1; ")):
         with pytest.raises(ShortVError, match=words):
             run_evaluation(package, questions, sweep=counts)
 
 
 def test_sweep_without_scores(make_package: Callable[..., str], questions: Path) -> None:
-    with pytest.raises(ShortVError, match="holds no scores, which --sweep chooses layers by"):
+    with pytest.raises(ShortVError, match="holds no scores, which `sweep` chooses layers by"):
         run_evaluation(make_package(), questions, sweep=[1])
 
 
@@ -370,10 +394,10 @@ def test_out_of_memory_names_the_lever(
         return torch.empty(1 << 60, dtype=torch.uint8)
 
     monkeypatch.setattr(evaluation, "measure_fidelity", hungry)
-    checked = check_package(make_package())
-    samples = load_calibration(questions, num_samples=1)
-    with pytest.raises(ShortVError, match=r"^out of memory; .*--dtype bfloat16 .*--max-new-tokens") as refused:
-        evaluate(checked, samples, lists=[FROZEN])
+    package = checked(make_package())
+    samples = draw_samples(Samples(str(questions), num_samples=1))
+    with pytest.raises(ShortVError, match=r"^out of memory; .*`dtype` bfloat16 .*`max_new_tokens`") as refused:
+        evaluation.evaluate_package(package, samples)
     assert "\n" not in str(refused.value)
 
 
@@ -402,7 +426,7 @@ def test_result_files(make_package: Callable[..., str], questions: Path, tmp_pat
 
 def test_repository(make_package: Callable[..., str], questions: Path, hub: Any) -> None:
     package = make_package()
-    push_package(Path(package), "loopback/model")
+    packages.publish(Path(package), "loopback/model")
     result = run_evaluation("loopback/model", questions)
     commit = hub.commits("loopback/model")[0]
     assert result.package == {"repo_id": "loopback/model", "revision": commit.sha}
@@ -441,11 +465,10 @@ def test_wrong_usage(run: Any, options: list[str]) -> None:
     assert options[0] in err
 
 
-def test_calibration_is_what_is_evaluated_on(make_package: Callable[..., str], questions: Path) -> None:
-    samples = load_calibration(questions, num_samples=2)
-    result = evaluate(
-        check_package(make_package()), Calibration(samples.samples, samples.record), lists=[FROZEN], speed=False
-    )
+def test_the_drawn_samples_are_what_is_evaluated_on(make_package: Callable[..., str], questions: Path) -> None:
+    samples = draw_samples(Samples(str(questions), num_samples=2))
+    samples = DrawnSamples(samples.samples, samples.record)
+    result = evaluation.evaluate_package(checked(make_package()), samples, comparison=Comparison(speed=False))
     assert result.data == samples.record
     assert result.recipe_sha256
     assert (result.dtype, result.num_layers) == ("float32", LAYERS)

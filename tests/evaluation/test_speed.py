@@ -13,7 +13,8 @@ import torch
 from shortv_export.base.cost import dense_layer_flops, frozen_layer_flops
 from shortv_export.base.shapes import LayerShape
 from shortv_export.errors import ShortVError
-from shortv_export.evaluation.speed import UNCHANGED, Change, frozen, measure_speed
+from shortv_export.evaluation.changes import UNCHANGED, Change, frozen
+from shortv_export.evaluation.speed import measure_speed
 
 LAYERS = 4
 

@@ -14,8 +14,8 @@ import torch
 from shortv_export.base.definition import frozen_by_definition, text_decoder, visual_tokens
 from shortv_export.base.resolve import resolve_base
 from shortv_export.lmms import __main__ as lmms
-from shortv_export.packaging.build import build_package
 from shortv_export.records.selection import Selection
+from tests.support.packages import make_package
 
 FROZEN = (0, 2)
 TASK = """
@@ -72,7 +72,7 @@ def task(installed: None, photos: dict[str, Any], tmp_path: Path) -> Path:
 
 @pytest.fixture
 def package(installed: None, tiny_base: Callable[..., Path], tmp_path: Path) -> Path:
-    return build_package(resolve_base(tiny_base()), tmp_path / "package", Selection(FROZEN, 4, "given"))
+    return make_package(resolve_base(tiny_base()), tmp_path / "package", Selection(FROZEN, 4, "given"))
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from shortv_export.loopback.hub import LoopbackHub, Request
+from shortv_export.loopback import LoopbackHub, Request
 
 REPO = "loopback/model"
 WEIGHTS = bytes(range(256)) * 4096  # 1 MiB
@@ -439,7 +439,7 @@ def test_a_hang(hub: LoopbackHub, when: str) -> None:
     with pytest.raises(TimeoutError):
         urllib.request.urlopen(request, timeout=0.3)
     assert struck.is_set()
-    assert ("refs/tags/v1" in hub._repos[REPO].refs) == (when == "after")
+    assert ("refs/tags/v1" in hub.repos[REPO].refs) == (when == "after")
     assert hub.requests[-1].status == 0
 
 

@@ -266,6 +266,6 @@ def test_out_of_memory_names_the_lever(folders: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     model.model.language_model.layers[1].register_forward_pre_hook(fail)
-    with pytest.raises(ShortVError, match="lower --max-batch-tokens") as caught:
+    with pytest.raises(ShortVError, match="lower `max_batch_tokens`") as caught:
         layer_contributions(model, [encoded(folders(), QUESTIONS[0])])
     assert "\n" not in str(caught.value)

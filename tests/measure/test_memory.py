@@ -1,4 +1,4 @@
-"""The estimate against what PyTorch and safetensors say; limits and how they are written."""
+"""The estimate against what PyTorch and safetensors say, and limits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from shortv_export.base.model import load_base
 from shortv_export.base.resolve import resolve_base
 from shortv_export.base.shapes import LayerShape
 from shortv_export.errors import ShortVError
-from shortv_export.measure.memory import MemoryNeed, estimate, free_bytes, parse_max_memory, stored_dtype, weight_bytes
+from shortv_export.measure.memory import MemoryNeed, check_max_memory, estimate, free_bytes, stored_dtype, weight_bytes
 
 LLAVA_13B = (LayerShape(5120, 13824, 5120, 5120),) * 40
 
@@ -95,20 +95,24 @@ def test_refusal_has_the_numbers() -> None:
         need.check(24_000_000_000, stream=False)
     assert str(caught.value) == (
         "too little memory: it takes 27.4 GB for a sample of 640 tokens (weights 26 GB, states 0.52 GB, a layer call "
-        "0.84 GB); 24 GB are free. What takes less: --stream, --device-map auto, --max-batch-tokens, --dtype bfloat16."
+        "0.84 GB); 24 GB are free. What takes less: `stream`, `device_map` auto, `max_batch_tokens`, `dtype` bfloat16."
     )
 
 
 @pytest.mark.parametrize(
-    ("text", "limits"),
-    [
-        (None, None),
-        ("cpu=20GiB", {"cpu": 20 * 2**30}),
-        ("0=10GB, 1=1.5GB ,cpu=0MB", {0: 10**10, 1: 1_500_000_000, "cpu": 0}),
-    ],
+    ("size", "expected"), [("20GiB", 20 * 2**30), ("10GB", 10**10), ("1.5GB", 1_500_000_000), ("0MB", 0), (7, 7)]
 )
-def test_limits(text: str | None, limits: Any) -> None:
-    assert parse_max_memory(text) == limits
+def test_sizes(size: int | str, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_max_memory({"cpu": size})
+    monkeypatch.setattr("shortv_export.measure.memory.available_memory", lambda: 10**15)
+    assert free_bytes(torch.device("cpu"), {"cpu": size}) == expected
+
+
+@pytest.mark.parametrize("size", ["", "20", "-1GB", "much", "infGiB", -1])
+def test_sizes_that_are_none(size: int | str) -> None:
+    with pytest.raises(ShortVError, match=r"; give ") as caught:
+        check_max_memory({0: "1GB", "cpu": size})
+    assert "\n" not in str(caught.value)
 
 
 def test_the_dtype_of_the_files(tmp_path: Path) -> None:
@@ -118,25 +122,3 @@ def test_the_dtype_of_the_files(tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
     save_file({"a": torch.zeros(2, dtype=torch.int64), "b": torch.zeros(2, dtype=torch.bfloat16)}, file)
     assert stored_dtype([file]) is torch.bfloat16
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "20GiB",
-        "gpu=1GB",
-        "cpu=",
-        "cpu=20",
-        "cpu=-1GB",
-        "cpu=1GB,cpu=2GB",
-        "-1=1GB",
-        "0=much",
-        "cpu=1GB,",
-        "cpu=infGiB",
-    ],
-)
-def test_limits_that_are_none(text: str) -> None:
-    with pytest.raises(ShortVError, match=r"; give ") as caught:
-        parse_max_memory(text)
-    assert "\n" not in str(caught.value)

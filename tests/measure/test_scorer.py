@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import logging
 import os
 import re
 import subprocess
@@ -14,20 +14,24 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.utils import tqdm
 from PIL import Image
 
 from shortv_export.base.model import BaseModel, load_base, load_processor
 from shortv_export.base.resolve import resolve_base
 from shortv_export.errors import ShortVError
 from shortv_export.measure import memory
-from shortv_export.measure import scorer as scoring
+from shortv_export.measure import scorer as scorer_module
 from shortv_export.measure.layer_contribution import REVERSE
+from shortv_export.measure.partial_results import PartialResults
 from shortv_export.measure.scorer import Scorer
 from shortv_export.measure.streaming import StreamedLayers
+from shortv_export.options import Placement, Samples, Scoring
 from shortv_export.records.scores import Scores
 from shortv_export.samples.decode import Sample
-from shortv_export.samples.draw import Calibration, load_calibration
+from shortv_export.samples.draw import DrawnSamples, draw_samples
 from shortv_export.samples.encode import encode_samples
+from tests.support.large_base import write_checkpoint, write_samples
 from tests.support.tiny_llava import build_tiny_llava
 
 LAYERS = 4
@@ -38,16 +42,26 @@ def photo(seed: int, width: int = 80, height: int = 56) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def score(base: BaseModel, samples: Calibration, *, output: Path | None = None, **options: Any) -> Scores:
+STREAMED = Scoring(stream=True)
+
+
+def score(
+    base: BaseModel,
+    samples: DrawnSamples,
+    scoring: Scoring = Scoring(),
+    placement: Placement = Placement(),
+    *,
+    output: Path | None = None,
+) -> Scores:
     """Measures and, where there is an output, saves."""
-    scorer = Scorer(base, output=output, **options)
+    scorer = Scorer(base, scoring, placement, output=output)
     scores = scorer(samples)
     if output is not None:
         scorer.save(scores)
     return scores
 
 
-def calibration(count: int = 5) -> Calibration:
+def calibration(count: int = 5) -> DrawnSamples:
     samples = tuple(
         Sample(
             images=(photo(seed),),
@@ -57,21 +71,46 @@ def calibration(count: int = 5) -> Calibration:
         )
         for seed in range(count)
     )
-    return Calibration(samples=samples, record={"data": "random pixels", "num_samples": count})
+    return DrawnSamples(samples=samples, record={"data": "random pixels", "num_samples": count})
 
 
-def input_ids(base: BaseModel, samples: Calibration) -> list[Any]:
+def input_ids(base: BaseModel, samples: DrawnSamples) -> list[Any]:
     processor = load_processor(base)
     return [encode_samples(processor, [sample])["input_ids"][0] for sample in samples.samples]
 
 
 def interrupt_after_three(base: BaseModel, output: Path) -> None:
-    def interrupt(done: int, total: int) -> None:
-        if done == 3:
+    add = PartialResults.add
+
+    def interrupt(self: PartialResults, *result: Any) -> None:
+        add(self, *result)
+        if len(self.values) == 3:
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        score(base, calibration(), output=output, progress=interrupt)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PartialResults, "add", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            score(base, calibration(), output=output)
+
+
+@pytest.fixture
+def progress(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """What the progress bars show, one after the other: samples done, samples in all."""
+    shown: list[tuple[int, int]] = []
+    start = tqdm.__init__
+
+    def started(self: tqdm, *, desc: str, initial: int, total: int, **options: Any) -> None:
+        assert desc == "Scoring samples"
+        start(self, desc=desc, initial=initial, total=total, **options)
+        shown.append((initial, total))
+
+    def updated(self: tqdm) -> None:
+        done, total = shown[-1]
+        shown.append((done + 1, total))
+
+    monkeypatch.setattr(tqdm, "__init__", started)
+    monkeypatch.setattr(tqdm, "update", updated)
+    return shown
 
 
 @pytest.mark.parametrize("model_type", ["llava", "llava_next"])
@@ -80,10 +119,10 @@ def test_streaming_from_disk_gives_the_same(
 ) -> None:
     base = resolve_base(tiny_base(model_type, text_model="qwen2", num_key_value_heads=2, num_shards=3))
     whole = score(base, calibration())
-    assert score(base, calibration(), stream=True) == whole
+    assert score(base, calibration(), STREAMED) == whole
     # Groups of one sample instead of one group for all.
-    monkeypatch.setattr(scoring, "STREAM_STATE_BYTES", 0)
-    assert score(base, calibration(), stream=True) == whole
+    monkeypatch.setattr(scorer_module, "STREAM_STATE_BYTES", 0)
+    assert score(base, calibration(), STREAMED) == whole
 
 
 def test_streaming_a_damaged_checkpoint(tmp_path: Path) -> None:
@@ -94,25 +133,19 @@ def test_streaming_a_damaged_checkpoint(tmp_path: Path) -> None:
     del tensors["language_model.model.layers.1.mlp.up_proj.weight"]
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ShortVError, match=r"decoder layer 1 .*up_proj") as caught:
-        score(resolve_base(folder), calibration(1), stream=True, output=tmp_path / "scores.json")
+        score(resolve_base(folder), calibration(1), STREAMED, output=tmp_path / "scores.json")
     assert "\n" not in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
 
 
 def test_streaming_excludes_a_device_map(tiny_base: Callable[..., Path]) -> None:
     with pytest.raises(ShortVError, match="exclude each other"):
-        score(resolve_base(tiny_base()), calibration(1), stream=True, device_map="auto")
+        score(resolve_base(tiny_base()), calibration(1), STREAMED, Placement(device_map="auto"))
 
 
-def test_scores(tiny_base: Callable[..., Path], tmp_path: Path) -> None:
+def test_scores(tiny_base: Callable[..., Path], tmp_path: Path, progress: list[tuple[int, int]]) -> None:
     base = resolve_base(tiny_base())
-    progress: list[tuple[int, int]] = []
-    scores = score(
-        base,
-        calibration(),
-        output=tmp_path / "scores.json",
-        progress=lambda done, total: progress.append((done, total)),
-    )
+    scores = score(base, calibration(), output=tmp_path / "scores.json")
     assert Scores.load(tmp_path / "scores.json") == scores
     assert [path.name for path in tmp_path.iterdir()] == ["scores.json"]
     assert progress == [(done, 5) for done in range(6)]
@@ -121,7 +154,7 @@ def test_scores(tiny_base: Callable[..., Path], tmp_path: Path) -> None:
     assert scores.calibration == calibration().record
     assert scores.base == {"repo_id": None, "revision": None}
 
-    single = [score(base, Calibration(samples=(sample,), record={})) for sample in calibration().samples]
+    single = [score(base, DrawnSamples(samples=(sample,), record={})) for sample in calibration().samples]
     assert single[0].visual_standard_error == (0.0,) * LAYERS
     visual = np.array([one.visual for one in single])
     np.testing.assert_array_equal(scores.visual_samples, visual)
@@ -132,7 +165,9 @@ def test_scores(tiny_base: Callable[..., Path], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("left_by", ["scores.json.partial.jsonl", "scores.json.partial-7.jsonl"])
-def test_interrupted_run_goes_on(tiny_base: Callable[..., Path], tmp_path: Path, left_by: str) -> None:
+def test_interrupted_run_resumes(
+    tiny_base: Callable[..., Path], tmp_path: Path, left_by: str, progress: list[tuple[int, int]]
+) -> None:
     base = resolve_base(tiny_base())
     expected = score(base, calibration())
     output = tmp_path / "out" / "scores.json"
@@ -143,55 +178,59 @@ def test_interrupted_run_goes_on(tiny_base: Callable[..., Path], tmp_path: Path,
         file.write('\n{"settings": "')  # killed while writing
     partial.rename(output.parent / left_by)  # the run may have had more processes
 
-    done: list[int] = []
-    assert score(base, calibration(), output=output, progress=lambda number, _: done.append(number)) == expected
-    assert done == [3, 4, 5]
+    progress.clear()
+    assert score(base, calibration(), output=output) == expected
+    assert progress == [(3, 5), (4, 5), (5, 5)]
     assert [path.name for path in output.parent.iterdir()] == ["scores.json"]
 
 
 def test_samples_are_added_to_a_measurement(
-    tiny_base: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_base: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    progress: list[tuple[int, int]],
 ) -> None:
     base = resolve_base(tiny_base())
     output = tmp_path / "scores.json"
+    three, five = score(base, calibration(3)), score(base, calibration(5))
+    progress.clear()
     loaded: list[str] = []
-    done: list[int] = []
-    note_loading(monkeypatch, loaded)
-    scorer = Scorer(base, output=output, progress=lambda number, _: done.append(number))
-    assert scorer(calibration(3)) == score(base, calibration(3))
+    note_loading(monkeypatch, lambda: loaded.append("load"))
+    scorer = Scorer(base, output=output)
+    assert scorer(calibration(3)) == three
     assert [path.name for path in tmp_path.iterdir()] == ["scores.json.partial.jsonl"]
-    assert done == [0, 1, 2, 3]
+    assert progress == [(0, 3), (1, 3), (2, 3), (3, 3)]
     more = scorer(calibration(5))
-    assert done[4:] == [3, 4, 5]
-    assert len(loaded) == 2, "one model for both rounds, and one for the comparison"
-    assert more == score(base, calibration(5))
+    assert progress[4:] == [(3, 5), (4, 5), (5, 5)]
+    assert len(loaded) == 1, "one model for both rounds"
+    assert more == five
     scorer.save(more)
     assert [path.name for path in tmp_path.iterdir()] == ["scores.json"]
     assert Scores.load(output) == more
 
 
-def test_finished_samples_of_other_settings_are_not_used(tiny_base: Callable[..., Path], tmp_path: Path) -> None:
+def test_partial_results_of_other_settings_are_not_used(
+    tiny_base: Callable[..., Path], tmp_path: Path, progress: list[tuple[int, int]]
+) -> None:
     base = resolve_base(tiny_base())
     output = tmp_path / "scores.json"
     interrupt_after_three(base, output)
-    done: list[int] = []
-    reverse = score(
-        base, calibration(), divergence=REVERSE, output=output, progress=lambda number, _: done.append(number)
-    )
-    assert done == [0, 1, 2, 3, 4, 5]
-    assert reverse == score(base, calibration(), divergence=REVERSE)
+    progress.clear()
+    reverse = score(base, calibration(), Scoring(divergence="reverse"), output=output)
+    assert progress == [(done, 5) for done in range(6)]
+    assert reverse == score(base, calibration(), Scoring(divergence="reverse"))
     assert reverse.divergence == REVERSE
 
 
-def note_loading(monkeypatch: pytest.MonkeyPatch, lines: list[str]) -> None:
-    """Adds a line for each time that the model is loaded."""
-    load = scoring.load_base
+def note_loading(monkeypatch: pytest.MonkeyPatch, note: Callable[[], None]) -> None:
+    """Calls a function each time before the model is loaded."""
+    load = scorer_module.load_base
 
-    def note(*args: Any, **kwargs: Any) -> Any:
-        lines.append("load")
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        note()
         return load(*args, **kwargs)
 
-    monkeypatch.setattr(scoring, "load_base", note)
+    monkeypatch.setattr(scorer_module, "load_base", noted)
 
 
 def weights_of(base: BaseModel) -> int:
@@ -202,29 +241,39 @@ def weights_of(base: BaseModel) -> int:
 def test_layers_on_disk_give_the_same(tiny_base: Callable[..., Path], limit: int) -> None:
     base = resolve_base(tiny_base())
     assert limit < weights_of(base)
-    placed = Scorer(base, max_memory={"cpu": limit})
+    placed = Scorer(base, placement=Placement(max_memory={"cpu": limit}))
     scores = placed(calibration(2))
     assert "disk" in placed.model.hf_device_map.values()
     np.testing.assert_allclose(scores.visual, score(base, calibration(2)).visual, rtol=1e-4, atol=1e-9)
 
 
 def test_memory_is_told_before_the_model_is_loaded(
-    tiny_base: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    tiny_base: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    lines: list[str] = []
-    note_loading(monkeypatch, lines)
-    Scorer(resolve_base(tiny_base()), report=lines.append)(calibration(2))
+    caplog.set_level(logging.INFO, "shortv_export")
+    note_loading(monkeypatch, lambda: logging.getLogger("shortv_export").info("load"))
+    Scorer(resolve_base(tiny_base()))(calibration(2))
+    lines = [record.getMessage() for record in caplog.records if record.name.startswith("shortv_export")]
     assert len(lines) == 2
     assert lines[0].startswith("memory: ")
     assert lines[1] == "load"
 
 
+def test_a_limit_that_is_no_size_is_refused_at_once(
+    tiny_base: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = resolve_base(tiny_base())
+    for scoring in (Scoring(), STREAMED):
+        with pytest.raises(ShortVError, match="not an amount of memory"):
+            Scorer(base, scoring, Placement(max_memory={"cpu": "lots"}))
+
+
 @pytest.mark.parametrize(
-    ("options", "levers"),
+    ("scoring", "placement", "levers"),
     [
-        ({"stream": True, "max_memory": {"cpu": "400KB"}}, "--max-batch-tokens, --dtype bfloat16."),
-        ({}, "--stream, --device-map auto, --max-batch-tokens, --dtype bfloat16."),
-        ({"device_map": "cpu"}, "--stream, --device-map auto, --max-batch-tokens, --dtype bfloat16."),
+        (STREAMED, Placement(max_memory={"cpu": "400KB"}), "`max_batch_tokens`, `dtype` bfloat16."),
+        (Scoring(), Placement(), "`stream`, `device_map` auto, `max_batch_tokens`, `dtype` bfloat16."),
+        (Scoring(), Placement(device_map="cpu"), "`stream`, `device_map` auto, `max_batch_tokens`, `dtype` bfloat16."),
     ],
     ids=["streaming", "whole", "placed"],
 )
@@ -232,13 +281,14 @@ def test_too_little_memory_names_the_levers(
     tiny_base: Callable[..., Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    options: dict[str, Any],
+    scoring: Scoring,
+    placement: Placement,
     levers: str,
 ) -> None:
-    if "max_memory" not in options:  # nobody can take a machine's memory away for a test
-        monkeypatch.setattr(scoring, "free_bytes", lambda *_: 10_000)
+    if placement.max_memory is None:  # nobody can take a machine's memory away for a test
+        monkeypatch.setattr(scorer_module, "free_bytes", lambda *_: 10_000)
     with pytest.raises(ShortVError, match=r"too little memory: it takes .* GB are free") as caught:
-        score(resolve_base(tiny_base()), calibration(1), output=tmp_path / "scores.json", **options)
+        score(resolve_base(tiny_base()), calibration(1), scoring, placement, output=tmp_path / "scores.json")
     assert str(caught.value).endswith(levers)
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
@@ -248,9 +298,9 @@ def test_groups_fit_the_memory_that_there_is(tiny_base: Callable[..., Path], mon
     """With room for the states of two samples, two pass each layer together."""
     base = resolve_base(tiny_base())
     samples = calibration(4)
-    scorer = Scorer(base, stream=True)
+    scorer = Scorer(base, STREAMED)
     expected = scorer(samples)
-    assert scorer.max_state_bytes == scoring.STREAM_STATE_BYTES
+    assert scorer.max_state_bytes == scorer_module.STREAM_STATE_BYTES
     reads: list[int] = []
     iterate = StreamedLayers.__iter__
 
@@ -263,8 +313,8 @@ def test_groups_fit_the_memory_that_there_is(tiny_base: Callable[..., Path], mon
     files = [base.path / name for name in base.files if name.endswith(".safetensors")]
     weights = memory.weight_bytes(files, 4, stream=True)
     need = memory.estimate(weights, base.layer_shapes, tokens, 4, 8192)
-    monkeypatch.setattr(scoring, "free_bytes", lambda *_: need.total + need.states)
-    assert Scorer(base, stream=True)(samples) == expected
+    monkeypatch.setattr(scorer_module, "free_bytes", lambda *_: need.total + need.states)
+    assert Scorer(base, STREAMED)(samples) == expected
     assert len(reads) == 2
 
 
@@ -282,9 +332,13 @@ def test_two_processes_equal_one(tiny_base: Callable[..., Path], tmp_path: Path)
     script.write_text(
         "import sys; from pathlib import Path\n"
         "sys.path.insert(0, sys.argv[1])\n"
-        "from tests.measure.test_scorer import calibration, resolve_base, score\n"
-        "share = lambda done, total: print('share', total)\n"
-        "score(resolve_base(sys.argv[2]), calibration(), output=Path(sys.argv[3]), progress=share)\n"
+        "from tests.measure.test_scorer import calibration, resolve_base, score, tqdm\n"
+        "start = tqdm.__init__\n"
+        "def started(self, total, disable, **options):\n"
+        "    print(f'share {total} {disable}\\n', end='')\n"
+        "    start(self, total=total, disable=disable, **options)\n"
+        "tqdm.__init__ = started\n"
+        "score(resolve_base(sys.argv[2]), calibration(), output=Path(sys.argv[3]))\n"
     )
     output = tmp_path / "out" / "scores.json"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -296,7 +350,7 @@ def test_two_processes_equal_one(tiny_base: Callable[..., Path], tmp_path: Path)
         timeout=120,
     )
     assert result.returncode == 0, result.stderr
-    assert set(re.findall(r"share \d", result.stdout)) == {"share 3", "share 2"}
+    assert set(re.findall(r"share \d \w+", result.stdout)) == {"share 3 None", "share 2 True"}
     assert [path.name for path in output.parent.iterdir()] == ["scores.json"]
     one, two = score(base, calibration()), Scores.load(output)
     np.testing.assert_allclose(two.visual, one.visual, rtol=1e-6)
@@ -307,20 +361,14 @@ def test_two_processes_equal_one(tiny_base: Callable[..., Path], tmp_path: Path)
 
 def test_the_benchmarks_large_base_is_a_base(tmp_path: Path) -> None:
     """Written layer by layer in bfloat16, it loads whole and scores streamed."""
-    file = Path(__file__).parents[2] / "benchmarks" / "contribution.py"
-    spec = importlib.util.spec_from_file_location("contribution_benchmark", file)
-    assert spec is not None
-    assert spec.loader is not None
-    benchmark = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(benchmark)
     shape = {"hidden_size": 256, "intermediate_size": 384, "num_attention_heads": 2}
-    size = benchmark.write_checkpoint(tmp_path / "base", shape, 3)
+    size = write_checkpoint(tmp_path / "base", shape, 3)
     base = resolve_base(tmp_path / "base")
     assert len(list(base.path.glob("*.safetensors"))) == 4
     model: Any = load_base(base)[0]  # refuses missing and unexpected tensors
     assert sum(parameter.nbytes for parameter in model.parameters()) == size
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     assert (base.num_layers, base.layer_shapes[0].intermediate_size, base.visual_tokens) == (3, 384, 16)
-    data = load_calibration(benchmark.write_samples(tmp_path / "data", 1, 56, 100), num_samples=1)
+    data = draw_samples(Samples(str(write_samples(tmp_path / "data", 1, 56, 100)), num_samples=1))
     assert len(input_ids(base, data)[0]) == 100
-    assert min(score(base, data, stream=True).text) > 0
+    assert min(score(base, data, STREAMED).text) > 0

@@ -368,7 +368,8 @@ def test_cost_model(pairs, name):
     """Floating-point operations of all decoder layers, stock and frozen, against PyTorch's counter."""
     from shortv_export.base.cost import model_flops
     from shortv_export.base.shapes import layer_shapes
-    from shortv_export.evaluation.speed import UNCHANGED, _count_flops
+    from shortv_export.evaluation.changes import UNCHANGED
+    from shortv_export.evaluation.speed import count_flops
 
     pair = pairs(name)
     placeholders = len(TINY[name].images.placeholders)
@@ -377,5 +378,5 @@ def test_cost_model(pairs, name):
     text = inputs["input_ids"].numel() - visual
     shapes = layer_shapes(pair.stock.config.get_text_config().to_dict())
     for model, frozen_layers in ((pair.stock, ()), (pair.shortv, FROZEN)):
-        counted = _count_flops(model.requires_grad_(False), UNCHANGED, inputs)
+        counted = count_flops(model.requires_grad_(False), UNCHANGED, inputs)
         assert counted == pytest.approx(model_flops(shapes, frozen_layers, text, visual), rel=0.01)

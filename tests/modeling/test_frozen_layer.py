@@ -445,7 +445,7 @@ class TestFlashSemantics:
         assert relative_error(results["flash"], results["stock"]) <= TOLERANCE
 
     def test_static_cache(self, load_pair, flash):
-        from test_generation import generate
+        from tests.modeling.test_generation import generate
 
         pair = load_pair()
         inputs = pair.inputs(*RAGGED)

@@ -89,7 +89,7 @@ def test_quantized_and_offloaded_caches(load_pair):
 @pytest.mark.parametrize("text_model", ["mistral", "qwen2"])
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
 def test_a_sliding_window_that_binds(load_pair, text_model, cache):
-    from test_frozen_layer import SLIDING
+    from tests.modeling.test_frozen_layer import SLIDING
 
     pair = load_pair(text_model=text_model, text_config=SLIDING[text_model], frozen_layers=[0, 1])
     options = {} if cache == "dynamic" else {"cache_implementation": cache}
@@ -250,7 +250,7 @@ class TestEmbeddings:
 
     @pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"cache_implementation": "static"}], ids=str)
     def test_merged_features_with_a_mask(self, load_pair, options):
-        from test_frozen_layer import TestEmbeddings as Forward
+        from tests.modeling.test_frozen_layer import TestEmbeddings as Forward
 
         pair = load_pair()
         inputs, visual = Forward().merged(pair, *RAGGED)

@@ -17,14 +17,17 @@ from shortv_export.base.model import BaseModel
 from shortv_export.base.resolve import resolve_base
 from shortv_export.base.shapes import LayerShape
 from shortv_export.errors import ShortVError
-from shortv_export.evaluation.speed import frozen, measure_speed
+from shortv_export.evaluation.changes import frozen
+from shortv_export.evaluation.speed import measure_speed
 from shortv_export.files.bundled import modeling_dir
-from shortv_export.packaging import build as packaging
-from shortv_export.packaging.build import build_package
-from shortv_export.packaging.inspection import inspect_package, recipe_tag
+from shortv_export.options import Budget, Choice
+from shortv_export.packaging import build
+from shortv_export.packaging.inspection import inspect_package
+from shortv_export.packaging.package import Package
 from shortv_export.records.recipe import Recipe
 from shortv_export.records.scores import Scores
 from shortv_export.records.selection import Selection
+from tests.support.packages import make_package
 from tests.support.tiny_families import base_class, tiny_config
 
 FROZEN = Selection((1, 3), 4, "given", {"num_frozen": 2})
@@ -49,7 +52,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def refusal(*arguments: object, **options: object) -> str:
     """The message of a refused `build_package`: one line, that ends as a sentence."""
     with pytest.raises(ShortVError) as caught:
-        build_package(*arguments, **options)  # type: ignore[arg-type]
+        make_package(*arguments, **options)  # type: ignore[arg-type]
     message = str(caught.value)
     assert "\n" not in message
     assert message.endswith(".")
@@ -60,7 +63,7 @@ def refusal(*arguments: object, **options: object) -> str:
 def test_contents(tiny_base: Callable[..., Path], model_type: str, tmp_path: Path) -> None:
     folder = tiny_base(model_type, num_shards=2)
     base = resolve_base(folder)
-    out = build_package(base, tmp_path / "deep" / "out", FROZEN)
+    out = make_package(base, tmp_path / "deep" / "out", FROZEN)
     assert out == tmp_path / "deep" / "out"
 
     files = contents(out)
@@ -98,15 +101,15 @@ def test_contents(tiny_base: Callable[..., Path], model_type: str, tmp_path: Pat
     visual = 16 if model_type == "llava" else 80
     ratio = flops_ratio((LayerShape(64, 128, 64, 64),) * 4, (1, 3), 64, visual)
     assert recipe["cost"] == {"text_tokens": 64, "visual_tokens": visual, "flops_ratio": ratio}
-    assert recipe_tag(out) == "shortv-" + hashlib.sha256(files["shortv.json"]).hexdigest()[:12]
-    assert [check.name for check in inspect_package(out)] == [
+    assert Package.open(out).tag == "shortv-" + hashlib.sha256(files["shortv.json"]).hexdigest()[:12]
+    assert [check.name for check in inspect_package(Package.open(out))] == [
         "recipe",
         "files",
         "hashes",
         "remote code",
         "config",
     ]
-    assert all(check.passed for check in inspect_package(out))
+    assert all(check.passed for check in inspect_package(Package.open(out)))
 
 
 def test_flops_ratio_where_layers_differ(tiny_base: Callable[..., Path], tmp_path: Path) -> None:
@@ -129,7 +132,8 @@ def test_flops_ratio_where_layers_differ(tiny_base: Callable[..., Path], tmp_pat
     for visual, expected in (((0.1, 0.3, 0.4, 0.2), (0, 3)), ((0.3, 0.1, 0.2, 0.4), (0, 1, 2))):
         scores, out = tmp_path / f"{len(expected)}.json", tmp_path / f"package-{len(expected)}"
         Scores(visual, visual, (0.0,) * 4, 1).save(scores)
-        recipe = pipeline.package(str(folder), out, pipeline.Choice(scores, flops_ratio=0.6))
+        choice, budget = Choice(scores=scores), Budget(flops_ratio=0.6)
+        recipe = pipeline.package(str(folder), out, choice=choice, budget=budget).recipe
         assert recipe.frozen_layers == expected
         model = AutoModel.from_pretrained(out, trust_remote_code=True)
         assert model.config.frozen_layers == list(expected)
@@ -140,7 +144,7 @@ def test_flops_ratio_where_layers_differ(tiny_base: Callable[..., Path], tmp_pat
 
 
 def test_same_bytes_again(base: BaseModel, tmp_path: Path) -> None:
-    first, second = (build_package(base, tmp_path / name, FROZEN, scores=SCORES) for name in ("one", "two"))
+    first, second = (make_package(base, tmp_path / name, FROZEN, scores=SCORES) for name in ("one", "two"))
     assert contents(first) == contents(second)
     assert (first / "layer_contribution.png").is_file()
     assert Recipe.load(first / "shortv.json").to_dict()["scores"]["visual"] == list(SCORES.visual)
@@ -153,7 +157,7 @@ def test_weights_are_links(base: BaseModel, tmp_path: Path) -> None:
     for shard in base.path.glob("*.safetensors"):
         shard.replace(blobs / shard.name)
         shard.symlink_to(blobs / shard.name)
-    out = build_package(base, tmp_path / "out", FROZEN)
+    out = make_package(base, tmp_path / "out", FROZEN)
     for blob in blobs.iterdir():
         assert not (out / blob.name).is_symlink()
         assert os.path.samefile(out / blob.name, blob)
@@ -166,7 +170,7 @@ def test_copies_across_devices(base: BaseModel, tmp_path: Path, monkeypatch: pyt
         raise OSError(18, "Invalid cross-device link")
 
     monkeypatch.setattr(os, "link", refuse)
-    out = build_package(base, tmp_path / "out", FROZEN)
+    out = make_package(base, tmp_path / "out", FROZEN)
     for shard in base.path.glob("*.safetensors"):
         assert not os.path.samefile(out / shard.name, shard)
         assert (out / shard.name).read_bytes() == shard.read_bytes()
@@ -175,7 +179,7 @@ def test_copies_across_devices(base: BaseModel, tmp_path: Path, monkeypatch: pyt
 def test_empty_folder_is_taken(base: BaseModel, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    build_package(base, out, FROZEN)
+    make_package(base, out, FROZEN)
     assert (out / "shortv.json").is_file()
 
 
@@ -203,10 +207,10 @@ def test_nothing_is_left_behind(
     def fail(*_: object, **__: object) -> str:
         raise error
 
-    monkeypatch.setattr(packaging.card, "render_card", fail)
+    monkeypatch.setattr(build, "render_card", fail)
     expected = ShortVError if isinstance(error, OSError) else error
     with pytest.raises(expected):
-        build_package(base, tmp_path / "new" / "parents" / "out", FROZEN)
+        make_package(base, tmp_path / "new" / "parents" / "out", FROZEN)
     assert {path.name for path in tmp_path.iterdir()} == {"base"}
 
 
@@ -247,7 +251,7 @@ def test_config_that_is_no_json(base: BaseModel, tmp_path: Path) -> None:
 
 @pytest.fixture
 def package(base: BaseModel, tmp_path: Path) -> Path:
-    out = build_package(base, tmp_path / "out", FROZEN)
+    out = make_package(base, tmp_path / "out", FROZEN)
     for path in out.glob("*.safetensors"):  # a copy of its own instead of the base's file
         content = path.read_bytes()
         path.unlink()
@@ -295,7 +299,7 @@ SHARD = "model-00001-of-00002.safetensors"
 )
 def test_damage_is_found(package: Path, damage: Callable[[Path], object], name: str, reason: str) -> None:
     damage(package)
-    *before, last = inspect_package(package)
+    *before, last = inspect_package(Package.open(package))
     assert all(check.passed for check in before)
     assert (last.name, last.passed) == (name, False)
     assert reason in last.detail
@@ -307,7 +311,7 @@ def test_code_of_another_release(package: Path) -> None:
     code.write_text("evil = True\n")
     sha256 = hashlib.sha256(code.read_bytes()).hexdigest()
     edit_json(package / "shortv.json", lambda recipe: recipe["code"].update({code.name: sha256}))
-    last = inspect_package(package)[-1]
+    last = inspect_package(Package.open(package))[-1]
     assert (last.name, last.passed) == ("remote code", False)
     assert "is not this release's" in last.detail
 
@@ -317,7 +321,7 @@ def test_code_of_another_release(package: Path) -> None:
 )
 def test_code_that_the_config_asks_for(package: Path, fields: dict) -> None:
     edit_json(package / "config.json", lambda config: config.update(fields))
-    last = inspect_package(package)[-1]
+    last = inspect_package(Package.open(package))[-1]
     assert (last.name, last.passed) == ("config", False)
     assert "asks for code or weights from elsewhere" in last.detail
 
@@ -328,7 +332,7 @@ def test_code_that_a_carried_file_asks_for(package: Path) -> None:
     edit_json(config, lambda value: value.update({"auto_map": {"AutoTokenizer": "evil.Tokenizer"}}))
     entry = {"sha256": hashlib.sha256(config.read_bytes()).hexdigest(), "size": config.stat().st_size}
     edit_json(package / "shortv.json", lambda recipe: recipe["base"]["files"].update({config.name: entry}))
-    last = inspect_package(package)[-1]
+    last = inspect_package(Package.open(package))[-1]
     assert (last.name, last.passed) == ("config", False)
     assert "auto_map" in last.detail
 
@@ -336,4 +340,4 @@ def test_code_that_a_carried_file_asks_for(package: Path) -> None:
 def test_what_downloads_leave_is_no_damage(package: Path) -> None:
     (package / ".gitattributes").write_text("")
     (package / ".cache").mkdir()
-    assert inspect_package(package)[-1].passed
+    assert inspect_package(Package.open(package))[-1].passed

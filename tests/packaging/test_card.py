@@ -20,7 +20,8 @@ from shortv_export.base.model import BaseModel
 from shortv_export.base.resolve import resolve_base
 from shortv_export.errors import ShortVError
 from shortv_export.files.bundled import model_cards_dir
-from shortv_export.loopback.hub import _front_matter
+from shortv_export.loopback.card_metadata import front_matter
+from shortv_export.options import parse_layers
 from shortv_export.packaging import card, figures
 from shortv_export.packaging.card import render_card
 from shortv_export.packaging.card_metadata import Inherited, inherited_metadata
@@ -73,10 +74,15 @@ def recipe_of(base: BaseModel, selection: Selection, scores: Scores | None = Non
     )
 
 
+def rendered(base: BaseModel, recipe: Recipe, inherited: Inherited, **options: Any) -> str:
+    """The card of a recipe that records this licence and these languages."""
+    return render_card(base, replace(recipe, card=asdict(inherited)), **options)
+
+
 def metadata_of(text: str) -> dict[str, Any]:
     """The YAML block, which the Hub must accept."""
     assert text.startswith("---\n")
-    data, errors, warnings = _front_matter(text)
+    data, errors, warnings = front_matter(text)
     assert (errors, warnings) == ([], [])
     assert data == yaml.safe_load(text.split("---\n")[1])
     return data
@@ -99,7 +105,7 @@ def with_card(base: BaseModel, folder: Path, text: str, **fields: Any) -> BaseMo
 def test_metadata(base: BaseModel) -> None:
     base = replace(base, repo_id="acme/base", revision="a" * 40)
     lc = Selection((5, 6, 7), LAYERS, "lc", {"num_frozen": 3})
-    text = render_card(base, recipe_of(base, lc, SCORES), inherited_metadata(base), tag=TAG, repo_id="me/model")
+    text = rendered(base, recipe_of(base, lc, SCORES), inherited_metadata(base), tag=TAG, repo_id="me/model")
     assert metadata_of(text) == {
         "language": ["en"],
         "license": "apache-2.0",
@@ -139,7 +145,7 @@ def test_licence_of_the_base(base: BaseModel, tmp_path: Path) -> None:
 )
 def test_unknown_licence(base: BaseModel, tmp_path: Path, text: str) -> None:
     unknown = with_card(base, tmp_path / "base", text)
-    with pytest.raises(ShortVError, match=r"names no licence; say which one applies with --license\.$"):
+    with pytest.raises(ShortVError, match=r"names no licence; say which one applies with `license`\.$"):
         inherited_metadata(unknown)
     assert inherited_metadata(unknown, "apache-2.0").license == "apache-2.0"
     (unknown.path / "README.md").unlink()
@@ -163,7 +169,7 @@ def test_text_from_elsewhere_is_harmless(base: BaseModel, tmp_path: Path) -> Non
     calibration = {"data": HOSTILE, "seed": HOSTILE, "sources": [{"repo_id": HOSTILE}, {"repo_id": 3}, None]}
     scores = replace(SCORES, calibration=calibration)
     lc = Selection((5, 6, 7), LAYERS, "lc", {"fraction": 0.6})
-    text = render_card(hostile, recipe_of(hostile, lc, scores), inherited_metadata(hostile), tag=TAG)
+    text = rendered(hostile, recipe_of(hostile, lc, scores), inherited_metadata(hostile), tag=TAG)
     data = metadata_of(text)
     assert (data["license"], data["language"]) == ("other", ["de"])
     assert "datasets" not in data
@@ -182,11 +188,11 @@ def test_odd_calibration_records(base: BaseModel) -> None:
     lc = Selection((7,), LAYERS, "lc", {"num_frozen": 1})
     for calibration in ({}, {"sources": 3}, {"sources": {"a": 1}, "data": None}):
         scores = replace(SCORES, calibration=calibration)
-        text = render_card(base, recipe_of(base, lc, scores), inherited_metadata(base), tag=TAG)
+        text = rendered(base, recipe_of(base, lc, scores), inherited_metadata(base), tag=TAG)
         assert "datasets" not in metadata_of(text)
     for count in (0, -1, True, "9", [1], None):
         scores = replace(SCORES, calibration=SCORES.calibration | {"num_videos": count, "num_images": 40})
-        assert "video" not in render_card(base, recipe_of(base, lc, scores), inherited_metadata(base), tag=TAG)
+        assert "video" not in rendered(base, recipe_of(base, lc, scores), inherited_metadata(base), tag=TAG)
 
 
 # What it says
@@ -199,7 +205,7 @@ def test_says_whether_it_was_calibrated_on_videos(base: BaseModel) -> None:
         source = {"repo_id": "acme/clips", "frames": 8}
         calibration = {"data": "acme/clips:video=clip", "seed": 0, "sources": [source], **counts}
         recipe = recipe_of(base, lc, replace(SCORES, calibration=calibration))
-        return render_card(base, recipe, inherited_metadata(base), tag=TAG)
+        return rendered(base, recipe, inherited_metadata(base), tag=TAG)
 
     text = says(num_images=0, num_videos=40)
     assert "mean over 40 samples of `acme/clips` (40 videos of at most 8 frames); shaded" in text
@@ -211,9 +217,9 @@ def test_says_whether_it_was_calibrated_on_videos(base: BaseModel) -> None:
 
 
 def test_snippet_pins_the_revision_and_is_python(base: BaseModel) -> None:
-    selection = given_selection("1,3", LAYERS)
+    selection = given_selection([1, 3], LAYERS)
     for files in (base.files, tuple(name for name in base.files if not name.startswith("chat_template"))):
-        text = render_card(
+        text = rendered(
             replace(base, files=files),
             recipe_of(base, selection),
             inherited_metadata(base),
@@ -226,16 +232,16 @@ def test_snippet_pins_the_revision_and_is_python(base: BaseModel) -> None:
         assert f'revision = "{TAG}"' in code[1]
         assert 'model_id = "me/model"' in code[1]
         assert ("apply_chat_template" in code[1]) == (files is base.files)
-    unnamed = render_card(base, recipe_of(base, selection), inherited_metadata(base), tag=TAG)
+    unnamed = rendered(base, recipe_of(base, selection), inherited_metadata(base), tag=TAG)
     assert card.UNNAMED in unnamed
-    assert unnamed.replace(card.UNNAMED, "me/model") == render_card(
+    assert unnamed.replace(card.UNNAMED, "me/model") == rendered(
         base, recipe_of(base, selection), inherited_metadata(base), tag=TAG, repo_id="me/model"
     )
 
 
 def test_a_local_base_keeps_its_path_to_itself(base: BaseModel) -> None:
-    selection = given_selection("1,3", LAYERS)
-    text = render_card(base, recipe_of(base, selection), inherited_metadata(base), tag=TAG)
+    selection = given_selection([1, 3], LAYERS)
+    text = rendered(base, recipe_of(base, selection), inherited_metadata(base), tag=TAG)
     assert str(base.path) not in text
     assert base.path.name not in text
     assert not {"base_model", "base_model_relation"} & metadata_of(text).keys()
@@ -244,14 +250,14 @@ def test_a_local_base_keeps_its_path_to_itself(base: BaseModel) -> None:
 
 def test_paper_numbers_only_with_the_papers_list(tmp_path: Path) -> None:
     base = llava("llava-hf/llava-1.5-7b-hf", tmp_path)
-    render = lambda selection: render_card(  # noqa: E731
+    render = lambda selection: rendered(  # noqa: E731
         base, recipe_of(base, selection), Inherited("llama2"), tag=TAG
     )
     preset = render(preset_selection(base))
     assert "## Results in the paper" in preset
     assert "| FLOPs | 100 % | 55 % |\n| VQAv2 | 76.5 | 75.7 |" in preset
     assert "**55 % of the base's FLOPs**" in preset
-    given = render(given_selection("31,30,29", 32))
+    given = render(given_selection([31, 30, 29], 32))
     assert "## Results in the paper" not in given
     assert "75.7" not in given
     assert "measured on LLaVA-NeXT-7B and its ShortV version, not on this repository" in given
@@ -280,8 +286,8 @@ def test_cost_of_layers_that_differ(tmp_path: Path) -> None:
     base = BaseModel("acme/base", "acme/base", "a" * 40, tmp_path, config, FAMILIES["qwen3_vl_moe"], ())
 
     def render(layers: str) -> str:
-        recipe = recipe_of(base, given_selection(layers, 4))
-        return render_card(base, recipe, Inherited("apache-2.0", None, None, ()), tag=TAG)
+        recipe = recipe_of(base, given_selection(parse_layers(layers), 4))
+        return rendered(base, recipe, Inherited("apache-2.0", None, None, ()), tag=TAG)
 
     t, v, h = 64, 576, 64
     attention = 4 * (t + v) ** 2 * h
@@ -309,7 +315,7 @@ def test_commands(base: BaseModel) -> None:
     base = replace(base, repo_id="acme/base", revision="a" * 40)
     at = "--revision " + "a" * 40
     lc = Selection((7,), LAYERS, "lc", {"flops_ratio": 0.9, "text_tokens": 64, "visual_tokens": 16})
-    text = render_card(base, recipe_of(base, lc, SCORES), inherited_metadata(base), tag=TAG)
+    text = rendered(base, recipe_of(base, lc, SCORES), inherited_metadata(base), tag=TAG)
     joined = text.replace(" \\\n  ", " ")
     assert f"shortv-export score acme/base {at} --data paper --num-samples 40 --seed 3\n" in joined
     assert f"shortv-export package acme/base OUT {at} --scores scores.json --flops-ratio 0.9\n" in joined
@@ -326,7 +332,7 @@ def test_measured_divergence(base: BaseModel) -> None:
     ]
     evidence = {"probes": probes, "held_out": {"data": "paper", "num_samples": 33}}
     lc = Selection((6, 7), LAYERS, "lc", {"max_kl": 0.05, "seed": 0}, evidence=evidence)
-    text = render_card(base, recipe_of(base, lc, SCORES), inherited_metadata(base), tag=TAG)
+    text = rendered(base, recipe_of(base, lc, SCORES), inherited_metadata(base), tag=TAG)
     (paragraph,) = [line for line in text.splitlines() if "KL(base" in line]
     assert "by 0.0123 nats" in paragraph
     assert "over `33` samples" in paragraph
@@ -335,14 +341,14 @@ def test_measured_divergence(base: BaseModel) -> None:
     assert "0.912" not in paragraph
     assert "0.25" not in paragraph
     without = replace(lc, budget={"num_frozen": 2}, evidence={})
-    assert "KL(base" not in render_card(base, recipe_of(base, without), inherited_metadata(base), tag=TAG)
+    assert "KL(base" not in rendered(base, recipe_of(base, without), inherited_metadata(base), tag=TAG)
 
 
 def test_weights_by_reference(base: BaseModel) -> None:
     base = replace(base, repo_id="acme/base", revision="a" * 40)
-    copied = recipe_of(base, given_selection("1", LAYERS))
+    copied = recipe_of(base, given_selection([1], LAYERS))
     referred = replace(copied, weights="reference")
-    texts = [render_card(base, recipe, inherited_metadata(base), tag=TAG) for recipe in (copied, referred)]
+    texts = [rendered(base, recipe, inherited_metadata(base), tag=TAG) for recipe in (copied, referred)]
     for words in ("no weights of its own", f"https://huggingface.co/acme/base/tree/{'a' * 40}", "--weights reference"):
         assert [words in text for text in texts] == [False, True]
 
@@ -361,7 +367,7 @@ def test_figure(base: BaseModel) -> None:
     assert image.getpixel((0, 0))[3] == 0  # no background: it lies on light and dark pages
     assert not image.info.keys() & {"Software", "Creation Time", "date"}
     lc = Selection((5, 6, 7), LAYERS, "lc", {"num_frozen": 3})
-    text = render_card(base, recipe_of(base, lc, SCORES), inherited_metadata(base), tag=TAG)
+    text = rendered(base, recipe_of(base, lc, SCORES), inherited_metadata(base), tag=TAG)
     alt = re.search(r"!\[(.+)\]\(layer_contribution\.png\)", text)
     assert alt is not None
     assert "between 0 and 0.3 nats, most in layer 0; the 3 frozen of 8 layers" in alt[1]
@@ -394,7 +400,7 @@ def test_examples_are_in_step(repo_id: str, tmp_path: Path) -> None:
     """`model_cards/examples` shows what the tool writes for the paper's presets (SHORTV_WRITE_EXAMPLES=1 renews)."""
     base = llava(repo_id, tmp_path)
     name = repo_id.split("/")[1].removesuffix("-hf")
-    text = render_card(
+    text = rendered(
         base,
         recipe_of(base, preset_selection(base)),
         Inherited("llama2", language=("en",)),

@@ -19,18 +19,19 @@ import yaml
 from shortv_export import cli, pipeline
 from shortv_export.base.resolve import resolve_base
 from shortv_export.errors import ShortVError
-from shortv_export.packaging import evaluated
+from shortv_export.options import Budget, Conversion, Samples, Target
+from shortv_export.packaging import update
 from shortv_export.packaging.benchmark_results import check_task, evaluation_files
-from shortv_export.packaging.build import build_package
 from shortv_export.packaging.card import UNNAMED
-from shortv_export.packaging.evaluated import add_evaluation, check_evaluable
 from shortv_export.packaging.figures import draw_sweep
-from shortv_export.packaging.inspection import inspect_package, recipe_tag
-from shortv_export.publish.push import push_package
+from shortv_export.packaging.inspection import inspect_package
+from shortv_export.packaging.package import Package
+from shortv_export.packaging.update import add_evaluation, require_updatable
 from shortv_export.records.evaluation import Accuracy, Estimate, Evaluation, Fidelity, Pair, Row, Speed
 from shortv_export.records.recipe import Recipe
 from shortv_export.records.scores import Scores
 from shortv_export.records.selection import Selection
+from tests.support.packages import make_package, publish
 
 LAYERS = 4
 FROZEN = (1, 3)
@@ -122,7 +123,7 @@ def base(tiny_base: Callable[..., Path]) -> Path:
 @pytest.fixture(scope="module")
 def built(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("results") / "package"
-    return build_package(resolve_base(base), out, Selection(FROZEN, LAYERS, "lc", {"num_frozen": 2}), scores=SCORES)
+    return make_package(resolve_base(base), out, Selection(FROZEN, LAYERS, "lc", {"num_frozen": 2}), scores=SCORES)
 
 
 @pytest.fixture
@@ -132,9 +133,10 @@ def package(built: Path, tmp_path: Path) -> Path:
 
 def evaluate(package: Path, **fields: Any) -> Evaluation:
     """Puts made-up numbers into a package, of one benchmark unless others are given."""
-    evaluable = check_evaluable(str(package), sweep=True)
-    evaluation = evaluation_of(evaluable.recipe, **({"data": BENCHMARK} | fields))
-    add_evaluation(evaluable, evaluation)
+    opened = Package.open(package)
+    require_updatable(opened, sweep=True)
+    evaluation = evaluation_of(replace(opened.recipe, measured={}), **({"data": BENCHMARK} | fields))
+    add_evaluation(opened, evaluation)
     return evaluation
 
 
@@ -144,7 +146,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def failures(package: Path) -> list[str]:
-    return [check.detail for check in inspect_package(package) if not check.passed]
+    return [check.detail for check in inspect_package(Package.open(package)) if not check.passed]
 
 
 def section(card: str, title: str) -> str:
@@ -294,7 +296,7 @@ def test_hostile_text_stays_text(package: Path) -> None:
 
 def test_the_recipe_pins_the_evaluation(package: Path, base: Path, tmp_path: Path) -> None:
     """Evaluated in place is what a rebuild makes, byte for byte; and the other way round nothing is lost."""
-    before, tag = content(package), recipe_tag(package)
+    before, tag = content(package), Package.open(package).tag
     (package / ".git").mkdir()
     (package / ".git" / "config").write_text("mine")
     inode = (package / "model-00001-of-00002.safetensors").stat().st_ino
@@ -306,8 +308,8 @@ def test_the_recipe_pins_the_evaluation(package: Path, base: Path, tmp_path: Pat
     added = {"evaluation.json", "frozen_layers_sweep.png", ".eval_results/acme--bench.yaml"}
     assert after.keys() - before.keys() == added
     assert {name for name in before if before[name] != after[name]} == {"README.md", "shortv.json"}
-    assert recipe_tag(package) != tag
-    assert f'revision = "{recipe_tag(package)}"' in after["README.md"].decode()
+    assert Package.open(package).tag != tag
+    assert f'revision = "{Package.open(package).tag}"' in after["README.md"].decode()
     assert failures(package) == []
     assert [path.name for path in tmp_path.iterdir()] == ["package"]
     pipeline.rebuild(package / "shortv.json", tmp_path / "again", base=str(base))
@@ -356,7 +358,10 @@ def test_an_evaluation_of_another_package(package: Path, change: dict[str, Any],
     ("damage", "words"),
     [
         (lambda p: (p / "README.md").write_text((p / "README.md").read_text() + "Mine.\n"), "would lose text"),
-        (lambda p: (p / "config.json").unlink(), "is not a complete package: missing from the package: config.json"),
+        (
+            lambda p: (p / "config.json").unlink(),
+            "is not a complete package: files: missing from the package: config.json",
+        ),
         (
             lambda p: (p / ".eval_results").mkdir() or (p / ".eval_results" / "x.yaml").touch(),
             "not of the package: .eval",
@@ -367,21 +372,21 @@ def test_packages_that_take_no_evaluation(package: Path, damage: Callable[[Path]
     damage(package)
     before = content(package)
     with pytest.raises(ShortVError, match=words) as refused:
-        check_evaluable(str(package))
+        require_updatable(Package.open(package))
     assert "\n" not in str(refused.value)
     assert content(package) == before
 
 
 def test_a_repository_takes_no_evaluation() -> None:
     with pytest.raises(ShortVError, match="is no folder, and only a folder's card can be updated"):
-        check_evaluable("acme/model")
+        pipeline.evaluate("acme/model", update_card=True)
 
 
 def test_other_drawing_libraries(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluated, "library_versions", lambda *names: dict.fromkeys(names, "0"))
+    monkeypatch.setattr(update, "library_versions", lambda *names: dict.fromkeys(names, "0"))
     with pytest.raises(ShortVError, match=r"were drawn with matplotlib \d[\d.]+; install that one\.$"):
-        check_evaluable(str(package), sweep=True)
-    check_evaluable(str(package))
+        require_updatable(Package.open(package), sweep=True)
+    require_updatable(Package.open(package))
 
 
 @pytest.mark.parametrize("fails", [1, 2])
@@ -472,9 +477,9 @@ def test_figure(package: Path) -> None:
 
 def test_push(hub: Any, package: Path) -> None:
     """Everything in one commit; what was tagged before the evaluation stays what it was."""
-    first = push_package(package, REPO)
+    first = publish(package, REPO)
     evaluate(package)
-    second = push_package(package, REPO)
+    second = publish(package, REPO)
     assert len(hub.commits(REPO)) == 3  # with the repository's first
     assert set(second.added) == {
         "README.md",
@@ -485,9 +490,9 @@ def test_push(hub: Any, package: Path) -> None:
     }
     assert set(hub.files(REPO, "main")) - {".gitattributes"} == set(content(package))
     assert set(hub.files(REPO, first.tag)) & set(second.added) == {"README.md", "shortv.json"}
-    assert not push_package(package, REPO).changed
+    assert not publish(package, REPO).changed
     evaluate(package, data={"sources": []})
-    third = push_package(package, REPO)
+    third = publish(package, REPO)
     assert third.deleted == (".eval_results/acme--bench.yaml",)
     assert hub.errors == []
 
@@ -502,8 +507,8 @@ EVAL_YAML = (
     [
         ({"eval.yaml": EVAL_YAML}, "reading", {}, None),
         ({"eval.yaml": EVAL_YAML}, "hard", {"config": "hard", "split": "anything"}, None),
-        ({"eval.yaml": EVAL_YAML}, "reading", {"split": "train"}, "is --data acme/bench:config=default,split=test"),
-        ({"eval.yaml": EVAL_YAML}, "hard", {}, "is --data acme/bench:config=hard,split=test"),
+        ({"eval.yaml": EVAL_YAML}, "reading", {"split": "train"}, "is `data` acme/bench:config=default,split=test"),
+        ({"eval.yaml": EVAL_YAML}, "hard", {}, "is `data` acme/bench:config=hard,split=test"),
         ({"eval.yaml": EVAL_YAML}, "none", {}, r"has no task 'none'; there are: reading, hard\."),
         ({"eval.yaml": b"tasks: 3"}, "reading", {}, "cannot be read"),
         ({"eval.yaml": b"tasks: [{"}, "reading", {}, "cannot be read"),
@@ -536,15 +541,12 @@ def questions(tmp_path: Path, photos: dict[str, Any]) -> Path:
 
 def test_push_from_a_base(hub: Any, base: Path, questions: Path, tmp_path: Path) -> None:
     """Scored on two photographs, evaluated on the two others, published in one commit that a stranger can verify."""
-    options: dict[str, Any] = {
-        "choice": pipeline.Choice(num_frozen=2),
-        "calibration": pipeline.CalibrationChoice(str(questions), 2),
-        "out": tmp_path / "made",
-        "evaluate_on": 2,
-    }
-    forecast = pipeline.push(str(base), REPO, dry_run=True, **options)
+    conversion = Conversion(
+        out=tmp_path / "made", evaluate=2, samples=Samples(str(questions), 2), budget=Budget(num_frozen=2)
+    )
+    forecast = pipeline.push(str(base), REPO, target=Target(dry_run=True), conversion=conversion)
     assert "evaluation.json" in forecast.summary
-    pipeline.push(str(base), REPO, **options)
+    pipeline.push(str(base), REPO, conversion=conversion)
     made = content(tmp_path / "made")
     assert set(hub.files(REPO, "main")) - {".gitattributes"} == set(made)
     assert len(hub.commits(REPO)) == 2  # with the repository's first
@@ -555,7 +557,7 @@ def test_push_from_a_base(hub: Any, base: Path, questions: Path, tmp_path: Path)
     assert "## Measured" in made["README.md"].decode()
     assert failures(tmp_path / "made") == []
     with pytest.raises(ShortVError, match="is a package; evaluate it first: shortv-export evaluate"):
-        pipeline.push(str(tmp_path / "made"), REPO, evaluate_on=2)
+        pipeline.push(str(tmp_path / "made"), REPO, conversion=Conversion(evaluate=2))
 
 
 def test_command(package: Path, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,12 +21,13 @@ from shortv_export import cli, pipeline
 from shortv_export.base.resolve import resolve_base
 from shortv_export.errors import ShortVError
 from shortv_export.files.json_file import json_text
-from shortv_export.loopback.hub import LoopbackHub
-from shortv_export.packaging.build import build_package
+from shortv_export.loopback import LoopbackHub
+from shortv_export.options import Budget
 from shortv_export.records.recipe import Recipe
 from shortv_export.records.scores import Scores
 from shortv_export.selection.budgets import select_layers
 from shortv_export.selection.presets import given_selection
+from tests.support.packages import make_package
 
 BASE = "acme/base"
 SCORES = Scores(
@@ -111,8 +112,8 @@ def test_by_the_cards_command(hub: LoopbackHub, base: Path, tmp_path: Path) -> N
 @pytest.fixture
 def package(base: Path, tmp_path: Path) -> Path:
     resolved = resolve_base(base)
-    selection = select_layers(SCORES, num_frozen=2, num_layers=4)
-    return build_package(resolved, tmp_path / "package", selection, scores=SCORES)
+    selection = select_layers(SCORES, Budget(num_frozen=2))
+    return make_package(resolved, tmp_path / "package", selection, scores=SCORES)
 
 
 def test_from_a_folder(base: Path, package: Path, tmp_path: Path) -> None:
@@ -225,7 +226,7 @@ def test_the_recipe_pins_the_card(base: Path, tmp_path: Path) -> None:
         {"scores": replace(SCORES, num_samples=3)},
     ]
     for number, options in enumerate(variants):
-        out = build_package(resolved, tmp_path / str(number), given_selection("1,3", 4), **options)
+        out = make_package(resolved, tmp_path / str(number), given_selection([1, 3], 4), **options)
         seen.add(hashes(out)["shortv.json"])
         assert Recipe.load(out / "shortv.json").card["license"] == options.get("license", "other")
     assert len(seen) == len(variants)

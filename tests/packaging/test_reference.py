@@ -16,9 +16,9 @@ import pytest
 
 from shortv_export.base.resolve import resolve_base
 from shortv_export.errors import ShortVError
-from shortv_export.loopback.hub import LoopbackHub
-from shortv_export.packaging.build import build_package
+from shortv_export.loopback import LoopbackHub
 from shortv_export.records.selection import Selection
+from tests.support.packages import make_package
 
 BASE, MODEL = "acme/base", "loopback/model"
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
@@ -231,6 +231,6 @@ def test_folders_cannot_be_referenced(tiny_base: Callable[..., Path], tmp_path: 
     base = resolve_base(tiny_base())
     for weights, reason in (("reference", "nobody else can load weights from"), ("link", "copy, reference")):
         with pytest.raises(ShortVError, match=reason) as caught:
-            build_package(base, tmp_path / "out", Selection((1,), 4, "given"), weights=weights)
+            make_package(base, tmp_path / "out", Selection((1,), 4, "given"), weights=weights)
         assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []

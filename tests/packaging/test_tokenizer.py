@@ -15,15 +15,17 @@ from transformers import AutoProcessor
 
 from shortv_export.base.resolve import resolve_base
 from shortv_export.errors import ShortVError
-from shortv_export.loopback.hub import LoopbackHub
+from shortv_export.loopback import LoopbackHub
 from shortv_export.packaging import build as packaging
-from shortv_export.packaging.build import build_package, rebuild_package
+from shortv_export.packaging.build import rebuild_package
 from shortv_export.packaging.inspection import inspect_package
+from shortv_export.packaging.package import Package
 from shortv_export.packaging.tokenizer import with_class
+from shortv_export.pipeline import verify
 from shortv_export.records.file_names import RECIPE_NAME, TOKENIZER_CONFIG_NAME
 from shortv_export.records.recipe import Recipe
 from shortv_export.records.selection import Selection
-from shortv_export.verification.checks import verify
+from tests.support.packages import make_package
 
 FROZEN = Selection((1, 3), 4, "given")
 PROMPT = "USER: <image>\nwhat is this ? ASSISTANT:"
@@ -66,7 +68,7 @@ def tokens(folder: Path) -> list[str]:
 
 
 def test_text_is_split_as_by_the_base(base: Path, tmp_path: Path) -> None:
-    package = build_package(resolve_base(base), tmp_path / "out", FROZEN)
+    package = make_package(resolve_base(base), tmp_path / "out", FROZEN)
     expected = tokens(base)
     assert expected[expected.index("<image>") + 1] == "▁"
     assert tokens(package) == expected
@@ -75,13 +77,13 @@ def test_text_is_split_as_by_the_base(base: Path, tmp_path: Path) -> None:
     assert after == before | {"tokenizer_class": "TokenizersBackend"}
     result = verify(package)
     result.raise_if_failed()
-    again = rebuild_package(resolve_base(base), tmp_path / "again", Recipe.load(package / RECIPE_NAME))
+    again = rebuild_package(resolve_base(base), tmp_path / "again", Recipe.load(package / RECIPE_NAME)).folder
     assert all((again / path.name).read_bytes() == path.read_bytes() for path in package.iterdir())
 
 
 def test_verify_notices_another_tokenizer(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packaging, "tokenizer_classes", lambda base: None)
-    package = build_package(resolve_base(base), tmp_path / "out", FROZEN)
+    package = make_package(resolve_base(base), tmp_path / "out", FROZEN)
     assert tokens(package) != tokens(base)
     failed = verify(package).checks[-1]
     assert (failed.name, failed.passed) == ("inputs", False)
@@ -89,7 +91,7 @@ def test_verify_notices_another_tokenizer(base: Path, tmp_path: Path, monkeypatc
 
 
 def test_nothing_but_the_class_may_differ(base: Path, tmp_path: Path) -> None:
-    package = build_package(resolve_base(base), tmp_path / "out", FROZEN)
+    package = make_package(resolve_base(base), tmp_path / "out", FROZEN)
     path = package / TOKENIZER_CONFIG_NAME
     text = path.read_text()
     for changed, reason in (
@@ -99,13 +101,13 @@ def test_nothing_but_the_class_may_differ(base: Path, tmp_path: Path) -> None:
     ):
         assert changed != text
         path.write_text(changed)
-        failed = inspect_package(package)[-1]
+        failed = inspect_package(Package.open(package))[-1]
         assert (failed.name, failed.passed) == ("hashes", False)
         assert reason in failed.detail
 
 
 def test_recipe_of_a_base_without_the_file(base: Path, tmp_path: Path) -> None:
-    package = build_package(resolve_base(base), tmp_path / "out", FROZEN)
+    package = make_package(resolve_base(base), tmp_path / "out", FROZEN)
     recipe = json.loads((package / RECIPE_NAME).read_text())
     del recipe["base"]["files"][TOKENIZER_CONFIG_NAME]
     (package / RECIPE_NAME).write_text(json.dumps(recipe))
@@ -116,7 +118,7 @@ def test_recipe_of_a_base_without_the_file(base: Path, tmp_path: Path) -> None:
 def test_the_base_on_the_hub_is_compared(base: Path, hub: LoopbackHub, tmp_path: Path) -> None:
     """A changed file does not pass for the base's because the recipe was changed with it."""
     hub.create_repo("acme/base", files={path.name: path for path in base.iterdir()})
-    package = build_package(resolve_base("acme/base"), tmp_path / "out", FROZEN)
+    package = make_package(resolve_base("acme/base"), tmp_path / "out", FROZEN)
     result = verify(package)
     result.raise_if_failed()
     assert {check.name: check.passed for check in result.checks}["base"] is True
@@ -136,7 +138,7 @@ def test_the_base_on_the_hub_is_compared(base: Path, hub: LoopbackHub, tmp_path:
 
 
 def test_a_class_that_is_right_stays(tiny_base: Callable[..., Path], tmp_path: Path) -> None:
-    package = build_package(resolve_base(tiny_base()), tmp_path / "out", FROZEN)
+    package = make_package(resolve_base(tiny_base()), tmp_path / "out", FROZEN)
     assert Recipe.load(package / RECIPE_NAME).tokenizer_class is None
     assert (package / TOKENIZER_CONFIG_NAME).read_bytes() == (tiny_base() / TOKENIZER_CONFIG_NAME).read_bytes()
 
@@ -144,7 +146,7 @@ def test_a_class_that_is_right_stays(tiny_base: Callable[..., Path], tmp_path: P
 def test_a_tokenizer_that_does_not_load(base: Path, tmp_path: Path) -> None:
     (base / "tokenizer.json").write_text("{}")
     with pytest.raises(ShortVError, match="its tokenizer cannot be loaded: ") as caught:
-        build_package(resolve_base(base), tmp_path / "out", FROZEN)
+        make_package(resolve_base(base), tmp_path / "out", FROZEN)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
 

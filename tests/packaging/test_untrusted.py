@@ -21,13 +21,15 @@ from hypothesis import strategies as st
 from shortv_export.base.resolve import resolve_base
 from shortv_export.errors import ShortVError
 from shortv_export.files.bundled import modeling_dir
-from shortv_export.loopback.hub import _front_matter
-from shortv_export.packaging.build import build_package, rebuild_package
+from shortv_export.loopback.card_metadata import front_matter
+from shortv_export.packaging.build import rebuild_package
 from shortv_export.packaging.card_metadata import inherited_metadata
 from shortv_export.packaging.inspection import inspect_package
+from shortv_export.packaging.package import Package
 from shortv_export.records.recipe import Recipe
 from shortv_export.records.scores import Scores
 from shortv_export.selection.presets import given_selection
+from tests.support.packages import make_package
 
 SCORES = Scores((0.3, 0.02, 0.5, 0.0), (1.5, 2.0, 0.7, 0.1), (0.1, 0.01, 0.1, 0.0), 2)
 
@@ -114,11 +116,11 @@ def alone(folder: Path, out: Path) -> Iterator[None]:
 
 def check(out: Path) -> None:
     """A package that was made is whole, its code is ours, and its card has no text from elsewhere but as data."""
-    assert all(check.passed for check in inspect_package(out)), inspect_package(out)[-1]
+    assert all(check.passed for check in inspect_package(Package.open(out))), inspect_package(Package.open(out))[-1]
     for path in out.glob("*.py"):
         assert path.read_bytes() == (modeling_dir() / path.name).read_bytes()
     text = (out / "README.md").read_text(encoding="utf-8")
-    data, errors, warnings = _front_matter(text)
+    data, errors, warnings = front_matter(text)
     assert (errors, warnings) == ([], [])
     assert set(data) <= {
         "language", "license", "license_name", "license_link", "library_name", "pipeline_tag", "tags", "datasets",
@@ -135,7 +137,7 @@ def check(out: Path) -> None:
 
 
 def build(base: Path, out: Path, **options: Any) -> None:
-    build_package(resolve_base(base), out, given_selection("1", 4), **options)
+    make_package(resolve_base(base), out, given_selection([1], 4), **options)
     check(out)
 
 
@@ -216,7 +218,7 @@ def test_any_card(clean_base: Path, tmp_path: Path, text: str | bytes) -> None:
 @pytest.fixture(scope="module")
 def made(base: Path, tiny_base: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("made") / "package"
-    return build_package(resolve_base(tiny_base(num_shards=2)), out, given_selection("1,3", 4), scores=SCORES)
+    return make_package(resolve_base(tiny_base(num_shards=2)), out, given_selection([1, 3], 4), scores=SCORES)
 
 
 @SETTINGS
@@ -242,7 +244,7 @@ def test_packages_are_inspected_without_harm(made: Path, tmp_path: Path, data: s
     (package / name).unlink()
     write(package / name, value)
     with alone(package, tmp_path / "out"):
-        checks = inspect_package(package)
+        checks = inspect_package(Package.open(package))
         assert all("\n" not in check.detail and len(check.detail) < 1500 for check in checks)
 
 

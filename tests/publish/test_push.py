@@ -13,16 +13,16 @@ import pytest
 
 from shortv_export.base.resolve import resolve_base
 from shortv_export.errors import ShortVError
-from shortv_export.loopback.hub import LoopbackHub, Request
-from shortv_export.packaging.build import build_package
+from shortv_export.loopback import LoopbackHub, Request
+from shortv_export.loopback.routes import commits
+from shortv_export.options import Target
 from shortv_export.packaging.card import UNNAMED
-from shortv_export.packaging.inspection import recipe_tag
-from shortv_export.publish import push as publishing
+from shortv_export.packaging.package import Package
 from shortv_export.publish.forecast import forecast_push
-from shortv_export.publish.push import push_package
-from shortv_export.publish.target import preflight
+from shortv_export.publish.repository import look_at
 from shortv_export.records.scores import Scores
 from shortv_export.records.selection import Selection
+from tests.support.packages import make_package, publish
 
 REPO = "loopback/model"
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
@@ -42,8 +42,8 @@ def packages(tiny_base: Callable[..., Path], tmp_path_factory: pytest.TempPathFa
     """Packages of the same base, in two shards: `one` and `two` freeze other layers; `two` has a figure."""
     base = resolve_base(tiny_base(num_shards=2))
     folder = tmp_path_factory.mktemp("packages")
-    one = build_package(base, folder / "one", Selection((1,), 4, "given"))
-    two = build_package(base, folder / "two", Selection((1, 3), 4, "lc"), scores=SCORES)
+    one = make_package(base, folder / "one", Selection((1,), 4, "given"))
+    two = make_package(base, folder / "two", Selection((1, 3), 4, "lc"), scores=SCORES)
     return {"one": one, "two": two}
 
 
@@ -75,7 +75,7 @@ def refusal(hub: LoopbackHub, *arguments: Any, **options: Any) -> str:
     """The message of a refused push: one line, no token in it, and nothing changed on the Hub."""
     before = state(hub)
     with pytest.raises(ShortVError) as caught:
-        push_package(*arguments, **options)
+        publish(*arguments, **options)
     message = str(caught.value)
     assert "\n" not in message
     assert hub.token not in message
@@ -85,7 +85,7 @@ def refusal(hub: LoopbackHub, *arguments: Any, **options: Any) -> str:
 
 def state(hub: LoopbackHub) -> dict[str, dict[str, str]]:
     """Every reference of every repository."""
-    return {key: dict(repo.refs) for key, repo in hub._repos.items()}
+    return {key: dict(repo.refs) for key, repo in hub.repos.items()}
 
 
 def path_ends(method: str, end: str) -> Callable[[Request], bool]:
@@ -99,14 +99,14 @@ COMMIT = path_ends("POST", "/commit/main")
 
 
 def test_new_repository(loopback: LoopbackHub, package: Path) -> None:
-    push = push_package(package, REPO)
+    push = publish(package, REPO)
     assert published(loopback) == contents(package)
     assert UNNAMED.encode() not in loopback.files(REPO)["README.md"]
     first, initial = loopback.commits(REPO)
     assert first.parent == initial.sha
-    assert tags(loopback) == {recipe_tag(package): first.sha}
+    assert tags(loopback) == {Package.open(package).tag: first.sha}
     assert push.commit == first.sha
-    assert push.tag == recipe_tag(package)
+    assert push.tag == Package.open(package).tag
     assert push.tag.encode() in loopback.files(REPO)["README.md"]
     assert push.url == f"{loopback.url}/{REPO}"
     assert (push.changed, push.dry_run, push.deleted) == (True, False, ())
@@ -115,20 +115,20 @@ def test_new_repository(loopback: LoopbackHub, package: Path) -> None:
     assert push.summary.count(first.sha) == 1
     assert all(f'"{part}"' in push.snippet for part in (REPO, push.tag))
     compile(push.snippet, "snippet", "exec")
-    assert not loopback._repos[REPO].private
+    assert not loopback.repos[REPO].private
 
 
 def test_name_without_user_and_private(loopback: LoopbackHub, package: Path) -> None:
-    push = push_package(package, "model", private=True, commit_message="Hello")
+    push = publish(package, "model", private=True, commit_message="Hello")
     assert push.repo_id == REPO
-    assert loopback._repos[REPO].private
+    assert loopback.repos[REPO].private
     assert loopback.commits(REPO)[0].message == "Hello"
 
 
 def test_again_is_no_commit(loopback: LoopbackHub, package: Path) -> None:
-    first = push_package(package, REPO)
+    first = publish(package, REPO)
     before, sent = state(loopback), len(loopback.requests)
-    again = push_package(package, REPO)
+    again = publish(package, REPO)
     assert state(loopback) == before
     assert (again.changed, again.commit, again.added) == (False, first.commit, ())
     assert "no commit" in again.summary
@@ -136,27 +136,27 @@ def test_again_is_no_commit(loopback: LoopbackHub, package: Path) -> None:
 
 
 def test_update_sends_what_changed(loopback: LoopbackHub, packages: dict[str, Path]) -> None:
-    push_package(packages["two"], REPO)
+    publish(packages["two"], REPO)
     loopback.commit(REPO, {"notes.md": b"the owner's"})
-    push = push_package(packages["one"], REPO)
+    push = publish(packages["one"], REPO)
     # The figure was a file of the package before; the owner's file was not.
     assert published(loopback) == {**contents(packages["one"]), "notes.md": b"the owner's"}
     assert push.deleted == ("layer_contribution.png",)
     assert set(push.added) == {"config.json", "shortv.json", "README.md"}
-    assert set(tags(loopback)) == {recipe_tag(path) for path in packages.values()}
+    assert set(tags(loopback)) == {Package.open(path).tag for path in packages.values()}
     assert not any(request.method == "PUT" for request in loopback.requests[-12:])
 
 
 def test_empty_repository_is_ours(loopback: LoopbackHub, package: Path) -> None:
     loopback.create_repo(REPO)
-    push_package(package, REPO)
+    publish(package, REPO)
     assert published(loopback) == contents(package)
 
 
 def test_organisation(loopback: LoopbackHub, package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loopback.add_token("hf_member", "someone", "write", orgs=("acme",))
     monkeypatch.setenv("HF_TOKEN", "hf_member")
-    push_package(package, "acme/model")
+    publish(package, "acme/model")
     assert published(loopback, repo_id="acme/model") == contents(package, "acme/model")
 
 
@@ -168,19 +168,19 @@ def test_organisation_that_one_may_only_read(loopback: LoopbackHub, package: Pat
 
 
 def test_named_tag(loopback: LoopbackHub, packages: dict[str, Path]) -> None:
-    first = push_package(packages["one"], REPO, tag="v1.0")
+    first = publish(packages["one"], REPO, tag="v1.0")
     assert tags(loopback) == {first.tag: first.commit, "v1.0": first.commit}
     assert (first.named_tag, "and v1.0" in first.summary) == ("v1.0", True)
-    again = push_package(packages["one"], REPO, tag="v1.0")
+    again = publish(packages["one"], REPO, tag="v1.0")
     assert (again.changed, again.commit) == (False, first.commit)
     # Never moved: whoever pinned it expects what it held.
     assert "has a tag v1.0 on another commit" in refusal(loopback, packages["two"], REPO, tag="v1.0")
     assert "has a tag v1.0 on another commit" in refusal(loopback, packages["two"], REPO, tag="v1.0", dry_run=True)
-    second = push_package(packages["two"], REPO, tag="v2")
+    second = publish(packages["two"], REPO, tag="v2")
     assert tags(loopback)["v2"] == second.commit
     assert "on another commit" in refusal(loopback, packages["two"], REPO, tag="v1.0")
     # A tag may come later, on what is there already.
-    later = push_package(packages["two"], REPO, tag="stable")
+    later = publish(packages["two"], REPO, tag="stable")
     assert (later.changed, tags(loopback)["stable"]) == (False, second.commit)
 
 
@@ -197,40 +197,40 @@ def test_tags_that_cannot_be(loopback: LoopbackHub, package: Path) -> None:
 
 
 def test_branch(loopback: LoopbackHub, packages: dict[str, Path]) -> None:
-    push_package(packages["one"], REPO)
-    push = push_package(packages["two"], REPO, revision="next")
+    publish(packages["one"], REPO)
+    push = publish(packages["two"], REPO, branch="next")
     assert published(loopback) == contents(packages["one"])
     assert published(loopback, "next") == contents(packages["two"])
     assert tags(loopback)[push.tag] == push.commit
 
 
 def test_branch_of_a_new_repository(loopback: LoopbackHub, package: Path) -> None:
-    push_package(package, REPO, revision="next")
+    publish(package, REPO, branch="next")
     assert published(loopback) == {}
     assert published(loopback, "next") == contents(package)
 
 
 def test_pull_request(loopback: LoopbackHub, package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loopback.create_repo("acme/model")
-    push = push_package(package, "acme/model", create_pr=True)
+    push = publish(package, "acme/model", create_pr=True)
     assert push.url.endswith("/acme/model/discussions/1")
     assert published(loopback, repo_id="acme/model") == {}
     assert published(loopback, "refs/pr/1", "acme/model") == contents(package, "acme/model")
     assert tags(loopback, "acme/model") == {}
-    again = push_package(package, "acme/model", create_pr=True)
+    again = publish(package, "acme/model", create_pr=True)
     assert (again.url, again.commit) == (push.url, push.commit)
-    assert len(loopback._repos["acme/model"].discussions) == 1
+    assert len(loopback.repos["acme/model"].discussions) == 1
 
 
 def test_dry_run(loopback: LoopbackHub, packages: dict[str, Path]) -> None:
-    plan = push_package(packages["two"], REPO, dry_run=True, private=True)
-    assert loopback._repos == {}
+    plan = publish(packages["two"], REPO, dry_run=True, private=True)
+    assert loopback.repos == {}
     assert (plan.changed, plan.commit, plan.dry_run) == (True, None, True)
     assert plan.uploaded_bytes == sum(map(len, contents(packages["two"]).values()))
     assert "would push" in plan.summary
-    push_package(packages["two"], REPO)
+    publish(packages["two"], REPO)
     before = state(loopback)
-    plan = push_package(packages["one"], REPO, dry_run=True)
+    plan = publish(packages["one"], REPO, dry_run=True)
     assert state(loopback) == before
     assert plan.deleted == ("layer_contribution.png",)
 
@@ -238,10 +238,10 @@ def test_dry_run(loopback: LoopbackHub, packages: dict[str, Path]) -> None:
 def test_weights_are_copied_on_the_hub(loopback: LoopbackHub, tiny_base: Callable[..., Path], tmp_path: Path) -> None:
     folder = tiny_base(num_shards=2)
     loopback.create_repo("acme/base", files={path.name: path for path in folder.iterdir()})
-    package = build_package(resolve_base("acme/base"), tmp_path / "out", Selection((1,), 4, "given"))
+    package = make_package(resolve_base("acme/base"), tmp_path / "out", Selection((1,), 4, "given"))
     weights = sum((package / shard).stat().st_size for shard in SHARDS)
     sent = len(loopback.requests)
-    push = push_package(package, REPO)
+    push = publish(package, REPO)
     assert published(loopback) == contents(package)
     assert push.copied_bytes == weights
     assert f"{weights:,} bytes copied on the Hub" in push.summary
@@ -253,7 +253,7 @@ def test_weights_are_copied_on_the_hub(loopback: LoopbackHub, tiny_base: Callabl
     assert sum(request.received for request in requests) < 1.5 * small + 10_000 < 100_000 < weights
 
     sent = len(loopback.requests)
-    assert push_package(package, REPO).uploaded_bytes == 0
+    assert publish(package, REPO).uploaded_bytes == 0
     assert sum(request.received for request in loopback.requests[sent:]) == 0
 
 
@@ -265,25 +265,25 @@ def test_forecast(loopback: LoopbackHub, tiny_base: Callable[..., Path], tmp_pat
     outline = resolve_base("acme/base", weights=False)
     assert not list(outline.path.glob("model-*"))
     before = state(loopback)
-    forecast = forecast_push(outline, REPO, selection=selection)
+    forecast = forecast_push(outline, look_at(REPO), selection)
     assert state(loopback) == before
     assert not list(outline.path.glob("model-*"))
     assert "a new repository" in forecast.summary
 
     base = resolve_base("acme/base")
-    push = push_package(build_package(base, tmp_path / "out", selection), REPO)
+    push = publish(make_package(base, tmp_path / "out", selection), REPO)
     assert sorted(push.added) == sorted({*forecast.copied, *forecast.uploaded, *forecast.made})
     assert forecast.copied == SHARDS
     assert forecast.copied_bytes == push.copied_bytes
     made = sum(len(contents(tmp_path / "out")[name]) for name in forecast.made)
     assert forecast.uploaded_bytes == push.uploaded_bytes - made
     # What is there already need not be sent; what is not on the Hub must be.
-    again = forecast_push(outline, REPO, selection=selection)
+    again = forecast_push(outline, look_at(REPO), selection)
     assert (again.copied, again.uploaded, again.exists) == ((), (), True)
-    reference = forecast_push(outline, "loopback/other", selection=selection, weights="reference")
+    reference = forecast_push(outline, look_at("loopback/other"), selection, weights="reference")
     assert (reference.copied, reference.copied_bytes) == ((), 0)
     assert reference.uploaded == tuple(name for name in forecast.uploaded if "safetensors" not in name)
-    local = forecast_push(resolve_base(folder, weights=False), "loopback/other")
+    local = forecast_push(resolve_base(folder, weights=False), look_at("loopback/other"), None)
     assert (local.copied, local.frozen_layers) == ((), None)
     assert local.uploaded_bytes == sum((folder / name).stat().st_size for name in base.files)
     assert "layer_contribution.png" in local.made
@@ -295,14 +295,14 @@ def test_weights_are_uploaded_where_the_hub_cannot_copy(
 ) -> None:
     folder = tiny_base(num_shards=2)
     loopback.create_repo("acme/base", files={path.name: path for path in folder.iterdir()})
-    package = build_package(resolve_base("acme/base"), tmp_path / "out", Selection((1,), 4, "given"))
+    package = make_package(resolve_base("acme/base"), tmp_path / "out", Selection((1,), 4, "given"))
     loopback.fail(path_ends("POST", "/lfs-files/duplicate"), status=400)
-    push = push_package(package, REPO)
+    push = publish(package, REPO)
     assert published(loopback) == contents(package)
     assert push.copied_bytes == 0
     assert "did not copy the weights: " in push.summary
-    del loopback._repos["acme/base"]
-    assert push_package(package, "loopback/other").copied_bytes == 0
+    del loopback.repos["acme/base"]
+    assert publish(package, "loopback/other").copied_bytes == 0
     assert published(loopback, repo_id="loopback/other") == contents(package, "loopback/other")
 
 
@@ -319,7 +319,7 @@ def test_no_token(loopback: LoopbackHub, package: Path, monkeypatch: pytest.Monk
 def test_tokens_that_may_not(loopback: LoopbackHub, package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loopback.add_token("hf_reader", "reader", "read")
     loopback.add_token("hf_other", "other", "write")
-    push_package(package, REPO)
+    publish(package, REPO)
     monkeypatch.setenv("HF_TOKEN", "hf_reader")
     assert "may only read" in refusal(loopback, package, "reader/model")
     monkeypatch.setenv("HF_TOKEN", "hf_other")
@@ -351,15 +351,21 @@ READ, WRITE = ["repo.content.read"], ["repo.content.read", "repo.write"]
     ],
 )
 def test_fine_grained_tokens_that_may_not(
-    loopback: LoopbackHub, package: Path, permissions: dict[str, list[str]], repo_id: str, needed: str
+    loopback: LoopbackHub,
+    package: Path,
+    permissions: dict[str, list[str]],
+    repo_id: str,
+    needed: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     loopback.create_repo("acme/there")
     loopback.add_token("hf_fine", "loopback", "fineGrained", ("acme",), permissions=permissions)
+    monkeypatch.setenv("HF_TOKEN", "hf_fine")
     with pytest.raises(ShortVError, match="fine-grained token may not") as caught:
-        preflight(repo_id, token="hf_fine")
+        look_at(repo_id)
     assert needed in str(caught.value)
     assert {request.method for request in loopback.requests} == {"GET"}
-    assert needed in refusal(loopback, package, repo_id, token="hf_fine")
+    assert needed in refusal(loopback, package, repo_id)
 
 
 @pytest.mark.parametrize(
@@ -372,12 +378,17 @@ def test_fine_grained_tokens_that_may_not(
     ],
 )
 def test_fine_grained_tokens(
-    loopback: LoopbackHub, package: Path, permissions: dict[str, list[str]], repo_id: str
+    loopback: LoopbackHub,
+    package: Path,
+    permissions: dict[str, list[str]],
+    repo_id: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The Hub itself holds the token to its permissions."""
     loopback.create_repo("acme/there")
     loopback.add_token("hf_fine", "loopback", "fineGrained", ("acme",), permissions=permissions)
-    push_package(package, repo_id, token="hf_fine")
+    monkeypatch.setenv("HF_TOKEN", "hf_fine")
+    publish(package, repo_id)
     assert published(loopback, repo_id=repo_id) == contents(package, repo_id)
 
 
@@ -387,7 +398,7 @@ def test_fine_grained_token_for_a_pull_request(loopback: LoopbackHub, package: P
     message = refusal(loopback, package, "acme/there", token="hf_reads", create_pr=True)
     assert "open a pull request in acme/there: it lacks the permission discussion.write" in message
     loopback.add_token("hf_proposes", "someone", "fineGrained", permissions={"": ["discussion.write"]})
-    push_package(package, "acme/there", token="hf_proposes", create_pr=True)
+    publish(package, "acme/there", token="hf_proposes", create_pr=True)
     assert published(loopback, "refs/pr/1", "acme/there") == contents(package, "acme/there")
 
 
@@ -396,11 +407,11 @@ def test_foreign_repository(loopback: LoopbackHub, package: Path) -> None:
     loopback.create_repo(REPO, files=foreign)
     message = refusal(loopback, package, REPO)
     assert "was not published by shortv-export" in message
-    assert "--overwrite" in message
+    assert "`overwrite`" in message
     assert "was not published" in refusal(loopback, package, REPO, dry_run=True)
     assert published(loopback) == foreign
 
-    push = push_package(package, REPO, overwrite=True)
+    push = publish(package, REPO, overwrite=True)
     # A weight file or an adapter that stayed would be loaded instead.
     assert published(loopback) == contents(package)
     assert push.deleted == tuple(sorted(set(foreign) - set(contents(package))))
@@ -409,7 +420,7 @@ def test_foreign_repository(loopback: LoopbackHub, package: Path) -> None:
 def test_unreadable_recipe_of_the_last_package(loopback: LoopbackHub, package: Path) -> None:
     loopback.create_repo(REPO, files={"shortv.json": b'{"format": 9}', "model.bin": b"x"})
     assert "cannot read" in refusal(loopback, package, REPO)
-    push_package(package, REPO, overwrite=True)
+    publish(package, REPO, overwrite=True)
     assert published(loopback) == contents(package)
 
 
@@ -420,7 +431,7 @@ def test_private_must_stay_private(loopback: LoopbackHub, package: Path) -> None
 
 def test_pull_request_needs_a_repository(loopback: LoopbackHub, package: Path) -> None:
     assert "does not exist" in refusal(loopback, package, REPO, create_pr=True)
-    assert "leave out" in refusal(loopback, package, REPO, create_pr=True, revision="next")
+    assert "leave out" in refusal(loopback, package, REPO, create_pr=True, branch="next")
 
 
 @pytest.mark.parametrize("repo_id", ["a/b/c", "loopback/-x", "loopback/a b"])
@@ -435,7 +446,7 @@ def test_damaged_packages(loopback: LoopbackHub, package: Path, tmp_path: Path) 
     shard.write_bytes(content[:-1] + b"\0" if content[-1] else content[:-1] + b"\1")
     # Its size is right: only reading it shows.
     with pytest.raises(ShortVError, match=f"{SHARDS[0]} is damaged"):
-        push_package(broken, REPO)
+        publish(broken, REPO)
     assert published(loopback) == {}
     shard.unlink()
     assert f"missing from the package: {SHARDS[0]}" in refusal(loopback, broken, REPO)
@@ -443,22 +454,22 @@ def test_damaged_packages(loopback: LoopbackHub, package: Path, tmp_path: Path) 
 
 
 def test_tag_on_another_model(loopback: LoopbackHub, package: Path) -> None:
-    push_package(package, REPO)
+    publish(package, REPO)
     loopback.commit(REPO, {"shortv_layers.py": b"evil = True\n"})
-    refs = loopback._repos[REPO].refs
-    refs[f"refs/tags/{recipe_tag(package)}"] = refs["refs/heads/main"]
+    refs = loopback.repos[REPO].refs
+    refs[f"refs/tags/{Package.open(package).tag}"] = refs["refs/heads/main"]
     assert "on another model (shortv_layers.py differs)" in refusal(loopback, package, REPO)
 
 
 def test_preflight_changes_nothing(loopback: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    preflight(REPO, private=True)
-    assert loopback._repos == {}
+    look_at(REPO, Target(private=True))
+    assert loopback.repos == {}
     loopback.create_repo(REPO, files={"notes.md": b"mine"})
     with pytest.raises(ShortVError, match="was not published"):
-        preflight(REPO)
+        look_at(REPO)
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(ShortVError, match="no token"):
-        preflight(REPO)
+        look_at(REPO)
 
 
 def test_offline(loopback: LoopbackHub, package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -477,7 +488,7 @@ def requests_of_a_push(packages: dict[str, Path]) -> int:
         from huggingface_hub import constants
 
         patch.setattr(constants, "ENDPOINT", hub.url)
-        push_package(packages["one"], REPO, token=hub.token)
+        publish(packages["one"], REPO)
         return len(hub.requests)
 
 
@@ -498,9 +509,9 @@ def test_any_request_may_fail_once(loopback: LoopbackHub, packages: dict[str, Pa
     assert count > 10
     for nth in range(1, count + 1):
         repo_id = f"loopback/model-{nth}"
-        loopback._faults.clear()
+        loopback.faults.clear()
         loopback.fail(nth=nth, **fault)
-        push = push_package(packages["one"], repo_id)
+        push = publish(packages["one"], repo_id)
         assert published(loopback, repo_id=repo_id) == contents(packages["one"], repo_id)
         assert loopback.commits(repo_id)[0].sha == push.commit
         assert len(loopback.commits(repo_id)) == 2
@@ -511,53 +522,53 @@ def test_any_request_may_fail_once(loopback: LoopbackHub, packages: dict[str, Pa
 def test_any_request_of_a_pull_request_may_fail_once(loopback: LoopbackHub, package: Path, when: Any) -> None:
     loopback.create_repo("acme/model-0")
     sent = len(loopback.requests)
-    push_package(package, "acme/model-0", create_pr=True)
+    publish(package, "acme/model-0", create_pr=True)
     for nth in range(1, len(loopback.requests) - sent + 1):
         repo_id = f"acme/model-{nth}"
         loopback.create_repo(repo_id)
-        loopback._faults.clear()
+        loopback.faults.clear()
         loopback.fail(nth=nth, when=when, status=503)
-        push = push_package(package, repo_id, create_pr=True)
+        push = publish(package, repo_id, create_pr=True)
         assert published(loopback, "refs/pr/1", repo_id) == contents(package, repo_id)
         assert push.url.endswith("/discussions/1")
-        assert len(loopback._repos[repo_id].discussions) == 1
+        assert len(loopback.repos[repo_id].discussions) == 1
 
 
 def test_lasting_failure(loopback: LoopbackHub, packages: dict[str, Path]) -> None:
-    push_package(packages["one"], REPO)
+    publish(packages["one"], REPO)
     loopback.fail(COMMIT, status=500, times=100)
     message = refusal(loopback, packages["two"], REPO)
     assert "500" in message
-    loopback._faults.clear()
-    push_package(packages["two"], REPO)
+    loopback.faults.clear()
+    publish(packages["two"], REPO)
     assert published(loopback) == contents(packages["two"])
 
 
 @pytest.mark.parametrize("action", ["status", "drop"])
 def test_a_push_that_breaks_off_is_continued(loopback: LoopbackHub, packages: dict[str, Path], action: Any) -> None:
     """The network is gone from the n-th request of an update on: old or new, never between; then once more."""
-    push_package(packages["one"], "loopback/model-0")
+    publish(packages["one"], "loopback/model-0")
     sent = len(loopback.requests)
-    push_package(packages["two"], "loopback/model-0")
+    publish(packages["two"], "loopback/model-0")
     count = len(loopback.requests) - sent
     for nth in range(1, count + 1):
         repo_id = f"loopback/model-{nth}"
-        push_package(packages["one"], repo_id)
+        publish(packages["one"], repo_id)
         loopback.fail(nth=nth, action=action, status=500, times=1000)
         with pytest.raises(ShortVError) as caught:
-            push_package(packages["two"], repo_id)
+            publish(packages["two"], repo_id)
         assert "\n" not in str(caught.value)
         old, new = (contents(packages[name], repo_id) for name in ("one", "two"))
         assert published(loopback, repo_id=repo_id) in (old, new)
-        loopback._faults.clear()
-        push_package(packages["two"], repo_id)
+        loopback.faults.clear()
+        publish(packages["two"], repo_id)
         assert published(loopback, repo_id=repo_id) == new
         assert len(loopback.commits(repo_id)) == 3
-        assert set(tags(loopback, repo_id)) == {recipe_tag(path) for path in packages.values()}
+        assert set(tags(loopback, repo_id)) == {Package.open(path).tag for path in packages.values()}
 
 
 def test_somebody_else_commits_meanwhile(loopback: LoopbackHub, packages: dict[str, Path]) -> None:
-    push_package(packages["one"], REPO)
+    publish(packages["one"], REPO)
 
     def commit_first(request: Request) -> bool:
         if COMMIT(request) and len(loopback.commits(REPO)) == 2:
@@ -566,7 +577,7 @@ def test_somebody_else_commits_meanwhile(loopback: LoopbackHub, packages: dict[s
 
     loopback.fail(commit_first)
     with pytest.raises(ShortVError, match=r"was changed during this push; nothing was overwritten\."):
-        push_package(packages["two"], REPO)
+        publish(packages["two"], REPO)
     assert loopback.commits(REPO)[0].message == "somebody else's"
     assert json.loads(loopback.files(REPO)["config.json"]) == {}
 
@@ -579,7 +590,7 @@ def test_without_xet_storage(
 
     pytest.importorskip("hf_xet")
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
-    push_package(package, REPO)
+    publish(package, REPO)
     assert published(loopback) == contents(package)
     assert len(loopback.commits(REPO)) == 2
     assert constants.HF_HUB_DISABLE_XET is False
@@ -588,9 +599,7 @@ def test_without_xet_storage(
     # Back from there, too.
     loopback.errors.clear()
     loopback.create_repo("acme/base", files={path.name: path for path in package.iterdir()})
-    from shortv_export.packaging.package import find_package
-
-    folder, _ = find_package("acme/base", None, None)
+    folder = Package.open("acme/base").folder
     assert all((folder / name).read_bytes() == (package / name).read_bytes() for name in SHARDS)
     assert any("xet-read-token" in error for error in loopback.errors)
     loopback.errors.clear()
@@ -598,25 +607,25 @@ def test_without_xet_storage(
 
 def test_rate_limit_is_respected(loopback: LoopbackHub, package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
-    monkeypatch.setattr(publishing.time, "sleep", waits.append)
+    monkeypatch.setattr("time.sleep", waits.append)
     loopback.fail(COMMIT, status=429)
     loopback.fail(COMMIT, nth=2, status=429, retry_after=7)
     loopback.fail(COMMIT, nth=3, status=429, retry_after=7000)
-    push_package(package, REPO)
+    publish(package, REPO)
     assert waits == [1, 7, 60]
     assert published(loopback) == contents(package)
 
 
 def test_remote_tree_is_compared(loopback: LoopbackHub, package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A Hub that stores something else than it was sent is found out, and not tagged."""
-    apply = LoopbackHub._apply
+    apply = commits.apply_operation
 
-    def corrupt(self: LoopbackHub, repo: Any, base: Any, files: Any, key: str, value: Any) -> None:
-        apply(self, repo, base, files, key, value)
+    def corrupt(call: Any, base: Any, files: Any, key: str, value: Any) -> None:
+        apply(call, base, files, key, value)
         if value["path"] == "config.json":
             files["config.json"] = replace(files["config.json"], oid="0" * 40)
 
-    monkeypatch.setattr(LoopbackHub, "_apply", corrupt)
+    monkeypatch.setattr(commits, "apply_operation", corrupt)
     with pytest.raises(ShortVError, match=r"differs from the package: config\.json"):
-        push_package(package, REPO)
+        publish(package, REPO)
     assert tags(loopback) == {}

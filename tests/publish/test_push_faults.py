@@ -1,43 +1,32 @@
 """A push is killed at any request: old or new, never between, and pushing again completes it.
 
-The cases are those of `benchmarks/push_faults.py`, which plays all of them; these are the ones that need a process.
+`benchmarks/push_faults.py` plays all cases; these are the ones that need a process.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import sys
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-_FILE = Path(__file__).parents[2] / "benchmarks" / "push_faults.py"
+from shortv_export.loopback.routes import commits
+from tests.support.push_faults import Bench, Case, cases
 
 
 @pytest.fixture(scope="module")
-def faults() -> Any:
-    spec = importlib.util.spec_from_file_location("push_faults", _FILE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["push_faults"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def bench(faults: Any, tiny_base: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def bench(tiny_base: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     bases = tiny_base(num_shards=2), tiny_base(num_shards=2, hidden_size=448)
-    with faults.Bench(tmp_path_factory.mktemp("faults"), *bases) as bench:
+    with Bench(tmp_path_factory.mktemp("faults"), *bases) as bench:
         yield bench
 
 
 @pytest.fixture(autouse=True)
-def forget_faults(bench: Any) -> Iterator[None]:
+def forget_faults(bench: Bench) -> Iterator[None]:
     yield
-    bench.hub._faults.clear()
+    bench.hub.faults.clear()
 
 
 @pytest.mark.parametrize(
@@ -54,12 +43,12 @@ def forget_faults(bench: Any) -> Iterator[None]:
         ("pull-request", "kill-after"),
     ],
 )
-def test_every_request_in_turn(faults: Any, bench: Any, scenario: str, fault: str) -> None:
+def test_every_request_in_turn(bench: Bench, scenario: str, fault: str) -> None:
     requests = bench.requests(scenario)
     assert len(requests) > 5
-    cases = faults.cases(scenario, requests, [fault])
-    assert cases
-    for case in cases:
+    chosen = cases(scenario, requests, [fault])
+    assert chosen
+    for case in chosen:
         try:
             bench.run(case)
         except AssertionError as error:
@@ -67,19 +56,18 @@ def test_every_request_in_turn(faults: Any, bench: Any, scenario: str, fault: st
             pytest.fail(f"request {case.nth}, {request.method} {request.path}: {error}")
 
 
-def test_a_process_is_killed_in_the_middle_of_a_file(faults: Any, bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_is_killed_in_the_middle_of_a_file(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the process had read of the file when it was killed is more than the half that arrived, and not all."""
-    sizes = {path.name: path.stat().st_size for path in bench._package("large").glob("*.safetensors")}
-    requests = bench.requests("large")
-    (first, *_) = faults.cases("large", requests, ["kill-during"])
+    sizes = {path.name: path.stat().st_size for path in bench.package("large").glob("*.safetensors")}
+    (first, *_) = cases("large", bench.requests("large"), ["kill-during"])
     seen: list[dict[str, int]] = []
 
-    def kill(pid: int, signal: int, kill: Any = faults.os.kill) -> None:
+    def kill(pid: int, signal: int, kill: Any = os.kill) -> None:
         if signal:
             seen.append(positions(pid))
         kill(pid, signal)
 
-    monkeypatch.setattr(faults.os, "kill", kill)
+    monkeypatch.setattr(os, "kill", kill)
     bench.run(first)
     assert any(sizes.get(name, 0) / 2 < position < sizes.get(name, 0) for name, position in seen[0].items())
 
@@ -93,18 +81,16 @@ def positions(pid: int) -> dict[str, int]:
     }
 
 
-def test_the_cases_can_fail(faults: Any, bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cases_can_fail(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """A Hub that applies half of a commit is found out."""
-    from shortv_export.loopback.hub import LoopbackHub
+    apply = commits.apply_operation
 
-    apply = LoopbackHub._apply
-
-    def forget(self: LoopbackHub, repo: Any, base: Any, files: Any, key: str, value: Any) -> None:
+    def forget(call: Any, base: Any, files: Any, key: str, value: Any) -> None:
         if value["path"] != "config.json":
-            apply(self, repo, base, files, key, value)
+            apply(call, base, files, key, value)
 
     requests = bench.requests("new")
     (commit,) = [nth for nth, request in enumerate(requests, start=1) if "/commit/" in request.path]
-    monkeypatch.setattr(LoopbackHub, "_apply", forget)
+    monkeypatch.setattr(commits, "apply_operation", forget)
     with pytest.raises(AssertionError, match="neither the old state nor the new one"):
-        bench.run(faults.Case("new", "kill-after", commit))
+        bench.run(Case("new", "kill-after", commit))

@@ -1,4 +1,4 @@
-"""Drawing calibration samples from files and from a loopback Hub, and encoding them."""
+"""Drawing samples from files and from a loopback Hub, and encoding them."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ from hypothesis import strategies as st
 from shortv_export.base.model import load_base
 from shortv_export.base.resolve import resolve_base
 from shortv_export.errors import ShortVError
-from shortv_export.loopback.hub import LoopbackHub
+from shortv_export.loopback import LoopbackHub
+from shortv_export.options import Samples
 from shortv_export.samples.decode import Sample
-from shortv_export.samples.draw import load_calibration
+from shortv_export.samples.draw import DrawnSamples, draw_samples
 from shortv_export.samples.encode import encode_samples
 from shortv_export.samples.source import DEFAULT_PROMPT, DEFAULT_VIDEO_PROMPT, PAPER, Source
 
@@ -74,10 +75,14 @@ def snapshot(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def draw(data: str | Path, num_samples: int = 40, seed: int = 0, **options: Any) -> DrawnSamples:
+    return draw_samples(Samples(str(data), num_samples, seed), **options)
+
+
 def refusal(data: str | Path, **arguments: Any) -> str:
     """The message with which data is refused, which is one line."""
     with pytest.raises(ShortVError) as caught:
-        load_calibration(data, **arguments)
+        draw(data, **arguments)
     assert len(str(caught.value).splitlines()) == 1
     return str(caught.value)
 
@@ -95,15 +100,15 @@ def check(sample: Sample, index: int) -> None:
 
 def test_folder(photos_folder: Path) -> None:
     before = snapshot(photos_folder)
-    calibration = load_calibration(photos_folder, num_samples=NUMBER)
-    drawn = [int(str(sample.answer)) for sample in calibration.samples]
+    result = draw(photos_folder, num_samples=NUMBER)
+    drawn = [int(str(sample.answer)) for sample in result.samples]
     assert sorted(drawn) == list(range(NUMBER))
-    for index, sample in zip(drawn, calibration.samples, strict=True):
+    for index, sample in zip(drawn, result.samples, strict=True):
         check(sample, index)
     assert snapshot(photos_folder) == before
 
-    record = calibration.record
-    digests = [sample.digest for sample in calibration.samples]
+    record = result.record
+    digests = [sample.digest for sample in result.samples]
     assert record["sample_digests"] == digests
     assert record["digest"] == hashlib.sha256("".join(digests).encode()).hexdigest()
     assert (record["seed"], record["num_samples"], record["skipped"]) == (0, NUMBER, 0)
@@ -114,12 +119,12 @@ def test_folder(photos_folder: Path) -> None:
 
 def test_the_seed_decides_the_draw(photos_folder: Path) -> None:
     def digest(**arguments: Any) -> str:
-        return load_calibration(photos_folder, num_samples=4, **arguments).record["digest"]
+        return draw(photos_folder, num_samples=4, **arguments).record["digest"]
 
     assert digest() == digest(seed=0)
     assert len({digest(seed=seed) for seed in range(5)}) > 1
     # A draw, not the head of the file: over a few seeds, most of the rows turn up.
-    drawn = {s.answer for seed in range(8) for s in load_calibration(photos_folder, num_samples=4, seed=seed).samples}
+    drawn = {s.answer for seed in range(8) for s in draw(photos_folder, num_samples=4, seed=seed).samples}
     assert len(drawn) >= NUMBER - 3
 
 
@@ -127,39 +132,39 @@ def test_a_larger_draw_has_the_smaller_one_in_it(photos_folder: Path, tmp_path: 
     table = tmp_path / "rows.jsonl"
     write_rows(table, [{"image": str(path), "question": "?"} for path in sorted(photos_folder.glob("*.png"))])
     for data in (photos_folder, table):
-        draws = [load_calibration(data, num_samples=count, seed=3).record["sample_digests"] for count in (1, 4, 6, 9)]
+        draws = [draw(data, num_samples=count, seed=3).record["sample_digests"] for count in (1, 4, 6, 9)]
         for smaller, larger in itertools.pairwise(draws):
             assert larger[: len(smaller)] == smaller
 
 
 def test_excluded_samples_are_not_drawn(photos_folder: Path) -> None:
-    used = load_calibration(photos_folder, num_samples=5).record["sample_digests"]
+    used = draw(photos_folder, num_samples=5).record["sample_digests"]
     for seed in (0, 1):
-        held_out = load_calibration(photos_folder, num_samples=7, seed=seed, exclude=used).record["sample_digests"]
+        held_out = draw(photos_folder, num_samples=7, seed=seed, exclude=used).record["sample_digests"]
         assert len({*held_out, *used}) == NUMBER
     message = refusal(photos_folder, num_samples=8, exclude=used)
     assert "7 usable samples besides the 5 that are set apart" in message
 
 
 def test_fewer_samples_where_allowed(photos_folder: Path) -> None:
-    calibration = load_calibration(photos_folder, num_samples=2 * NUMBER, allow_fewer=True)
-    assert len(calibration.samples) == calibration.record["num_samples"] == NUMBER
-    assert calibration.record["sources"][0]["num_samples"] == NUMBER
-    used = calibration.record["sample_digests"]
+    result = draw(photos_folder, num_samples=2 * NUMBER, allow_fewer=True)
+    assert len(result.samples) == result.record["num_samples"] == NUMBER
+    assert result.record["sources"][0]["num_samples"] == NUMBER
+    used = result.record["sample_digests"]
     assert "has 0 usable samples" in refusal(photos_folder, num_samples=1, exclude=used, allow_fewer=True)
 
 
 def test_folder_without_metadata(photos_folder: Path) -> None:
     (photos_folder / "metadata.jsonl").unlink()
-    calibration = load_calibration(photos_folder, num_samples=3)
-    assert {sample.question for sample in calibration.samples} == {DEFAULT_PROMPT}
-    assert {sample.answer for sample in calibration.samples} == {None}
-    assert calibration.record["sources"][0]["prompt"] == DEFAULT_PROMPT
+    result = draw(photos_folder, num_samples=3)
+    assert {sample.question for sample in result.samples} == {DEFAULT_PROMPT}
+    assert {sample.answer for sample in result.samples} == {None}
+    assert result.record["sources"][0]["prompt"] == DEFAULT_PROMPT
 
 
 def test_folder_with_glob_characters_and_colon(photos_folder: Path) -> None:
     odd = photos_folder.rename(photos_folder.parent / "a:split=b [1]*")
-    assert len(load_calibration(odd, num_samples=NUMBER).samples) == NUMBER
+    assert len(draw(odd, num_samples=NUMBER).samples) == NUMBER
 
 
 @pytest.mark.parametrize("kind", ["parquet", "parquet of bytes", "parquet of paths", "jsonl", "json", "metadata"])
@@ -186,11 +191,11 @@ def test_files(photos_folder: Path, kind: str, tmp_path: Path) -> None:
         write_rows(data, rows)
         if kind == "json":
             data.write_text(json.dumps(rows), encoding="utf-8")
-    calibration = load_calibration(data, num_samples=NUMBER)
-    for sample in calibration.samples:
+    result = draw(data, num_samples=NUMBER)
+    for sample in result.samples:
         check(sample, int(str(sample.answer)))
-    assert len({sample.digest for sample in calibration.samples}) == NUMBER
-    assert str(tmp_path) not in json.dumps(calibration.record)
+    assert len({sample.digest for sample in result.samples}) == NUMBER
+    assert str(tmp_path) not in json.dumps(result.record)
 
 
 def test_folder_of_tables(tmp_path: Path, photos_folder: Path) -> None:
@@ -199,7 +204,7 @@ def test_folder_of_tables(tmp_path: Path, photos_folder: Path) -> None:
     write_rows(
         folder / "a.jsonl", [{"image": str(photos_folder / "00.png"), "question": "what is 0 ?", "answer": "0"}]
     )
-    check(load_calibration(folder, num_samples=1).samples[0], 0)
+    check(draw(folder, num_samples=1).samples[0], 0)
 
 
 def test_several_images_of_a_sample(photos_folder: Path) -> None:
@@ -208,22 +213,22 @@ def test_several_images_of_a_sample(photos_folder: Path) -> None:
         {"file_names": ["02.png"], "question": "one ?"},
     ]
     write_rows(photos_folder / "metadata.jsonl", rows)
-    samples = {sample.question: sample for sample in load_calibration(photos_folder, num_samples=2).samples}
+    samples = {sample.question: sample for sample in draw(photos_folder, num_samples=2).samples}
     assert [image.tobytes() for image in samples["both ?"].images] == [picture(0).tobytes(), picture(1).tobytes()]
     assert len(samples["one ?"].images) == 1
 
 
 def test_columns_and_prompts(photos_folder: Path) -> None:
-    (sample,) = load_calibration(f"{photos_folder}:question=answer,suffix=One word, please.", num_samples=1).samples
+    (sample,) = draw(f"{photos_folder}:question=answer,suffix=One word, please.", num_samples=1).samples
     assert sample.question == f"{sample.answer}\nOne word, please."
-    (sample,) = load_calibration(f"{photos_folder}:prompt=Hm, what?,split=train", num_samples=1).samples
+    (sample,) = draw(f"{photos_folder}:prompt=Hm, what?,split=train", num_samples=1).samples
     assert sample.question == "Hm, what?"
 
 
 def test_list_of_answers(tmp_path: Path) -> None:
     (tmp_path / "00.png").write_bytes(png(0))
     write_rows(tmp_path / "metadata.jsonl", [{"file_name": "00.png", "question": "?", "answer": ["a", "b"]}])
-    assert load_calibration(tmp_path, num_samples=1).samples[0].answer == "a"
+    assert draw(tmp_path, num_samples=1).samples[0].answer == "a"
 
 
 # Videos
@@ -257,8 +262,8 @@ def frames_folder(tmp_path: Path) -> Path:
 
 
 def test_folder_of_frames(frames_folder: Path) -> None:
-    calibration = load_calibration(frames_folder, num_samples=2)
-    samples = {sample.question: sample for sample in calibration.samples}
+    result = draw(frames_folder, num_samples=2)
+    samples = {sample.question: sample for sample in result.samples}
     assert frame_colors(samples["a ?"]) == colors(*EIGHT_OF_30)
     assert frame_colors(samples["b ?"]) == colors(40, 41)
     digest = hashlib.sha256(b"video of 2 frames at None:")
@@ -266,8 +271,8 @@ def test_folder_of_frames(frames_folder: Path) -> None:
         digest.update(b"12x9:" + data)
     digest.update(b"b ?")
     assert samples["b ?"].digest == digest.hexdigest()
-    assert {sample.videos[0].fps for sample in calibration.samples} == {None}
-    record = calibration.record
+    assert {sample.videos[0].fps for sample in result.samples} == {None}
+    record = result.record
     assert (record["num_images"], record["num_videos"]) == (0, 2)
     (source,) = record["sources"]
     assert (source["video"], source["frames"]) == ("video", 8)
@@ -278,7 +283,7 @@ def test_folder_of_frames(frames_folder: Path) -> None:
 def test_number_and_rate_of_frames(frames_folder: Path) -> None:
     """Three of thirty frames that fill a second; every other way to show the clip is another sample."""
     found = [
-        {sample.question: sample for sample in load_calibration(f"{frames_folder}:{keys}", num_samples=2).samples}
+        {sample.question: sample for sample in draw(f"{frames_folder}:{keys}", num_samples=2).samples}
         for keys in ("video=video,frames=3,fps=30", "frames=3", "frames=3,fps=15")
     ]
     assert frame_colors(found[0]["a ?"]) == colors(0, 10, 20)
@@ -299,7 +304,7 @@ def test_table_of_frames(frames_folder: Path, tmp_path: Path, kind: str) -> None
     else:
         names = [f"a/{number:02d}.png" for number in range(30)]
         write_rows(data, [{"frames": names, "question": "one ?"}, {"frames": names, "question": "two ?"}])
-    for sample in load_calibration(f"{data}:video=frames", num_samples=2).samples:
+    for sample in draw(f"{data}:video=frames", num_samples=2).samples:
         assert frame_colors(sample) == colors(*EIGHT_OF_30)
         assert sample.images == ()
 
@@ -312,14 +317,14 @@ def test_rows_of_images_and_of_videos(frames_folder: Path) -> None:
     ]
     data = frames_folder / "rows.jsonl"
     write_rows(data, rows)
-    calibration = load_calibration(f"{data}:image=image,video=video", num_samples=3)
-    samples = {sample.question: sample for sample in calibration.samples}
+    result = draw(f"{data}:image=image,video=video", num_samples=3)
+    samples = {sample.question: sample for sample in result.samples}
     assert [len(samples[f"{kind} ?"].images) for kind in ("image", "video", "both")] == [1, 0, 1]
     assert [len(samples[f"{kind} ?"].videos) for kind in ("image", "video", "both")] == [0, 1, 1]
-    assert (calibration.record["num_images"], calibration.record["num_videos"]) == (2, 2)
+    assert (result.record["num_images"], result.record["num_videos"]) == (2, 2)
     # Where nobody names a column, that of the images is taken.
     write_rows(data, rows[2:])
-    (sample,) = load_calibration(data, num_samples=1).samples
+    (sample,) = draw(data, num_samples=1).samples
     assert sample.images
     assert not sample.videos
 
@@ -366,15 +371,15 @@ def test_folder_of_films(tmp_path: Path, named: bool) -> None:
         rows = [{"video_file_name": f"{name}.mkv", "question": f"{name} ?"} for name in "ab"]
         write_rows(tmp_path / "metadata.jsonl", rows)
     before = snapshot(tmp_path)
-    calibration = load_calibration(tmp_path, num_samples=2)
-    samples = {len(sample.videos[0].frames): sample for sample in calibration.samples}
+    result = draw(tmp_path, num_samples=2)
+    samples = {len(sample.videos[0].frames): sample for sample in result.samples}
     assert frame_colors(samples[8]) == [picture(number, (16, 16)).tobytes() for number in EIGHT_OF_30]
     assert frame_colors(samples[2]) == [picture(number, (16, 16)).tobytes() for number in (40, 41)]
     # Eight frames of three seconds, two of a fifth.
     assert (samples[8].videos[0].fps, samples[2].videos[0].fps) == (pytest.approx(8 / 3), pytest.approx(10))
     assert {sample.question for sample in samples.values()} == ({"a ?", "b ?"} if named else {DEFAULT_VIDEO_PROMPT})
-    assert calibration.record["num_videos"] == 2
-    assert str(tmp_path) not in json.dumps(calibration.record)
+    assert result.record["num_videos"] == 2
+    assert str(tmp_path) not in json.dumps(result.record)
     assert snapshot(tmp_path) == before
     assert "its videos are files, which say their own fps" in refusal(f"{tmp_path}:fps=2", num_samples=1)
 
@@ -396,7 +401,7 @@ def test_formats_of_films(tmp_path: Path, name: str, codec: str) -> None:
     features = Features({"video": Video(decode=False), "question": Value("string")})
     Dataset.from_dict({"video": [cell], "question": ["?"]}, features).to_parquet(tmp_path / "video.parquet")
     for data in ("rows.jsonl", "bytes.parquet", "video.parquet"):
-        (sample,) = load_calibration(tmp_path / data, num_samples=1).samples
+        (sample,) = draw(tmp_path / data, num_samples=1).samples
         found = [frame.getpixel((8, 8))[1] for frame in sample.videos[0].frames]
         assert found == pytest.approx([8 * number for number in EIGHT_OF_30], abs=5)
 
@@ -413,8 +418,8 @@ def test_unreadable_films_are_skipped_and_counted(tmp_path: Path, damage: str) -
     listed = b"ffconcat version 1.0\nfile '1.mp4'\n"
     content = {"text": b"not a film" * 99, "nothing": b"", "half": whole[: len(whole) // 2], "list": listed}
     (folder / "0.mp4").write_bytes(content[damage])
-    calibration = load_calibration(folder, num_samples=4)
-    assert (len(calibration.samples), calibration.record["skipped"]) == (4, 1)
+    result = draw(folder, num_samples=4)
+    assert (len(result.samples), result.record["skipped"]) == (4, 1)
     message = refusal(folder, num_samples=5)
     assert "has 4 usable samples (1 unreadable)" in message
 
@@ -440,7 +445,7 @@ def test_without_images(tmp_path: Path) -> None:
     assert "holds no images" in refusal(tmp_path)
     (tmp_path / "notes.txt").write_text("nothing", encoding="utf-8")
     assert "holds no images" in refusal(tmp_path)
-    assert "is no calibration data" in refusal(tmp_path / "notes.txt")
+    assert "is no data set" in refusal(tmp_path / "notes.txt")
     write_rows(tmp_path / "metadata.jsonl", [{"file_name": "gone.png", "question": "?"}])
     assert "holds no images" in refusal(tmp_path)
     write_rows(tmp_path / "rows.jsonl", [{"question": "?"}])
@@ -482,10 +487,10 @@ def test_unreadable_images_are_skipped_and_counted(photos_folder: Path, damage: 
             (photos_folder / name).unlink()
         else:
             (photos_folder / name).write_bytes(damage)
-    calibration = load_calibration(photos_folder, num_samples=10)
-    assert {str(sample.answer) for sample in calibration.samples} == {str(i) for i in range(NUMBER)} - {"3", "7"}
-    assert calibration.record["skipped"] == calibration.record["sources"][0]["skipped"]
-    assert 1 <= calibration.record["skipped"] <= 2
+    result = draw(photos_folder, num_samples=10)
+    assert {str(sample.answer) for sample in result.samples} == {str(i) for i in range(NUMBER)} - {"3", "7"}
+    assert result.record["skipped"] == result.record["sources"][0]["skipped"]
+    assert 1 <= result.record["skipped"] <= 2
 
     for index in range(0, 10):
         (photos_folder / f"{index:02d}.png").write_bytes(b"not an image")
@@ -509,7 +514,7 @@ def test_too_few_samples(photos_folder: Path) -> None:
         ("acme/photos:image_id=a", "needs images and image_id"),
         ("acme/photos:images=a,image_id=b,image=c", "needs images and image_id"),
         ("acme/photos:images=a,image_id=b,video=c", "needs images and image_id"),
-        ("acme/photos:video=a,frames=0", "the key 'frames' in the calibration data 'acme/photos:video=a,frames=0' is"),
+        ("acme/photos:video=a,frames=0", "the key 'frames' in the data 'acme/photos:video=a,frames=0' is"),
         ("acme/photos:video=a,frames=1.5", "is '1.5'; give a number above zero"),
         ("acme/photos:video=a,fps=nan", "is 'nan'; give a number above zero"),
     ],
@@ -542,16 +547,17 @@ def test_the_papers_mix_is_what_the_paper_says() -> None:
 PROBE = """
 import json, sys
 import datasets
-from shortv_export.calibration import load_calibration
 from shortv_export.errors import ShortVError
+from shortv_export.options import Samples
+from shortv_export.samples import draw_samples
 datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0.1
 for call in json.loads(sys.argv[1]):
     try:
-        calibration = load_calibration(**call)
-        shown = [[*s.images, *(f for clip in s.videos for f in clip.frames)] for s in calibration.samples]
+        result = draw_samples(Samples(**call))
+        shown = [[*s.images, *(f for clip in s.videos for f in clip.frames)] for s in result.samples]
         greens = [[image.getpixel((0, 0))[1] for image in images] for images in shown]
-        samples = [(s.question, s.answer, *green, s.digest) for s, green in zip(calibration.samples, greens)]
-        print(json.dumps({"samples": samples, "record": calibration.record}))
+        samples = [(s.question, s.answer, *green, s.digest) for s, green in zip(result.samples, greens)]
+        print(json.dumps({"samples": samples, "record": result.record}))
     except ShortVError as error:
         print(json.dumps(str(error)))
 """
@@ -694,11 +700,13 @@ def test_films_on_the_hub(tmp_path: Path) -> None:
     with LoopbackHub() as hub:
         hub.create_repo("datasets/loopback/films", files=films, private=True)
         hub.create_repo("datasets/loopback/outside", files=outside)
-        calls = [{"data": f"loopback/{name}", "num_samples": 1, "token": hub.token} for name in ("films", "outside")]
-        found, refused = probe(hub, tmp_path / "home", *calls, logged_in=False)
+        calls = [{"data": f"loopback/{name}", "num_samples": 1} for name in ("films", "outside")]
+        found, refused = probe(hub, tmp_path / "home", *calls)
+        (unknown,) = probe(hub, tmp_path / "stranger", calls[0], logged_in=False)
         assert hub.errors == []
     ((question, _, *greens, _),) = found["samples"]
     assert (question, greens) == ("a ?", EIGHT_OF_30)
+    assert "is not on the Hub, or is private" in unknown
     assert "names a local file instead of holding its video" in refused
 
 

@@ -15,11 +15,15 @@ from shortv_export.base.families import FAMILIES
 from shortv_export.base.model import BaseModel
 from shortv_export.base.shapes import LayerShape
 from shortv_export.errors import ShortVError
+from shortv_export.options import Budget, parse_layers
 from shortv_export.records.scores import Scores
-from shortv_export.selection.budgets import check_scores, select_layers
+from shortv_export.records.selection import Selection
+from shortv_export.selection import budgets
+from shortv_export.selection.budgets import Prefill, check_scores, select_layers
 from shortv_export.selection.presets import PRESETS, given_selection, preset_selection
 
-LLAVA_7B = (LayerShape(4096, 11008, 4096, 4096),) * 32
+LAYER = LayerShape(4096, 11008, 4096, 4096)
+LLAVA_7B = (LAYER,) * 32
 
 # arXiv 2504.00502v2: the number of ShortV layers of each model (Table 1), and of decoder layers.
 TABLE_1 = {
@@ -52,13 +56,13 @@ def base(repo_id: str | None, num_layers: int, model_type: str = "llava") -> Bas
 
 
 def test_lowest_scores_first() -> None:
-    selection = select_layers(scores([0.5, 0.1, 0.4, 0.0]), num_frozen=2, num_layers=4)
+    selection = select_layers(scores([0.5, 0.1, 0.4, 0.0]), Budget(num_frozen=2), Prefill((LAYER,) * 4))
     assert selection.frozen_layers == (1, 3)
     assert (selection.num_layers, selection.method, selection.budget) == (4, "lc", {"num_frozen": 2})
 
 
 def test_of_equal_scores_the_higher_layer_comes_first() -> None:
-    assert select_layers(scores([0.1, 0.1, 0.2, 0.1]), num_frozen=2).frozen_layers == (1, 3)
+    assert select_layers(scores([0.1, 0.1, 0.2, 0.1]), Budget(num_frozen=2)).frozen_layers == (1, 3)
 
 
 @pytest.mark.parametrize(("num_layers", "expected"), [(32, 19), (40, 24), (1, 1), (2, 1), (4, 2)])
@@ -71,7 +75,7 @@ def test_default_budget_is_the_papers(num_layers: int, expected: int) -> None:
 @given(visual=st.lists(st.floats(0, 10) | st.sampled_from([0.0, 1.0]), min_size=1, max_size=40), data=st.data())
 def test_nothing_left_out_scores_lower(visual: list[float], data: st.DataObject) -> None:
     num_frozen = data.draw(st.integers(1, len(visual)))
-    frozen = select_layers(scores(visual), num_frozen=num_frozen).frozen_layers
+    frozen = select_layers(scores(visual), Budget(num_frozen=num_frozen)).frozen_layers
     assert list(frozen) == sorted(set(frozen))
     assert len(frozen) == num_frozen
     rest = set(range(len(visual))) - set(frozen)
@@ -82,11 +86,11 @@ def test_nothing_left_out_scores_lower(visual: list[float], data: st.DataObject)
 @given(ratio=st.floats(0.26, 1), visual_tokens=st.integers(100, 3000))
 def test_flops_ratio_freezes_as_few_layers_as_it_can(ratio: float, visual_tokens: int) -> None:
     least = flops_ratio(LLAVA_7B, range(32), 64, visual_tokens)
-    arguments: dict[str, Any] = {"flops_ratio": ratio, "shapes": LLAVA_7B, "visual_tokens": visual_tokens}
+    arguments = (Budget(flops_ratio=ratio), Prefill(LLAVA_7B, visual_tokens=visual_tokens))
     if least > ratio:
-        assert "out of reach" in refusal(select_layers, scores([1.0] * 32), **arguments)
+        assert "out of reach" in refusal(select_layers, scores([1.0] * 32), *arguments)
         return
-    selection = select_layers(scores([1.0] * 32), **arguments)
+    selection = select_layers(scores([1.0] * 32), *arguments)
     count = len(selection.frozen_layers)
     assert flops_ratio(LLAVA_7B, selection.frozen_layers, 64, visual_tokens) <= ratio
     assert count == 1 or flops_ratio(LLAVA_7B, range(count - 1), 64, visual_tokens) > ratio
@@ -107,48 +111,49 @@ def test_flops_ratio_counts_the_very_layers_that_it_freezes(
     order = sorted(range(len(visual)), key=lambda layer: (visual[layer], -layer))
     enough = [count for count in range(1, len(visual) + 1) if flops_ratio(shapes, order[:count], 64, 576) <= ratio]
     if not enough:
-        assert "out of reach" in refusal(select_layers, scores(visual), flops_ratio=ratio, shapes=shapes)
+        assert "out of reach" in refusal(select_layers, scores(visual), Budget(flops_ratio=ratio), Prefill(shapes))
         return
-    selection = select_layers(scores(visual), flops_ratio=ratio, shapes=shapes)
+    selection = select_layers(scores(visual), Budget(flops_ratio=ratio), Prefill(shapes))
     assert selection.frozen_layers == tuple(sorted(order[: enough[0]]))
 
 
 def test_flops_ratio_hangs_on_the_order_of_layers_that_differ() -> None:
     """Two wide layers of four make nearly all of the cost: one of them is worth more than both narrow ones."""
     narrow, wide = LayerShape(64, 16, 64, 64), LayerShape(64, 4096, 64, 64)
-    budget: dict[str, Any] = {"flops_ratio": 0.6, "shapes": (wide, narrow, narrow, wide), "visual_tokens": 576}
-    assert select_layers(scores([0.1, 0.3, 0.4, 0.2]), **budget).frozen_layers == (0,)
-    assert select_layers(scores([0.4, 0.1, 0.2, 0.3]), **budget).frozen_layers == (1, 2, 3)
+    budget = (Budget(flops_ratio=0.6), Prefill((wide, narrow, narrow, wide), visual_tokens=576))
+    assert select_layers(scores([0.1, 0.3, 0.4, 0.2]), *budget).frozen_layers == (0,)
+    assert select_layers(scores([0.4, 0.1, 0.2, 0.3]), *budget).frozen_layers == (1, 2, 3)
 
 
 def test_the_reachable_ratio_that_is_named_can_be_reached() -> None:
-    message = refusal(select_layers, scores([1.0] * 32), flops_ratio=0.1, shapes=LLAVA_7B)
+    message = refusal(select_layers, scores([1.0] * 32), Budget(flops_ratio=0.1), Prefill(LLAVA_7B))
     least = float(message.rsplit(" ", 1)[1].rstrip("."))
-    assert len(select_layers(scores([1.0] * 32), flops_ratio=least, shapes=LLAVA_7B).frozen_layers) == 32
+    assert len(select_layers(scores([1.0] * 32), Budget(flops_ratio=least), Prefill(LLAVA_7B)).frozen_layers) == 32
 
 
 @pytest.mark.parametrize("ratio", [0.0, -1.0, 1.0001, float("nan"), float("inf")])
 def test_flops_ratio_out_of_range(ratio: float) -> None:
-    assert "above 0 and up to 1" in refusal(select_layers, scores([1.0] * 4), flops_ratio=ratio, shapes=LLAVA_7B)
+    arguments = (Budget(flops_ratio=ratio), Prefill((LAYER,) * 4))
+    assert "above 0 and up to 1" in refusal(select_layers, scores([1.0] * 4), *arguments)
 
 
 @pytest.mark.parametrize("num_frozen", [0, -1, 5, True, 2.0])
 def test_num_frozen_out_of_range(num_frozen: Any) -> None:
-    assert "from 1 to 4" in refusal(select_layers, scores([1.0] * 4), num_frozen=num_frozen)
+    assert "from 1 to 4" in refusal(select_layers, scores([1.0] * 4), Budget(num_frozen=num_frozen))
 
 
 def test_two_budgets() -> None:
     budgets = {"num_frozen": 2, "flops_ratio": 0.5, "max_kl": 0.1}
     for left_out in budgets:
         two: dict[str, Any] = {name: value for name, value in budgets.items() if name != left_out}
-        assert "give one of them" in refusal(select_layers, scores([1.0] * 4), shapes=LLAVA_7B, **two)
+        assert "give one of them" in refusal(select_layers, scores([1.0] * 4), Budget(**two), Prefill((LAYER,) * 4))
 
 
 def test_budgets_need_their_measures() -> None:
     with pytest.raises(ValueError, match="shape"):
-        select_layers(scores([1.0] * 4), flops_ratio=0.9)
+        select_layers(scores([1.0] * 4), Budget(flops_ratio=0.9))
     with pytest.raises(ValueError, match="measurement"):
-        select_layers(scores([1.0] * 4), max_kl=0.9)
+        select_layers(scores([1.0] * 4), Budget(max_kl=0.9))
 
 
 @given(
@@ -166,14 +171,16 @@ def test_largest_number_within_a_divergence(divergences: list[float], max_kl: fl
         return divergences[len(frozen_layers) - 1], 0.5
 
     largest = max((k for k in range(1, layers + 1) if divergences[k - 1] <= max_kl), default=0)
-    arguments: dict[str, Any] = {"max_kl": max_kl, "measure": measure}
+    budget = Budget(max_kl=max_kl)
     if not largest:
-        assert "out of reach" in refusal(select_layers, scores(visual), **arguments)
+        assert "out of reach" in refusal(select_layers, scores(visual), budget, measure=measure)
         return
-    lines: list[str] = []
-    selection = select_layers(scores(visual), **arguments, seed=seed, report=lines.append)
+    with pytest.MonkeyPatch.context() as patch:
+        lines: list[str] = []
+        patch.setattr(budgets.logger, "info", lambda text, *values: lines.append(text % values))
+        selection = select_layers(scores(visual), budget, seed=seed, measure=measure)
     assert selection == replace(
-        select_layers(scores(visual), num_frozen=largest), budget=selection.budget, evidence=selection.evidence
+        select_layers(scores(visual), Budget(num_frozen=largest)), budget=selection.budget, evidence=selection.evidence
     )
     assert selection.budget == {"max_kl": max_kl, "seed": seed}
     probes = selection.evidence["probes"]
@@ -182,26 +189,27 @@ def test_largest_number_within_a_divergence(divergences: list[float], max_kl: fl
     ]
     assert len(probes) == len(lines) == len({probe["num_frozen"] for probe in probes}) <= layers.bit_length()
     for layers_asked in asked:
-        assert layers_asked == list(select_layers(scores(visual), num_frozen=len(layers_asked)).frozen_layers)
+        assert layers_asked == list(select_layers(scores(visual), Budget(num_frozen=len(layers_asked))).frozen_layers)
 
 
 @pytest.mark.parametrize("max_kl", [-0.1, float("nan"), float("inf")])
 def test_divergence_that_is_no_bound(max_kl: float) -> None:
-    message = refusal(select_layers, scores([1.0] * 4), max_kl=max_kl, measure=lambda layers: (0.0, 0.0))
+    message = refusal(select_layers, scores([1.0] * 4), Budget(max_kl=max_kl), measure=lambda layers: (0.0, 0.0))
     assert "nats" in message
 
 
 def test_lowest_cosine_distance_first() -> None:
     both = replace(scores([0.5, 0.1, 0.4, 0.0]), visual_cosine_distance=(0.1, 0.4, 0.3, 0.4))
-    selection = select_layers(both, method="cosine", num_frozen=3)
+    selection = select_layers(both, Budget(num_frozen=3), method="cosine")
     assert (selection.frozen_layers, selection.method) == ((0, 2, 3), "cosine")
     assert "no cosine distances" in refusal(select_layers, scores([1.0] * 4), method="cosine")
-    assert "needs scores" in refusal(select_layers, None, method="cosine", num_layers=4)
+    assert "needs scores" in refusal(select_layers, None, Budget(), Prefill((LAYER,) * 4), method="cosine")
 
 
 def test_random_layers() -> None:
-    drawn = [select_layers(None, method="random", seed=seed, num_frozen=3, num_layers=8) for seed in range(500)]
-    assert drawn[7] == select_layers(None, method="random", seed=7, num_frozen=3, num_layers=8)
+    arguments = (None, Budget(num_frozen=3), Prefill((LAYER,) * 8))
+    drawn = [select_layers(*arguments, method="random", seed=seed) for seed in range(500)]
+    assert drawn[7] == select_layers(*arguments, method="random", seed=7)
     assert (drawn[7].method, drawn[7].budget) == ("random", {"num_frozen": 3, "seed": 7})
     frozen = [layer for selection in drawn for layer in selection.frozen_layers]
     assert all(len({*selection.frozen_layers}) == 3 for selection in drawn)
@@ -216,7 +224,9 @@ def test_unknown_method() -> None:
 def test_scores_of_another_model() -> None:
     check_scores(scores([1.0] * 4), 4)
     assert "4 layers, but the model has 5" in refusal(check_scores, scores([1.0] * 4), 5)
-    assert "4 layers, but the model has 5" in refusal(select_layers, scores([1.0] * 4), num_layers=5)
+    assert "4 layers, but the model has 5" in refusal(
+        select_layers, scores([1.0] * 4), Budget(), Prefill((LAYER,) * 5)
+    )
 
 
 # By preset
@@ -258,19 +268,24 @@ def test_preset_of_a_base_with_too_few_layers() -> None:
 @given(layers=st.lists(st.integers(0, 31), min_size=1, unique=True), space=st.sampled_from(["", " ", "  ", "\t"]))
 def test_given_list(layers: list[int], space: str) -> None:
     text = f"{space},{space}".join(map(str, layers))
-    for form in (text, f"{space}{text}{space}", layers, tuple(layers)):
+    for form in (parse_layers(text), parse_layers(f"{space}{text}{space}"), layers, tuple(layers)):
         selection = given_selection(form, 32)
         assert selection.frozen_layers == tuple(sorted(layers))
         assert (selection.num_layers, selection.method) == (32, "given")
         assert selection.budget == {"num_frozen": len(layers)}
 
 
+def select_text(layers: Any, num_layers: int) -> Selection:
+    """As the command line: text is parsed first."""
+    return given_selection(parse_layers(layers) if isinstance(layers, str) else layers, num_layers)
+
+
 @given(text=st.text(alphabet="0123456789,-+_. e", max_size=12) | st.text(max_size=12))
 def test_any_text_is_a_sound_list_or_refused(text: str) -> None:
     try:
-        frozen = given_selection(text, 32).frozen_layers
+        frozen = select_text(text, 32).frozen_layers
     except ShortVError:
-        refusal(given_selection, text, 32)
+        refusal(select_text, text, 32)
         return
     assert list(frozen) == sorted({int(item.strip()) for item in text.split(",")})
     assert all(0 <= layer < 32 for layer in frozen)
@@ -305,6 +320,6 @@ def test_any_text_is_a_sound_list_or_refused(text: str) -> None:
     ],
 )
 def test_unusable_list(layers: Any, reason: str) -> None:
-    message = refusal(given_selection, layers, 32)
+    message = refusal(select_text, layers, 32)
     assert reason in message
     assert len(message) < 150

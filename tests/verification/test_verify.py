@@ -13,18 +13,20 @@ from types import SimpleNamespace
 
 import pytest
 
+from shortv_export import pipeline
 from shortv_export.base import families
 from shortv_export.base.definition import text_decoder
 from shortv_export.base.resolve import resolve_base
 from shortv_export.errors import ShortVError
 from shortv_export.files.bundled import modeling_dir
-from shortv_export.loopback.hub import LoopbackHub
-from shortv_export.packaging.build import build_package
+from shortv_export.loopback import LoopbackHub
+from shortv_export.packaging import Package
 from shortv_export.packaging.inspection import Check
-from shortv_export.publish.push import push_package
 from shortv_export.records.selection import Selection
 from shortv_export.verification import checks as verification
-from shortv_export.verification.checks import Verification, verify
+from shortv_export.verification import isolated
+from shortv_export.verification.checks import Verification, verify_package
+from tests.support.packages import make_package, publish
 
 STATIC = ["recipe", "files", "hashes", "remote code", "config"]
 DYNAMIC = ["base", "memory", "self-contained", "loads", "inputs", "frozen", "generates", "definition"]
@@ -50,9 +52,9 @@ def test_good_packages(
     tiny_base: Callable[..., Path], tmp_path: Path, model_type: str, frozen_layers: tuple[int, ...]
 ) -> None:
     base = resolve_base(tiny_base(model_type, num_shards=2))
-    package = build_package(base, tmp_path / "out", Selection(frozen_layers, 4, "given"))
+    package = make_package(base, tmp_path / "out", Selection(frozen_layers, 4, "given"))
     before = sorted(path.name for path in package.iterdir())
-    result = verify(package)
+    result = pipeline.verify(package)
     result.raise_if_failed()
     assert [check.name for check in result.checks] == STATIC + DYNAMIC
     assert [check.name for check in result.checks if not check.passed] == ["base"]
@@ -64,13 +66,13 @@ def test_repository(
     tiny_base: Callable[..., Path], hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = resolve_base(tiny_base(num_shards=2))
-    package = build_package(base, tmp_path / "out", Selection((1, 3), 4, "given"))
-    push = push_package(package, "loopback/model", token=hub.token, private=True)
-    verify("loopback/model", revision=push.tag, token=hub.token).raise_if_failed()
+    package = make_package(base, tmp_path / "out", Selection((1, 3), 4, "given"))
+    push = publish(package, "loopback/model", private=True)
+    pipeline.verify("loopback/model", revision=push.tag).raise_if_failed()
 
-    monkeypatch.setattr(verification.subprocess, "run", forbidden)
+    monkeypatch.setattr(isolated.subprocess, "run", forbidden)
     hub.commit("loopback/model", {"custom_generate/generate.py": b"evil = True\n"})
-    name, detail = last(verify("loopback/model", token=hub.token))
+    name, detail = last(pipeline.verify("loopback/model"))
     assert (name, detail) == ("files", "not of the package: custom_generate/generate.py.")
     assert not list((tmp_path / "cache").rglob("generate.py"))
 
@@ -81,7 +83,7 @@ def test_repository(
         ("no such thing", "neither a folder here nor a Hub id"),
     ):
         with pytest.raises(ShortVError, match=reason) as caught:
-            verify(repo_id, token=hub.token)
+            pipeline.verify(repo_id)
         assert "\n" not in str(caught.value)
 
 
@@ -89,14 +91,14 @@ def test_repository(
 def on_hub(hub: LoopbackHub, tiny_base: Callable[..., Path], tmp_path: Path) -> LoopbackHub:
     """A Hub with acme/base on it, and a package of that base in ``tmp_path / "out"``."""
     hub.create_repo("acme/base", files={path.name: path for path in tiny_base(num_shards=2).iterdir()})
-    build_package(resolve_base("acme/base"), tmp_path / "out", Selection((1, 3), 4, "given"))
+    make_package(resolve_base("acme/base"), tmp_path / "out", Selection((1, 3), 4, "given"))
     return hub
 
 
 def of_base(package: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[bool | None, str]:
     """What the check of the base says. No models are loaded for it."""
     monkeypatch.setattr(verification, "_plan_memory", lambda *_: (Check("memory", False, "no models here."), None))
-    (check,) = [check for check in verify(package).checks if check.name == "base"]
+    (check,) = [check for check in pipeline.verify(package).checks if check.name == "base"]
     assert "\n" not in check.detail
     return check.passed, check.detail
 
@@ -117,7 +119,7 @@ def test_files_that_the_base_never_had(
     on_hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """A recipe that was written for other files than the commit's: one in LFS, one in git, each changed or gone."""
-    repo = on_hub._repos["acme/base"]
+    repo = on_hub.repos["acme/base"]
     (commit,) = [each for each in repo.commits.values() if name in each.files]
     files = dict(commit.files)
     other = hashlib.sha256(b"other").hexdigest()
@@ -138,12 +140,12 @@ def test_a_base_that_cannot_be_asked(on_hub: LoopbackHub, tmp_path: Path, monkey
         on_hub.fail(lambda request: "paths-info" in request.path, times=100, **fault)
         passed, detail = of_base(package, monkeypatch)
         assert (passed, reason in detail) == (None, True), detail
-        on_hub._faults.clear()
+        on_hub.faults.clear()
     with monkeypatch.context() as offline:
         offline.setattr(constants, "HF_HUB_OFFLINE", True)
         passed, detail = of_base(package, monkeypatch)
         assert (passed, "HF_HUB_OFFLINE" in detail) == (None, True), detail
-    del on_hub._repos["acme/base"]
+    del on_hub.repos["acme/base"]
     passed, detail = of_base(package, monkeypatch)
     assert (passed, "is not on the Hub, or is private" in detail) == (None, True), detail
 
@@ -167,7 +169,7 @@ def tampered(base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert old in text
         (code / file).write_text(text.replace(old, new))
         monkeypatch.setattr(families, "modeling_dir", lambda: code)
-        return build_package(resolve_base(base_folder), tmp_path / "out", Selection((1, 3), 4, "given"))
+        return make_package(resolve_base(base_folder), tmp_path / "out", Selection((1, 3), 4, "given"))
 
     return make
 
@@ -177,10 +179,10 @@ FIRST_IMPORT = "from .configuration_shortv_llava"
 
 
 def test_foreign_code_is_not_run(base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    package = build_package(resolve_base(base_folder), tmp_path / "out", Selection((1, 3), 4, "given"))
+    package = make_package(resolve_base(base_folder), tmp_path / "out", Selection((1, 3), 4, "given"))
     (package / MODELING).write_text("raise SystemExit\n")
-    monkeypatch.setattr(verification.subprocess, "run", forbidden)
-    name, detail = last(verify(package))
+    monkeypatch.setattr(isolated.subprocess, "run", forbidden)
+    name, detail = last(pipeline.verify(package))
     assert (name, MODELING in detail) == ("remote code", True)
 
 
@@ -189,13 +191,13 @@ def test_weights_that_do_not_load(tampered: Callable[..., Path]) -> None:
     package = tampered(
         "shortv_weights.py", "register_checkpoint_conversion_mapping(cls.__name__, mapping, overwrite=True)", "pass"
     )
-    name, detail = last(verify(package))
+    name, detail = last(pipeline.verify(package))
     assert (name, "loads with missing keys: lm_head.weight" in detail) == ("loads", True)
 
 
 def test_layers_that_do_not_skip(tampered: Callable[..., Path]) -> None:
     package = tampered("shortv_layers.py", "sum(skipped.values())", "0")
-    name, detail = last(verify(package))
+    name, detail = last(pipeline.verify(package))
     assert (name, "skipped_updates 0 instead of 32" in detail) == ("frozen", True)
 
 
@@ -205,23 +207,23 @@ def test_wrong_results(tampered: Callable[..., Path]) -> None:
         "return hidden_states.scatter(1, index, text_states)",
         "return hidden_states.scatter(1, index, 1.001 * text_states)",
     )
-    name, detail = last(verify(package))
+    name, detail = last(pipeline.verify(package))
     assert (name, "differ from the definition by" in detail) == ("definition", True)
 
 
 def test_wrong_keys_in_the_cache(tampered: Callable[..., Path]) -> None:
     """They show in no logit of the prompt, only in the answer's later tokens."""
     package = tampered("shortv_layers.py", "keys, values = self.cached(keys,", "self.cached(1.001 * keys,")
-    name, detail = last(verify(package))
+    name, detail = last(pipeline.verify(package))
     assert (name, detail) == ("definition", "keys and values of layer 1 differ from the definition by 0.001.")
 
 
 def test_memory_of_a_config_that_describes_no_model(base_folder: Path, tmp_path: Path) -> None:
-    package = build_package(resolve_base(base_folder), tmp_path / "out", Selection((1, 3), 4, "given"))
+    package = make_package(resolve_base(base_folder), tmp_path / "out", Selection((1, 3), 4, "given"))
     config = json.loads((package / "config.json").read_text())
     config["text_config"]["num_attention_heads"] = "four"
     (package / "config.json").write_text(json.dumps(config))
-    name, detail = last(verify(package))
+    name, detail = last(pipeline.verify(package))
     assert (name, "the config describes no model" in detail) == ("memory", True)
 
 
@@ -235,7 +237,8 @@ def test_decoder_layers_are_found_in_every_family(family: str, tmp_path: Path) -
     config = json.loads((tmp_path / "config.json").read_text())
     config |= {"model_type": f"shortv_{family}", "frozen_layers": [1]}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    layers, rest = verification._sizes(tmp_path, SimpleNamespace(family=family))  # type: ignore[arg-type]
+    package = SimpleNamespace(family=families.FAMILIES[family], base_config={**config, "model_type": family})
+    layers, rest = verification._sizes(package)  # type: ignore[arg-type]
     expected = [sum(tensor.nbytes for tensor in layer.state_dict().values()) for layer in text_decoder(stock).layers]
     assert layers == expected
     assert sum(layers) + rest == sum(parameter.nbytes for parameter in stock.parameters())
@@ -243,11 +246,15 @@ def test_decoder_layers_are_found_in_every_family(family: str, tmp_path: Path) -
 
 @pytest.mark.parametrize("model_type", ["llava", "llava_next"])
 def test_more_layers_than_memory(
-    tiny_base: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_type: str
+    tiny_base: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    model_type: str,
 ) -> None:
     """The layers that do not fit are read from disk; all are compared, and it says what it needs beforehand."""
     base = resolve_base(tiny_base(model_type, num_shards=2))
-    package = build_package(base, tmp_path / "out", Selection((0, 2, 3), 4, "given"))
+    package = make_package(base, tmp_path / "out", Selection((0, 2, 3), 4, "given"))
     layers, rest = weights(package)
     overhead = verification._OVERHEAD
     for free, expected in (
@@ -256,17 +263,19 @@ def test_more_layers_than_memory(
         (layers[0] + rest + overhead, "4 of 4 layers are read from disk in turn"),
     ):
         monkeypatch.setattr(verification, "available_memory", lambda free=free: free)
-        lines: list[str] = []
-        result = verify(package, report=lines.append)
+        caplog.clear()
+        with caplog.at_level("INFO", "shortv_export"):
+            result = pipeline.verify(package)
         result.raise_if_failed()
+        lines = [record.getMessage() for record in caplog.records if record.name.startswith("shortv_export")]
         (line,) = lines
         assert expected in line
         assert [check.detail for check in result.checks if check.name == "memory"] == lines
         assert [check.name for check in result.checks] == STATIC + DYNAMIC
 
-    monkeypatch.setattr(verification.subprocess, "run", forbidden)
+    monkeypatch.setattr(isolated.subprocess, "run", forbidden)
     monkeypatch.setattr(verification, "available_memory", lambda: layers[0] + rest + overhead - 1)
-    name, detail = last(verify(package))
+    name, detail = last(pipeline.verify(package))
     assert (name, "at least" in detail) == ("memory", True)
 
 
@@ -293,7 +302,7 @@ def test_wrong_results_of_a_layer_on_disk(tampered: Callable[..., Path], monkeyp
     layers, rest = weights(package)
     free = layers[0] + rest + verification._OVERHEAD
     monkeypatch.setattr(verification, "available_memory", lambda: free)
-    assert last(verify(package))[0] == "definition"
+    assert last(pipeline.verify(package))[0] == "definition"
 
 
 def test_available_memory() -> None:
@@ -320,7 +329,7 @@ def test_isolation(tampered: Callable[..., Path], tmp_path: Path, monkeypatch: p
         "__import__('shortv_export')\n"
         f"{FIRST_IMPORT}",
     )
-    name, detail = last(verify(package))
+    name, detail = last(pipeline.verify(package))
     assert name == "loads"
     assert "shortv_export" in detail
     found = json.loads(seen.read_text())
@@ -340,18 +349,18 @@ def test_isolation(tampered: Callable[..., Path], tmp_path: Path, monkeypatch: p
     ],
 )
 def test_a_process_that_dies(tampered: Callable[..., Path], code: str, reason: str) -> None:
-    name, detail = last(verify(tampered(MODELING, FIRST_IMPORT, f"{code}\n{FIRST_IMPORT}")))
+    name, detail = last(pipeline.verify(tampered(MODELING, FIRST_IMPORT, f"{code}\n{FIRST_IMPORT}")))
     assert (name, reason in detail) == ("process", True)
 
 
 def test_a_process_that_hangs(tampered: Callable[..., Path]) -> None:
     package = tampered(MODELING, FIRST_IMPORT, f"import time; time.sleep(60)\n{FIRST_IMPORT}")
-    name, detail = last(verify(package, timeout=2))
+    name, detail = last(verify_package(Package.open(package), timeout=2))
     assert (name, "more than 2 s" in detail) == ("process", True)
 
 
 def test_a_folder_has_no_revision(tmp_path: Path) -> None:
     with pytest.raises(ShortVError, match="no revisions"):
-        verify(tmp_path, revision="main")
-    name, detail = last(verify(tmp_path))
+        pipeline.verify(tmp_path, revision="main")
+    name, detail = last(pipeline.verify(tmp_path))
     assert (name, "does not exist" in detail) == ("recipe", True)

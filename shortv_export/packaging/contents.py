@@ -1,0 +1,56 @@
+"""What a package holds, by its recipe: its files, its code, and its own fields in ``config.json``."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from ..base import Family
+from ..records import CARD_NAME, CONFIG_NAME, FIGURE_NAME, RECIPE_NAME, TOKENIZER_CONFIG_NAME, WEIGHT_FILES, Recipe
+
+
+def expected_files(recipe: Recipe) -> set[str]:
+    """The names of all files of a package, no more and no less."""
+    names = {*carried_files(recipe), *recipe.code, *recipe.measured, CONFIG_NAME, RECIPE_NAME, CARD_NAME}
+    if recipe.tokenizer_class:
+        names.add(TOKENIZER_CONFIG_NAME)
+    return names | {FIGURE_NAME} if recipe.figure else names
+
+
+def carried_files(recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """The base's files that a package holds unchanged: name to sha256 and size."""
+    carried = dict(recipe.base.files)
+    if recipe.tokenizer_class:
+        del carried[TOKENIZER_CONFIG_NAME]
+    if recipe.weights != "copy":
+        carried = {name: entry for name, entry in carried.items() if not name.endswith(WEIGHT_FILES)}
+    return carried
+
+
+def code_sha256(family: Family) -> dict[str, str]:
+    """The sha256 of each file of this release's remote code."""
+    return {name: hashlib.sha256(family.source(name).encode()).hexdigest() for name in family.code}
+
+
+def own_fields(family: Family, recipe: Recipe) -> dict[str, Any]:
+    """The fields of a package's ``config.json`` that are not its base's."""
+    fields = {
+        "model_type": family.shortv_model_type,
+        "architectures": [family.model_class],
+        "auto_map": family.auto_map,
+        "frozen_layers": list(recipe.frozen_layers),
+    }
+    if recipe.weights == "reference":
+        fields["shortv_base"] = {"repo_id": recipe.base.repo_id, "revision": recipe.base.revision}
+    return fields
+
+
+def layers_problem(frozen_layers: Any, num_layers: int) -> str | None:
+    """What is wrong with a list of frozen layers; None if it is right."""
+    if not all(type(layer) is int for layer in frozen_layers):
+        return "must be integers"
+    if list(frozen_layers) != sorted(set(frozen_layers)):
+        return "must be sorted, each once"
+    if any(not 0 <= layer < num_layers for layer in frozen_layers):
+        return f"must lie between 0 and {num_layers - 1}"
+    return None

@@ -1,0 +1,164 @@
+"""The repository to publish to, as it was found before anything is changed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ShortVError, one_line
+from ..hub import LocalFile, retry
+from ..options import Target
+from ..records import RECIPE_NAME
+from .permissions import check_permissions, check_role
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import RepoFile
+
+NO_WRITING = {403: "cannot be written to: the token may not write to this repository"}
+GIT_ATTRIBUTES = ".gitattributes"
+"""The Hub puts this file into every new repository."""
+_TAG = re.compile(r"\w[\w.+-]*", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A repository to publish to, as it was found. A push commits on top of exactly this state, or not at all.
+
+    Attributes:
+        api: a client with the token.
+        user: whose token it is.
+        repo_id: with its namespace.
+        target: what was asked for.
+        exists: whether it is there yet.
+        head: the commit to build on; None if the repository does not exist.
+        files: the tree at `head`.
+        tags, branches: name to commit.
+    """
+
+    api: HfApi
+    user: str
+    repo_id: str
+    target: Target
+    exists: bool
+    head: str | None
+    files: dict[str, RepoFile]
+    tags: dict[str, str]
+    branches: dict[str, str]
+
+    @property
+    def branch(self) -> str:
+        """The branch to commit to."""
+        return self.target.branch or "main"
+
+    @property
+    def url(self) -> str:
+        """Its page."""
+        return f"{self.api.endpoint}/{self.repo_id}"
+
+    def check_tag(self, tag: str, content: Mapping[str, LocalFile]) -> None:
+        """Refuses a tag of this name on another model: whoever pinned it relies on it. Its card may be older.
+
+        Raises:
+            ShortVError: there is one.
+        """
+        if tag not in self.tags:
+            return
+        tagged = list_files(self.api, self.repo_id, tag)
+        for name, file in content.items():
+            if not name.endswith((".md", ".png")) and not file.is_at(tagged.get(name)):
+                raise ShortVError(
+                    f"{self.repo_id} has a tag {tag} on another model ({name} differs); delete the tag first."
+                )
+
+
+def look_at(repo_id: str, target: Target = Target()) -> Repository:
+    """Finds out everything that can be known before anything is changed.
+
+    Args:
+        repo_id: ``user/name``, or ``name`` for the token's user.
+        target: where and how to publish.
+
+    Raises:
+        ShortVError: a push would fail or do harm, and why.
+    """
+    from huggingface_hub import HfApi, get_token, is_offline_mode
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+    from huggingface_hub.utils import validate_repo_id
+
+    _check_target(target)
+    token = get_token()
+    if not token:
+        raise ShortVError("no token: run `hf auth login` or set HF_TOKEN.")
+    if is_offline_mode():
+        raise ShortVError("publishing needs the network, and HF_HUB_OFFLINE is set; unset it.")
+    api = HfApi(token=token)
+    account = retry(api.whoami, "the token", {401: "is not valid; run `hf auth login` again"})
+    check_role(account)
+    user = str(account["name"])
+    repo_id = repo_id if "/" in repo_id else f"{user}/{repo_id}"
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ShortVError(f"{repo_id!r} is no repository id: {one_line(error)}") from None
+    try:
+        info = retry(lambda: api.model_info(repo_id), repo_id, passing=(RepositoryNotFoundError,))
+    except GatedRepoError:
+        raise ShortVError(f"{repo_id} is gated, and the token has no access to it.") from None
+    except RepositoryNotFoundError:
+        _check_creation(account, repo_id, target)
+        return Repository(api, user, repo_id, target, False, None, {}, {}, {})
+    if target.private and not info.private:
+        raise ShortVError(f"{repo_id} exists and is public; make it private in its settings or leave out `private`.")
+    check_permissions(account, repo_id, exists=True, create_pr=target.create_pr)
+    if not target.create_pr:
+        retry(lambda: api.auth_check(repo_id, write=True), repo_id, NO_WRITING)
+    refs = retry(lambda: api.list_repo_refs(repo_id), repo_id)
+    branches = {ref.name: ref.target_commit for ref in refs.branches}
+    head = branches.get(target.branch or "main", branches.get("main", str(info.sha)))
+    files = list_files(api, repo_id, head)
+    if RECIPE_NAME not in files and set(files) - {GIT_ATTRIBUTES} and not target.overwrite:
+        raise ShortVError(
+            f"{repo_id} exists and was not published by shortv-export (it has no {RECIPE_NAME}); "
+            "choose another name, or replace what is there with `overwrite`."
+        )
+    tags = {ref.name: ref.target_commit for ref in refs.tags}
+    if target.tag in branches:
+        raise ShortVError(f"{repo_id} has a branch {target.tag}; choose another `tag`.")
+    return Repository(api, user, repo_id, target, True, head, files, tags, branches)
+
+
+def _check_target(target: Target) -> None:
+    """Refuses options that contradict each other, and a tag that git would refuse."""
+    if target.create_pr and target.branch:
+        raise ShortVError("a pull request is opened against main; leave out either `create_pr` or `branch`.")
+    tag = target.tag
+    if tag is None:
+        return
+    if target.create_pr:
+        raise ShortVError("a pull request is not tagged; push again with `tag` after the merge.")
+    if not _TAG.fullmatch(tag) or ".." in tag or tag.endswith((".", ".lock")):
+        raise ShortVError(f"{tag!r:.99} is no tag; use letters, digits and . _ + -, such as v1.0.")
+
+
+def _check_creation(account: Mapping[str, Any], repo_id: str, target: Target) -> None:
+    """Refuses to make a repository where the token may not."""
+    namespace = repo_id.split("/")[0]
+    roles = {organisation["name"]: organisation.get("roleInOrg") for organisation in account.get("orgs", ())}
+    if namespace not in (account["name"], *roles):
+        raise ShortVError(f"{repo_id} does not exist, and {namespace} is neither you nor your organisation.")
+    if roles.get(namespace) == "read":
+        raise ShortVError(f"{repo_id} does not exist, and you may only read in {namespace}.")
+    if target.create_pr:
+        raise ShortVError(f"{repo_id} does not exist; push without `create_pr` to make it.")
+    check_permissions(account, repo_id, exists=False, create_pr=False)
+
+
+def list_files(api: HfApi, repo_id: str, revision: str) -> dict[str, RepoFile]:
+    """All files at a revision, by path."""
+    from huggingface_hub.hf_api import RepoFile
+
+    entries = retry(lambda: list(api.list_repo_tree(repo_id, revision=revision, recursive=True)), repo_id)
+    return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}

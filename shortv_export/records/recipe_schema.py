@@ -1,0 +1,116 @@
+"""What a ``shortv.json`` may hold. It imports pydantic, so it is only imported when a recipe is read."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, Field
+
+from .recipe import HUB_ID, WEIGHTS
+from .scores import Scores
+from .validation import STRICT
+
+
+def _like(pattern: str, what: str) -> AfterValidator:
+    """Accepts text that matches as a whole, with ASCII letters only."""
+    compiled = re.compile(pattern, re.ASCII)
+
+    def check(text: str) -> str:
+        if not compiled.fullmatch(text):
+            raise ValueError(f"should be {what}")
+        return text
+
+    return AfterValidator(check)
+
+
+Count = Annotated[int, Field(ge=0)]
+Sha256 = Annotated[str, _like(r"[0-9a-f]{64}", "a sha256")]
+Commit = Annotated[str, _like(r"[0-9a-f]{40}", "a commit")]
+HubId = Annotated[str, _like(HUB_ID.pattern, "a Hub id")]
+ClassName = Annotated[str, _like(r"[A-Za-z_]\w*", "a class name")]
+FileName = Annotated[str, _like(r"[\w-][\w.-]*", "a plain file name")]  # flat, and not hidden
+MeasuredFile = Annotated[
+    str, _like(r"evaluation\.json|[\w-]+\.png|\.eval_results/[\w-][\w.-]*\.yaml", "a file of an evaluation")
+]
+TokenCount = Annotated[float, Field(ge=1, le=1e9)]
+
+
+class _Strict(BaseModel):
+    model_config = STRICT
+
+
+class _File(_Strict):
+    sha256: Sha256
+    size: Count
+
+
+class _Base(_Strict):
+    repo_id: HubId | None
+    revision: Commit | None
+    config_sha256: Sha256
+    files: dict[FileName, _File]
+
+
+class _Budget(_Strict, extra="allow"):
+    text_tokens: TokenCount = 1
+    visual_tokens: TokenCount = 1
+    __pydantic_extra__: dict[str, float]
+
+
+class _Probe(_Strict):
+    num_frozen: float
+    kl: float
+    standard_error: float
+
+
+class _Evidence(_Strict):
+    boundary: dict[str, Any] = {}
+    probes: tuple[_Probe, ...] = ()
+    held_out: dict[str, Any] = {}
+
+
+class _Selection(_Strict):
+    frozen_layers: tuple[Count, ...]
+    num_layers: Count
+    method: str
+    budget: _Budget
+    source: str | None
+    evidence: _Evidence
+
+
+class _Cost(_Strict):
+    text_tokens: float
+    visual_tokens: float
+    flops_ratio: float
+
+
+class _Versions(_Strict, extra="allow"):
+    shortv_export: str = Field(alias="shortv-export")
+    transformers: str
+    __pydantic_extra__: dict[str, str]
+
+
+class _TokenizerClass(_Strict):
+    base: ClassName | None
+    package: ClassName
+
+
+class RecipeSchema(_Strict):
+    """The fields of a `Recipe`. All of them must be there."""
+
+    base: _Base
+    family: str
+    num_layers: Count
+    frozen_layers: tuple[Count, ...]
+    weights: Annotated[str, _like("|".join(WEIGHTS), " or ".join(WEIGHTS))]
+    selection: _Selection
+    scores: Scores | None
+    cost: _Cost
+    card: dict[str, Any]
+    figure: Sha256 | None
+    code: dict[FileName, Sha256]
+    versions: _Versions
+    tokenizer_class: _TokenizerClass | None
+    measured: dict[MeasuredFile, Sha256]
+    format: int
