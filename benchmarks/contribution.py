@@ -1,16 +1,15 @@
-"""Layer Contribution: the layer-major walk against the plain loop, in turn in one process; growth, memory, processes.
+"""Time and memory of measuring Layer Contribution: the layer-major walk compared with a plain loop.
 
-    python benchmarks/contribution.py                                  # 24 layers, 576 + 64 tokens, both ways
-    python benchmarks/contribution.py --growth                         # time against layers and against tokens
-    python benchmarks/contribution.py --memory --layers 6 12 24        # peak, whole model and streamed
-    python benchmarks/contribution.py --processes 2                    # under torchrun, against one process
-    python benchmarks/contribution.py --shape 13b --layers 40          # streamed from disk; 26 GB there
+    python benchmarks/contribution.py                                  # both, with 24 layers and 576 + 64 tokens
+    python benchmarks/contribution.py --growth                         # time for several numbers of layers and tokens
+    python benchmarks/contribution.py --memory --layers 6 12 24        # peak memory, whole model and streamed
+    python benchmarks/contribution.py --processes 2                    # two processes of torchrun against one
+    python benchmarks/contribution.py --shape 13b --layers 40          # streamed from disk; needs 26 GB of disk
 
-The plain loop runs the whole stock model once as it is, and once for each layer and token set with that layer
-frozen by a hook; it computes logits at the last position only, and samples are batched on both sides. The model
-has the proportions of LLaVA-1.5-7B (vision tower a quarter as wide and three quarters as deep as the language
-model) and random weights, on which neither time nor memory depends. Run it on a quiet machine; the load before
-and after is part of the result.
+The plain loop runs the stock model once unchanged, and once for each layer and token set with that layer frozen by a
+hook. It computes logits at the last position only; both sides batch the samples. The model has the proportions of
+LLaVA-1.5-7B (the vision tower is a quarter as wide and three quarters as deep as the language model). Its weights are
+random; time and memory do not depend on them. Run it on a quiet machine: the load before and after is recorded.
 """
 
 from __future__ import annotations
@@ -35,33 +34,31 @@ from shortv_export.base.definition import frozen_by_definition
 from shortv_export.measure.layer_contribution import MAX_BATCH_TOKENS, layer_contributions
 from shortv_export.measure.streaming import load_streamed
 from shortv_export.options import Samples, Scoring
-from shortv_export.records.scores import Scores
-from shortv_export.records.versions import library_versions
+from shortv_export.records import Scores, library_versions
 from tests.support.large_base import PATCH, write_checkpoint, write_samples
 
-GROWTH = [(6, 640), (12, 640), (24, 640), (24, 320), (24, 160)]
-"""Layers and tokens."""
+GROWTH = [(6, 640), (12, 640), (24, 640), (24, 320), (24, 160)]  # layers, tokens
 SHAPES = {
     "7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32},
     "13b": {"hidden_size": 5120, "intermediate_size": 13824, "num_attention_heads": 40},
 }
-"""Decoder layers of LLaVA-1.5, at full size."""
+"""Full-sized decoder layers of LLaVA-1.5."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, nargs="+", default=[24])
-    parser.add_argument("--tokens", type=int, nargs="+", default=[640], help="of a prompt; most of them visual")
+    parser.add_argument("--tokens", type=int, nargs="+", default=[640], help="tokens of a prompt; most are visual")
     parser.add_argument("--hidden-size", type=int, default=256)
-    parser.add_argument("--samples", type=int, default=1, help="in a batch on both sides; per run, with --processes")
+    parser.add_argument("--samples", type=int, default=1, help="samples in a batch; with --processes, in a run")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--max-batch-tokens", type=int, default=MAX_BATCH_TOKENS)
     mode = parser.add_mutually_exclusive_group()
-    mode.add_argument("--growth", action="store_true", help="measure the walk's time for several sizes")
+    mode.add_argument("--growth", action="store_true", help="measure the time of the walk for several sizes")
     mode.add_argument("--memory", action="store_true", help="measure peak memory instead of time")
-    mode.add_argument("--processes", type=int, help="measure samples per second of so many processes and of one")
-    mode.add_argument("--shape", choices=SHAPES, help="score one sample of a base of this shape, streamed from disk")
+    mode.add_argument("--processes", type=int, help="measure samples per second with this many processes and with one")
+    mode.add_argument("--shape", choices=SHAPES, help="score one sample with a base of this shape, streamed from disk")
     parser.add_argument("--json", type=Path, help="where to save the result")
     parser.add_argument("--peak-of", nargs=2, metavar=("FOLDER", "MODE"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -98,12 +95,12 @@ def main() -> None:
 
 
 def image_size_of(tokens: int) -> int:
-    """Pixels per side of the largest image that leaves room for 16 text tokens."""
+    """Pixels per side of the largest image that leaves 16 text tokens."""
     return PATCH * math.isqrt(tokens - 16)
 
 
 def time_walk(num_layers: int, tokens: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of the layer-major walk: the median of the repeats."""
+    """Median seconds of the layer-major walk."""
     model = llava_shaped(num_layers, image_size_of(tokens), arguments.hidden_size)
     inputs = make_inputs(model, arguments.samples, tokens)
     seconds = []
@@ -117,7 +114,7 @@ def time_walk(num_layers: int, tokens: int, arguments: argparse.Namespace) -> di
 def compare_processes(num_layers: int, tokens: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """Samples per second of `shortv-export score` in one process and in several, each with one thread.
 
-    Starting up takes as long for many samples as for few: the rate is that of the samples that one run has more.
+    A run with few samples and one with many give the rate of the additional samples, without the time to start.
     """
     from tests.support.tiny_llava import build_tiny_llava
 
@@ -135,7 +132,7 @@ def compare_processes(num_layers: int, tokens: int, arguments: argparse.Namespac
             seconds = {}
             for samples in (few, many):
                 output = Path(name) / f"scores-{processes}-{samples}.json"
-                # The same launcher for one process, so that it starts alike.
+                # One process uses torchrun too, so that both start alike.
                 launch = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
                 launch += ["-m", "shortv_export", "score", str(base)]
                 options = ["--data", str(data), "--num-samples", str(samples), "--output", str(output), "--json"]
@@ -179,7 +176,7 @@ def score_from_disk(num_layers: int, tokens: int, arguments: argparse.Namespace)
 
 
 def compare_time(num_layers: int, tokens: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of both ways, each the median of the repeats, taken in turn."""
+    """Median seconds of the walk and of the plain loop, run in turn."""
     model = llava_shaped(num_layers, image_size_of(tokens), arguments.hidden_size)
     inputs = make_inputs(model, arguments.samples, tokens)
     walk_seconds, loop_seconds = [], []
@@ -211,7 +208,7 @@ def compare_time(num_layers: int, tokens: int, arguments: argparse.Namespace) ->
 
 
 def timed_walk(model: Any, inputs: Any, max_batch_tokens: int) -> tuple[Any, dict[str, float]]:
-    """The layer-major walk, and how its seconds divide; read off hooks on the layers and the final norm."""
+    """The layer-major walk and the seconds of each of its parts, measured by hooks on layers and the final norm."""
     text_model = model.model.language_model
     times: list[tuple[str, float]] = [("start", time.perf_counter())]
 
@@ -251,7 +248,7 @@ def timed_walk(model: Any, inputs: Any, max_batch_tokens: int) -> tuple[Any, dic
 
 
 def plain_loop(model: Any, inputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Visual and text LC by one whole forward pass for each layer and token set."""
+    """Visual and text LC, with one whole forward pass for each layer and token set."""
     layers = model.model.language_model.layers
     visual = inputs["input_ids"] == model.config.image_token_id
 
@@ -271,7 +268,7 @@ def plain_loop(model: Any, inputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def compare_memory(num_layers: int, tokens: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Peak resident memory of a process that measures one batch: without a model, with all of it, streaming."""
+    """Peak resident memory of a process: imports only; one batch with the whole model; one batch streamed."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         llava_shaped(num_layers, image_size_of(tokens), arguments.hidden_size).save_pretrained(folder)
@@ -282,12 +279,12 @@ def compare_memory(num_layers: int, tokens: int, arguments: argparse.Namespace) 
 
 
 def run_for_peak(folder: Path, mode: str, arguments: argparse.Namespace, tokens: int = 640) -> list[str]:
-    """What a fresh process prints; its last line is its peak memory (see `measure_peak`)."""
+    """The lines that a fresh process prints; the last is its peak memory (see `measure_peak`)."""
     command = [sys.executable, __file__, "--peak-of", str(folder), mode, "--tokens", str(tokens)]
     for option in ("samples", "max_batch_tokens", "threads"):
         command += [f"--{option.replace('_', '-')}", str(getattr(arguments, option))]
-    # Buffers of small models are below the moving threshold above which glibc returns freed memory, so that the
-    # peak would vary by chance; those of a real model are above its upper limit, 32 MiB.
+    # glibc returns only large freed buffers, above a threshold that moves up to 32 MiB. The buffers of a small model
+    # are below it, unlike those of a real one, and the peak would vary by chance. So the threshold is fixed.
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
     return subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
 
@@ -310,7 +307,7 @@ def measure_peak(folder: Path, mode: str, arguments: argparse.Namespace) -> int:
             model = LlavaForConditionalGeneration.from_pretrained(folder).eval()
         inputs = make_inputs(model, arguments.samples, arguments.tokens[0])
         layer_contributions(model, [inputs], layers=layers, max_batch_tokens=arguments.max_batch_tokens)
-    # Linux's own mark: that of getrusage includes the parent, which the process was forked from.
+    # Not from getrusage, which includes the peak of the parent process.
     status = Path("/proc/self/status").read_text(encoding="ascii")
     return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
 
@@ -346,7 +343,7 @@ def llava_shaped(num_layers: int, image_size: int, hidden_size: int) -> Any:
 
 
 def make_inputs(model: Any, samples: int, tokens: int) -> dict[str, torch.Tensor]:
-    """A batch of random pictures, each in a random text."""
+    """A batch of random images, each inside a random text."""
     vision, text = model.config.vision_config, model.config.text_config
     visual_tokens = (vision.image_size // vision.patch_size) ** 2
     generator = torch.Generator().manual_seed(0)

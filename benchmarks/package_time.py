@@ -1,10 +1,10 @@
-"""Time to package a base of 26 GB by hard link: the first time, when its weights are hashed, and the second time.
+"""Time to package a base of 26 GB by hard links, once with hashing its weights and once with known hashes.
 
-    python benchmarks/package_time.py --folder /scratch
+    python benchmarks/package_time.py --folder DIR
 
-The base has the shapes and names of llava-hf/llava-1.5-13b-hf in fp16. Its files are sparse: valid safetensors
-headers, then nothing but holes, which are read as zeros without touching a disk. So the time to hash is a processor's;
-on a real disk it is at least the size over the disk's rate.
+The base has the tensor names and shapes of llava-hf/llava-1.5-13b-hf in fp16. Its files are sparse: a valid
+safetensors header, then holes, which are read as zeros without disk access. So the result is the processor's time to
+hash; with real files, reading from disk comes on top.
 """
 
 from __future__ import annotations
@@ -23,37 +23,37 @@ SHARD_BYTES = 5_000_000_000
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, default=None, help="where to; a temporary folder, removed afterwards")
+    parser.add_argument("--folder", type=Path, default=None, help="for temporary files")
     with tempfile.TemporaryDirectory(dir=parser.parse_args().folder) as temporary:
         folder = Path(temporary)
         os.environ["HF_HOME"] = str(folder / "hf-home")  # an empty cache; before huggingface_hub reads it
 
         from shortv_export.base.resolve import resolve_base
-        from shortv_export.packaging.build import make_package
         from shortv_export.selection.presets import given_selection
+        from tests.support.packages import make_package
 
         size = build_sparse_base(folder / "base")
         print(f"base: {size:,} bytes of weights in {len(list((folder / 'base').glob('*.safetensors')))} files")
-        time.sleep(3)  # hashes of files that are still warm from writing are not remembered
+        time.sleep(3)  # hashes of files that have just been written are not cached
         for number in ("first", "second"):
             started = time.perf_counter()
             base = resolve_base(folder / "base")
             resolved = time.perf_counter()
             package = make_package(base, folder / number, given_selection([20, 21, 22], base.num_layers))
             ended = time.perf_counter()
-            print(f"{number} package: {ended - started:.2f} s, of which checking the base {resolved - started:.2f} s")
+            print(f"{number} package: {ended - started:.2f} s, including {resolved - started:.2f} s to check the base")
         shard = next(package.glob("*.safetensors"))
         print(f"a shard has {shard.stat().st_nlink} names: the base's and the two packages'")
 
 
 def build_sparse_base(folder: Path) -> int:
-    """Writes the base; returns the bytes of its weights."""
+    """Writes the base; returns the size of its weights in bytes."""
     import torch
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
     from tests.support.tiny_llava import build_tiny_llava, hub_tensor_name
 
-    # Processor, tokenizer and card of a tiny model: they are small in a large one too.
+    # The processor, tokenizer and card are those of a tiny model; their size does not matter.
     build_tiny_llava(folder)
     (folder / "model.safetensors").unlink()
     config = LlavaConfig(
@@ -101,7 +101,7 @@ def build_sparse_base(folder: Path) -> int:
 
 
 def write_sparse(path: Path, shapes: dict[str, list[int]]) -> int:
-    """A safetensors file of fp16 zeros that take no space; returns their size in bytes."""
+    """Writes a sparse safetensors file of fp16 zeros; returns the size of the tensors in bytes."""
     header, offset = {}, 0
     for name, shape in shapes.items():
         end = offset + 2 * math.prod(shape)

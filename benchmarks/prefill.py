@@ -1,15 +1,15 @@
-"""Prefill time of the language model: stock, frozen, and the floor of each, in turn in one process.
+"""Prefill time of the language model, stock and frozen, and the least possible time of each.
 
     python benchmarks/prefill.py --shape llava-1.5 --hidden-size 1024 --layers 24 --output prefill.json
     python benchmarks/prefill.py --decode     # decoding, and a prefill with nothing frozen: must cost the same
-    python benchmarks/prefill.py --memory     # peak memory of a prefill, each side in a process of its own
+    python benchmarks/prefill.py --memory     # peak memory of a prefill, each model in its own process
 
-FLOPs alone are not the limit: products of 64 rows run at a lower rate than products of 640. So the benchmark measures
-a *floor* beside each side: the unavoidable matrix products and attention of the layers at their real shapes, with the
-model's own weights, back to back and nothing else. It prints medians, each side's time over its floor, and the
-speed-up beside its two limits: 1 / FLOPs ratio, and the stock model's floor / the frozen one's.
+FLOPs alone are not the limit: matrix products of 64 rows run at a lower rate than those of 640 rows. So a *floor* is
+measured for each model: only the necessary matrix products and attention, at their real shapes and with the model's
+weights. The result shows median times, time / floor, and the speed-up beside two limits: 1 / FLOPs ratio, and the
+floor of the stock model / the floor of the frozen one.
 
-Weights are random: time does not depend on them. It measures the code of this checkout's `modeling/`.
+Weights are random; time does not depend on them. The code measured is `modeling/` of this checkout.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from shortv_export.base.shapes import layer_shapes
 from shortv_export.files.bundled import modeling_dir
 
 TEXT_TOKENS = 64
-# Visual tokens of the paper's cost model, and where they stand: after 35 tokens of prompt, as in LLaVA's template.
+# As in the paper's cost model. The image comes after 35 tokens, as in LLaVA's template.
 VISUAL_TOKENS = {"llava-1.5": 576, "llava-next": 2880}
 IMAGE_START = 35
 
 
 def remote_code():
-    """`modeling/` as a package, which is what transformers makes of a repository's files."""
+    """Imports `modeling/` as a package, as transformers does with the files of a repository."""
     spec = importlib.util.spec_from_loader("shortv_modeling", loader=None, is_package=True)
     package = importlib.util.module_from_spec(spec)
     package.__path__ = [str(modeling_dir())]
@@ -56,8 +56,7 @@ def remote_code():
 
 
 def build_models(arguments: argparse.Namespace) -> tuple[torch.nn.Module, torch.nn.Module]:
-    """A stock LLaVA and a ShortV one that share their weights. The language model has the wanted shape; the vision
-    tower, which is not measured, is as small as can be."""
+    """A stock and a ShortV LLaVA with the same weights; the vision tower, which is not measured, is tiny."""
     configuration, modeling = remote_code()
     parts = {
         "vision_config": CLIPVisionConfig(
@@ -89,7 +88,7 @@ def build_models(arguments: argparse.Namespace) -> tuple[torch.nn.Module, torch.
 
 
 def floor(model: torch.nn.Module, frozen: set[int], hidden: torch.Tensor, text: torch.Tensor) -> Callable[[], None]:
-    """The matrix products and attention that a prefill cannot do without."""
+    """Runs only the matrix products and attention that a prefill needs."""
     layers = model.model.language_model.layers
     heads = model.config.text_config.num_attention_heads
     keys = torch.arange(hidden.shape[1], device=hidden.device)
@@ -118,7 +117,7 @@ def floor(model: torch.nn.Module, frozen: set[int], hidden: torch.Tensor, text: 
 
 
 def in_turn(functions: dict[str, Callable[[], object]], arguments: argparse.Namespace) -> dict[str, list[float]]:
-    """Seconds of each function, all of them once per round, so that a slow moment of the machine meets them all."""
+    """Seconds of each function. Each round runs all of them, so that a slow moment affects all alike."""
     times: dict[str, list[float]] = {name: [] for name in functions}
     wait = torch.cuda.synchronize if arguments.device.type == "cuda" else lambda: None
     for round_number in range(arguments.repeats + 1):
@@ -145,9 +144,9 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", type=torch.device)
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--decode", action="store_true", help="instead: what must not get slower")
-    parser.add_argument("--memory", action="store_true", help="instead: peak memory")
-    parser.add_argument("--side", choices=("stock", "frozen"), help=argparse.SUPPRESS)  # one side of --memory
+    parser.add_argument("--decode", action="store_true", help="measure what must not get slower instead")
+    parser.add_argument("--memory", action="store_true", help="measure peak memory instead")
+    parser.add_argument("--side", choices=("stock", "frozen"), help=argparse.SUPPRESS)  # used by --memory
     parser.add_argument("--output", type=Path, help="where to save the results as JSON")
     arguments = parser.parse_args()
     if arguments.memory and not arguments.side:
@@ -160,7 +159,7 @@ def main() -> None:
 
 
 class Prefill:
-    """One configuration: the models, the prompt, and what is measured with them."""
+    """One configuration: two models and a prompt, and the measurements."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         torch.manual_seed(0)
@@ -169,7 +168,7 @@ class Prefill:
         self.visual_tokens = VISUAL_TOKENS[arguments.shape]
         tokens = TEXT_TOKENS + self.visual_tokens
         self.num_frozen = arguments.num_frozen or round(0.6 * arguments.layers)
-        # Which ones does not matter for the time: the last ones, as in the paper's lists.
+        # The time does not depend on which layers; the last ones are frozen, as in the paper's lists.
         self.frozen = list(range(arguments.layers - self.num_frozen, arguments.layers))
         self.visual = torch.zeros(arguments.batch_size, tokens, dtype=torch.bool, device=arguments.device)
         self.visual[:, IMAGE_START : IMAGE_START + self.visual_tokens] = True
@@ -177,7 +176,6 @@ class Prefill:
         self.hidden = torch.randn(size, dtype=self.stock.dtype, device=arguments.device)
 
     def measure(self) -> dict:
-        """What the command line asks for."""
         if self.arguments.side:
             return self.measure_one_side()
         return self.measure_unchanged() if self.arguments.decode else self.measure_prefill()
@@ -190,7 +188,7 @@ class Prefill:
         return self.shortv(inputs_embeds=self.hidden, visual_mask=self.visual, use_cache=True, logits_to_keep=1)
 
     def measure_prefill(self) -> dict:
-        """Stock and frozen prefill, and their floors."""
+        """The prefill times of both models, and their floors."""
         arguments = self.arguments
         text = torch.nonzero(~self.visual[0]).flatten()
         times = in_turn(
@@ -231,7 +229,7 @@ class Prefill:
         return result
 
     def measure_unchanged(self) -> dict:
-        """A decoding step after a frozen prefill, and a prefill with nothing frozen, against the stock model's."""
+        """Decoding after a frozen prefill, and a prefill with nothing frozen, each against the stock model."""
         token = torch.full((self.arguments.batch_size, 1), 5, device=self.arguments.device)
         caches = {
             name: {cache_name(output): output[cache_name(output)]}
@@ -249,7 +247,7 @@ class Prefill:
         result = self.describe()
         for name, times in {"ten_decoding_steps": decode, "prefill_nothing_frozen": prefill}.items():
             seconds = {side: statistics.median(values) for side, values in times.items()}
-            # The median of the ratios of each round: what is left when both sides meet the same slow moments.
+            # The median of each round's ratio, since a slow moment affects both sides of a round.
             ratio = statistics.median(b / a for a, b in zip(times["stock"], times["shortv"], strict=True))
             result[name] = {"median_seconds": seconds, "ratio": ratio, "all_seconds": times}
             print(f"  {name.replace('_', ' '):24} stock {seconds['stock'] * 1e3:9.1f} ms", end="")
@@ -257,7 +255,7 @@ class Prefill:
         return result
 
     def measure_one_side(self) -> dict:
-        """How much one prefill raises this process's peak memory, in bytes."""
+        """Prints by how many bytes one prefill raises the peak memory of this process."""
         before = peak_memory(self.arguments.device, reset=True)
         if self.arguments.side == "stock":
             self.run_stock()
@@ -267,7 +265,7 @@ class Prefill:
         return {}
 
     def describe(self) -> dict:
-        """What was measured on what."""
+        """The configuration and the machine; also prints them."""
         arguments = self.arguments
         on_gpu = arguments.device.type == "cuda"
         print(f"{self.visual_tokens} + {TEXT_TOKENS} tokens, batch {arguments.batch_size}, hidden size", end=" ")
@@ -289,7 +287,7 @@ class Prefill:
 
 
 def measure_memory() -> dict:
-    """Peak memory that a prefill adds, for each side in a fresh process."""
+    """The peak memory that a prefill adds, each model in a fresh process."""
     command = [sys.executable, *sys.argv]
     added = {}
     for side in ("stock", "frozen"):
@@ -300,7 +298,7 @@ def measure_memory() -> dict:
 
 
 def peak_memory(device: torch.device, reset: bool = False) -> int:
-    """Bytes of the accelerator, or the resident set of this process (Linux); `reset` forgets earlier peaks."""
+    """Peak bytes on the GPU, or of the resident set of this process (Linux only). `reset` first clears the peak."""
     if device.type == "cuda":
         if reset:
             torch.cuda.reset_peak_memory_stats()

@@ -1,10 +1,10 @@
-"""Every request of a push goes wrong in every way: is the repository ever left half published?
+"""Tries every fault at every request of a push: is the repository ever left half published?
 
     python benchmarks/push_faults.py                          # all cases
     python benchmarks/push_faults.py --scenario update --fault kill-after
 
-Each scenario is pushed once to a loopback Hub, whose log gives its requests. Then every fault is tried at every
-request. `tests/support/push_faults.py` says what a case is and when it is lost.
+The requests of each scenario come from the log of a push without faults to a loopback Hub. See
+`tests/support/push_faults.py` for what a case is and what must hold.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""Which order of layers moves the model least: by Layer Contribution, by cosine distance, at random, or greedily.
+"""Which order of freezing layers changes the model least: by Layer Contribution, by cosine, at random or greedily.
 
     python benchmarks/selection.py                    # the bundled demonstration model, 3 draws of 40 samples
     python benchmarks/selection.py --held-out 400 --scenes 80
 
-Of each order the first N layers are frozen together, by definition, and KL(base || frozen) is measured on scenes that
-no order has seen (in float32, at the last prompt position). `greedy` starts with no layer and adds the one with which
-the frozen layers together have the lowest KL on the scored samples, again and again; it is tried here and is no
-method of `shortv-export`, as it takes a whole measurement for each candidate and is not clearly better than `lc`.
-With `--scenes`, all questions about that many other scenes are answered, too: greedily, right if right to the letter.
+The first N layers of each order are frozen together by the definition, and KL(base || frozen) is measured on held-out
+scenes (in float32, at the last prompt position). `greedy` adds one layer after another, each time the one that gives
+the lowest KL on the scored samples. It is not a method of `shortv-export`: it needs a measurement for every candidate
+and is not clearly better than `lc`. With `--scenes`, the models also answer all questions about that many other
+scenes, with greedy decoding; an answer counts as right if it matches exactly.
 """
 
 from __future__ import annotations
@@ -28,25 +28,24 @@ from shortv_export.demo import scenes
 from shortv_export.measure.joint_divergence import JointDivergence
 from shortv_export.measure.layer_contribution import layer_contributions
 from shortv_export.options import Samples
-from shortv_export.records.versions import library_versions
+from shortv_export.records import library_versions
 from shortv_export.samples.decode import Sample
 from shortv_export.samples.draw import draw_samples
 from shortv_export.samples.encode import encode_samples
 from shortv_export.selection.stability import ranking
 
 DEMO_MODEL = Path(scenes.__file__).with_name("model")
-COUNTS = (3, 5, 7, 9)
-"""Layers frozen together."""
+COUNTS = (3, 5, 7, 9)  # layers frozen together
 RANDOM_ORDERS = 8
 ACCURACY_SCENES = scenes.EVALUATION_SEEDS[500_000:]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--draws", type=int, default=3, help="of the scored samples")
-    parser.add_argument("--samples", type=int, default=40, help="to score, in each draw")
-    parser.add_argument("--held-out", type=int, default=40, help="to measure on; the same for all draws")
-    parser.add_argument("--scenes", type=int, default=0, help="to ask about; 0 measures no accuracy")
+    parser.add_argument("--draws", type=int, default=3, help="number of draws of scored samples")
+    parser.add_argument("--samples", type=int, default=40, help="samples to score in each draw")
+    parser.add_argument("--held-out", type=int, default=40, help="samples to measure KL on, the same for all draws")
+    parser.add_argument("--scenes", type=int, default=0, help="scenes to ask about; 0 measures no accuracy")
     parser.add_argument("--json", type=Path, help="where to save the result")
     arguments = parser.parse_args()
 
@@ -86,7 +85,7 @@ def table(title: str, rows: list[dict[str, Any]], cell: Callable[[dict[str, Any]
 
 
 class Exam:
-    """Frozen layers -> the share of questions about scenes that are answered right to the letter, by task."""
+    """Measures the share of questions that a model with frozen layers answers exactly right, by task."""
 
     def __init__(self, model: Any, processor: Any, seeds: range) -> None:
         self.model, self.processor = model, processor
@@ -113,7 +112,7 @@ class Exam:
 
 
 def draw(processor: Any, seeds: range, count: int, seed: int) -> list[Any]:
-    """Encoded questions about scenes, a part of the seeds for each draw."""
+    """Encoded questions about scenes; each draw uses other seeds."""
     with tempfile.TemporaryDirectory() as name:
         folder = scenes.write_folder(Path(name), seeds[seed * count : (seed + 1) * count])
         samples = draw_samples(Samples(str(folder), num_samples=count, seed=seed)).samples
@@ -121,7 +120,7 @@ def draw(processor: Any, seeds: range, count: int, seed: int) -> list[Any]:
 
 
 def orders(model: Any, samples: list[Any], *, randomly: bool) -> dict[str, list[int]]:
-    """Layer numbers, those to freeze first in front, by each method; random ones do not depend on the samples."""
+    """The order in which each method freezes the layers."""
     measured = layer_contributions(model, samples)
     layers = measured.visual.shape[1]
     found = {
@@ -134,7 +133,7 @@ def orders(model: Any, samples: list[Any], *, randomly: bool) -> dict[str, list[
 
 
 def greedy_order(divergence: JointDivergence, layers: int, count: int) -> list[int]:
-    """Measures again after each choice."""
+    """Adds the layer with the lowest KL, `count` times."""
     chosen: list[int] = []
     while len(chosen) < count:
         values = {layer: divergence(sorted([*chosen, layer]))[0] for layer in range(layers) if layer not in chosen}

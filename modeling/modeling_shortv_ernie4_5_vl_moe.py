@@ -1,6 +1,6 @@
-"""ShortV for ERNIE 4.5 VL: the stock model, whose chosen decoder layers freeze visual tokens.
+"""ShortV for ERNIE 4.5 VL: the stock model, in which chosen decoder layers freeze visual tokens.
 
-How a frozen layer works is in `shortv_layers.py`; how the weights are found and read is in `shortv_weights.py`.
+`shortv_layers.py` holds the frozen layers, `shortv_weights.py` the loading of weights.
 """
 
 from transformers import Ernie4_5_VLMoeForConditionalGeneration
@@ -11,7 +11,7 @@ from .shortv_weights import ShortVWeights
 
 
 class FrozenErnieLayer(FrozenLayer):
-    """The experts are told of each row whether it is visual: here, of each text row."""
+    """The experts take `moe_mm_token_type_ids`, the type of every token; they get those of the text rows."""
 
     def _forward_text(self, hidden_states, text_rows, *args, moe_mm_token_type_ids=None, **kwargs):
         if moe_mm_token_type_ids is not None:

@@ -1,6 +1,6 @@
-"""ShortV for EXAONE 4.5: the stock model, whose chosen decoder layers freeze visual tokens.
+"""ShortV for EXAONE 4.5: the stock model, in which chosen decoder layers freeze visual tokens.
 
-How a frozen layer works is in `shortv_layers.py`; how the weights are found and read is in `shortv_weights.py`.
+`shortv_layers.py` holds the frozen layers, `shortv_weights.py` the loading of weights.
 """
 
 import sys
@@ -13,11 +13,11 @@ from .shortv_weights import ShortVWeights
 
 
 class FrozenExaone4Attention(FrozenAttention):
-    """Where some layers have a window, the others know no positions."""
+    """If some layers use a sliding window, the full-attention layers have no rotary embedding."""
 
     @property
     def sliding_window(self):
-        # The stock module keeps the window of other layers, too, as a sign that there are such: here, one without end.
+        # Full-attention layers keep `sliding_window` only as a flag; return an infinite window.
         window = self.config.sliding_window
         return window if window is None or self.is_sliding else sys.maxsize
 
@@ -28,7 +28,7 @@ class FrozenExaone4Attention(FrozenAttention):
 
 
 class FrozenExaone4Layer(FrozenLayer):
-    """What attention gives is normed, instead of what it is given."""
+    """These layers normalise the output of attention, not its input."""
 
     def normed(self, hidden_states):
         return hidden_states

@@ -1,6 +1,6 @@
-"""ShortV for Gemma 4: the stock model, whose chosen decoder layers freeze visual tokens.
+"""ShortV for Gemma 4: the stock model, in which chosen decoder layers freeze visual tokens.
 
-How a frozen layer works is in `shortv_layers.py`; how the weights are found and read is in `shortv_weights.py`.
+`shortv_layers.py` holds the frozen layers, `shortv_weights.py` the loading of weights.
 """
 
 from transformers import Gemma4ForConditionalGeneration
@@ -12,9 +12,9 @@ from .shortv_weights import ShortVWeights
 
 
 class FrozenGemma4Attention(FrozenAttention):
-    """Values are normed, too; in some layers they are the keys before their norm and rotation.
+    """Values are normalised too. A layer without `v_proj` uses the keys, before norm and rotation, as values.
 
-    The sizes whose last layers take the keys and values of earlier ones are not computed here.
+    Model sizes whose last layers share the keys and values of earlier layers are not supported.
     """
 
     def keys_and_values(self, all_rows, position_embeddings):
@@ -26,7 +26,7 @@ class FrozenGemma4Attention(FrozenAttention):
 
     def cached(self, keys, values, past, kwargs):
         keys, values = super().cached(keys, values, past, kwargs)
-        if self.store_full_length_kv:  # for an assistant model
+        if self.store_full_length_kv:  # an assistant model reads them
             kwargs["shared_kv_states"][self.layer_type] = keys, values
         return keys, values
 

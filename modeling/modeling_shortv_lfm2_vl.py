@@ -1,6 +1,6 @@
-"""ShortV for LFM2-VL: the stock model, whose chosen decoder layers freeze visual tokens.
+"""ShortV for LFM2-VL: the stock model, in which chosen decoder layers freeze visual tokens.
 
-How a frozen layer works is in `shortv_layers.py`; how the weights are found and read is in `shortv_weights.py`.
+`shortv_layers.py` holds the frozen layers, `shortv_weights.py` the loading of weights.
 """
 
 from transformers import Lfm2VlForConditionalGeneration
@@ -11,7 +11,7 @@ from .shortv_weights import ShortVWeights
 
 
 class FrozenLfm2Attention(FrozenAttention):
-    """The common attention; its parts have names of their own."""
+    """The usual attention under LFM2's own names."""
 
     attention_dropout = 0.0
 

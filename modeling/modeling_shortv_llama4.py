@@ -1,6 +1,6 @@
-"""ShortV for Llama 4: the stock model, whose chosen decoder layers freeze visual tokens.
+"""ShortV for Llama 4: the stock model, in which chosen decoder layers freeze visual tokens.
 
-How a frozen layer works is in `shortv_layers.py`; how the weights are found and read is in `shortv_weights.py`.
+`shortv_layers.py` holds the frozen layers, `shortv_weights.py` the loading of weights.
 """
 
 import torch
@@ -13,14 +13,14 @@ from .shortv_weights import ShortVWeights
 
 
 class FrozenLlama4Attention(FrozenAttention):
-    """Layers with a rotary embedding norm queries and keys after it; the others scale queries by their position."""
+    """Layers with a rotary embedding then normalise queries and keys; the others scale queries by position."""
 
     def queries(self, hidden_states, text_rows, position_embeddings, past):
         queries = self._rotate(self._heads("q", hidden_states), text_rows.take(position_embeddings))
         if self.use_rope or not self.attn_temperature_tuning:
             return queries, None
         seen = 0 if past is None else past.get_seq_length(self.layer_idx)
-        places = (text_rows.rows + seen).float() + 1.0  # as the stock layer counts: padding, too
+        places = (text_rows.rows + seen).float() + 1.0  # like the stock layer, counts padding
         scales = torch.log1p(torch.floor(places / self.floor_scale)) * self.attn_scale + 1.0
         return (queries * scales[:, None, :, None]).to(queries.dtype), None
 

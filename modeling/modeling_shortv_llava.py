@@ -1,6 +1,6 @@
-"""ShortV for LLaVA-1.5: the stock model, whose chosen decoder layers freeze visual tokens.
+"""ShortV for LLaVA-1.5: the stock model, in which chosen decoder layers freeze visual tokens.
 
-How a frozen layer works is in `shortv_layers.py`; how the weights are found and read is in `shortv_weights.py`.
+`shortv_layers.py` holds the frozen layers, `shortv_weights.py` the loading of weights.
 """
 
 from transformers import LlavaForConditionalGeneration

@@ -1,6 +1,6 @@
-"""ShortV for Molmo 2: the stock model, whose chosen decoder layers freeze visual tokens.
+"""ShortV for Molmo 2: the stock model, in which chosen decoder layers freeze visual tokens.
 
-How a frozen layer works is in `shortv_layers.py`; how the weights are found and read is in `shortv_weights.py`.
+`shortv_layers.py` holds the frozen layers, `shortv_weights.py` the loading of weights.
 """
 
 from transformers import Molmo2ForConditionalGeneration
@@ -11,7 +11,7 @@ from .shortv_weights import ShortVWeights
 
 
 class FrozenMolmo2Attention(FrozenAttention):
-    """Queries and keys are normed over all heads together, or over each, as the config says."""
+    """If `qk_norm_type` is "olmo", queries and keys are normalised over all heads at once, not per head."""
 
     def _heads(self, name, hidden_states):
         if self.qk_norm_type != "olmo":
@@ -21,7 +21,7 @@ class FrozenMolmo2Attention(FrozenAttention):
 
 
 class FrozenMolmo2Layer(FrozenLayer):
-    """Some of these models norm what attention gives instead of what it is given."""
+    """With `norm_after`, layers normalise the output of attention, not its input."""
 
     def normed(self, hidden_states):
         return hidden_states if self.norm_after else self.input_layernorm(hidden_states)

@@ -1,6 +1,6 @@
-"""ShortV for Qwen3.5: the stock model, whose chosen decoder layers freeze visual tokens.
+"""ShortV for Qwen3.5: the stock model, in which chosen decoder layers freeze visual tokens.
 
-How a frozen layer works is in `shortv_layers.py`; how the weights are found and read is in `shortv_weights.py`.
+`shortv_layers.py` holds the frozen layers, `shortv_weights.py` the loading of weights.
 """
 
 from transformers import Qwen3_5ForConditionalGeneration
@@ -11,7 +11,7 @@ from .shortv_weights import ShortVWeights
 
 
 class FrozenGatedAttention(FrozenAttention):
-    """The query projection gives each head a query and a gate, which its output is multiplied with."""
+    """The query projection also gives each head a gate, which multiplies the head's output."""
 
     def queries(self, hidden_states, text_rows, position_embeddings, past):
         both = self.q_proj(hidden_states)

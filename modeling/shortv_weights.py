@@ -1,8 +1,8 @@
-"""Where the weights of a ShortV model come from, and by which names they are read.
+"""Loading the weights of a ShortV model.
 
-The weights keep the names they have in the base's repository, which may differ from those of the modules. transformers
-knows how to read them for its own classes only; custom code must ask for the same, or parts of the model stay random.
-And a repository without weights takes them from its base, at the commit that its config pins.
+Weights keep their names from the base's repository, which may differ from the module names. transformers converts
+such names for its own classes only; this file registers the same conversion for ShortV classes. A repository without
+weights loads those of its base, at the commit pinned in its config.
 """
 
 import json
@@ -20,10 +20,9 @@ _PLACE = ("cache_dir", "force_download", "local_files_only", "proxies", "revisio
 
 
 class ShortVWeights:
-    """Mixed in front of a model class: reads weights as its stock class does, of model type `weights_of`.
+    """Mixin for a model class: converts weight names as for the stock model type `weights_of`.
 
-    Follows `"shortv_base": {"repo_id": ..., "revision": ...}` in `config.json`, unless there are weights beside it,
-    which always win.
+    Without weights beside `config.json`, loads those of its `"shortv_base": {"repo_id": ..., "revision": ...}`.
     """
 
     weights_of = None
@@ -37,12 +36,12 @@ class ShortVWeights:
                 break
 
     def __init__(self, config, *args, **kwargs):
-        vars(config).pop("shortv_base", None)  # a model in memory has weights of its own, wherever it is saved
+        vars(config).pop("shortv_base", None)  # once in memory, the model is saved with its weights
         super().__init__(config, *args, **kwargs)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, config=None, **kwargs):
-        """As the stock method, which is told where the weights are."""
+        """Loads as the stock method does; see the class for where the weights come from."""
         name, place = pretrained_model_name_or_path, {key: kwargs[key] for key in _PLACE if key in kwargs}
 
         def find(file):
@@ -54,16 +53,15 @@ class ShortVWeights:
             return super().from_pretrained(name, *args, config=config, **kwargs)
         if find(GENERATION_CONFIG_NAME):
             kwargs.setdefault("generation_config", GenerationConfig.from_pretrained(name, **place))
-        # Of the base's repository only weights are used: no code, no pickle.
+        # Only the weights of the base's repository are used: no code, no pickle files.
         if "_adapter_model_path" not in (kwargs.get("adapter_kwargs") or {}):
-            kwargs.pop("adapter_kwargs", None)  # where AutoModel looked for an adapter, in vain
+            kwargs.pop("adapter_kwargs", None)  # AutoModel found no adapter
         kwargs |= {"use_safetensors": True, "trust_remote_code": False}
         there = {"revision": base["revision"], "subfolder": ""}
         config = Path(config_file).parent if config is None else config
         try:
-            cached_file(
-                base["repo_id"], CONFIG_NAME, **{**place, **there}
-            )  # of all requests, this one says what is wrong
+            # If the base cannot be reached, this request gives the clearest error.
+            cached_file(base["repo_id"], CONFIG_NAME, **{**place, **there})
             loaded = super().from_pretrained(base["repo_id"], *args, config=config, **{**kwargs, **there})
         except OSError as error:
             raise OSError(

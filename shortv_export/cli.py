@@ -28,8 +28,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-_NAMES: set[str] = set()
-"""The names of all options, which messages of the library mention."""
+_VERBS = (pipeline.score, pipeline.package, pipeline.verify, pipeline.evaluate, pipeline.push, run_demo)
+_NAMES = {option.name for verb in _VERBS for option in options_of(verb) if not option.positional}
+"""The names of all options, which help texts and messages of the library mention."""
 
 
 @app.callback(invoke_without_command=True)
@@ -42,13 +43,16 @@ def _options(
         raise typer.Exit
 
 
-def _command(verb: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Makes a command of a function: its options are parsed, it is called, and the decorated function prints.
+def _command(verb: Callable[..., Any], *without: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Makes a command of a function: parses its options, calls it, and lets the decorated function print the result.
 
-    That one is called with the result, whether JSON was asked for, and the arguments of the call by name.
+    Args:
+        verb: the function.
+        without: names of options that the command does not have.
+
+    The decorated function gets the result, whether JSON was asked for, and the arguments of the call by name.
     """
-    options = options_of(verb)
-    _NAMES.update(option.name for option in options if not option.positional)
+    options = [option for option in options_of(verb) if option.name not in without]
 
     def decorate(show: Callable[..., None]) -> Callable[..., None]:
         def run(as_json: bool, **typed: Any) -> None:
@@ -105,7 +109,7 @@ def _with(values: Any, path: list[str], value: Any) -> Any:
     return replace(values, **{path[0]: _with(getattr(values, path[0]), path[1:], value)})
 
 
-@_command(pipeline.score)
+@_command(pipeline.score, "max_kl")
 def _score(scores: Any, as_json: bool, output: Path, budget: Any, **_: Any) -> None:
     from .selection import boundary, default_count, describe, ranking
 
@@ -115,17 +119,17 @@ def _score(scores: Any, as_json: bool, output: Path, budget: Any, **_: Any) -> N
         return _print_json({**asdict(scores), "boundary": asdict(found) if found else None})
     _print(f"Layer Contribution over {scores.num_samples} samples, written to {output}")
     _print(f"least needed layers first: {', '.join(map(str, ranking(scores.visual)))}")
-    _print(f"of {count} frozen layers, {describe(scores, count)}")
+    _print(f"with {count} frozen layers, {describe(scores, count)}")
 
 
 @_command(pipeline.package)
-def _package(package: Any, as_json: bool, **_: Any) -> None:
-    recipe = package.recipe
+def _package(package: Any, as_json: bool, base: str, out: Path | None, **_: Any) -> None:
+    recipe, folder = package.recipe, out or base  # with a recipe, the folder may be the only argument
     if as_json:
-        return _print_json({"package": str(package.folder), **recipe.to_dict()})
+        return _print_json({"package": str(folder), **recipe.to_dict()})
     frozen = ", ".join(map(str, recipe.frozen_layers))
-    _print(f"{package.folder}: {len(recipe.frozen_layers)} of {recipe.num_layers} layers frozen ({frozen})")
-    _print(f"FLOPs ratio {recipe.cost['flops_ratio']:.3f}; next: shortv-export verify {package.folder}")
+    _print(f"{folder}: {len(recipe.frozen_layers)} of {recipe.num_layers} layers frozen ({frozen})")
+    _print(f"FLOPs ratio {recipe.cost['flops_ratio']:.3f}; next: shortv-export verify {folder}")
 
 
 @_command(pipeline.verify)
@@ -156,7 +160,7 @@ def _evaluate(evaluation: Any, as_json: bool, package: str, output: Path, update
         _print(f"{package}/README.md shows it; next: shortv-export push {package} REPO_ID")
 
 
-@_command(pipeline.push)
+@_command(pipeline.push, "recipe")
 def _push(result: Any, as_json: bool, target: Any, **_: Any) -> None:
     if as_json:
         _print_json(asdict(result))

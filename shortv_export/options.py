@@ -42,7 +42,7 @@ def parse_max_memory(text: str) -> dict[int | str, str]:
     Raises:
         ShortVError: it does not have this form, or names a place twice.
     """
-    size_form = r"[0-9]+(\.[0-9]+)?[KMG]i?B"
+    size_form = r"[0-9]{1,15}(\.[0-9]+)?[KMG]i?B"
     limits: dict[int | str, str] = {}
     for item in text.split(","):
         place, _, size = map(str.strip, item.partition("="))
@@ -112,7 +112,7 @@ class Samples:
         ),
     ] = None
     num_samples: Annotated[int, Help("Number of samples.", least=1)] = 40
-    seed: Annotated[int, Help("Random seed: of the samples, of held-out samples, and of `method` random.")] = 0
+    seed: Annotated[int, Help("Random seed, also of held-out samples and of `method` random.")] = 0
 
 
 @dataclass(frozen=True)
@@ -156,11 +156,13 @@ class Placement:
 class Choice:
     """Which layers to freeze."""
 
-    scores: Annotated[Path | None, Help("The lowest scores of this file, which `shortv-export score` wrote.")] = None
+    scores: Annotated[Path | None, Help("Those with the lowest scores in this file, from `shortv-export score`.")] = (
+        None
+    )
     preset: Annotated[str | None, Help("'paper': the paper's list for this base; needs no scores.")] = None
-    frozen_layers: Annotated[
-        tuple[int, ...] | None, Help("Exactly these layers, such as 31,29,30.", parse=parse_layers)
-    ] = None
+    frozen_layers: Annotated[tuple[int, ...] | None, Help("These layers, such as 31,29,30.", parse=parse_layers)] = (
+        None
+    )
     method: Annotated[
         str,
         Help("'lc': lowest Layer Contribution. To compare with: 'cosine' (of hidden states) or 'random'."),
@@ -253,7 +255,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Conversion:
-    """From a BASE only."""
+    """How a base becomes a package."""
 
     revision: Revision = None
     out: Annotated[Path | None, Help("Folder of the package. Default: ./NAME.")] = None

@@ -74,11 +74,11 @@ def score(
     resolved = resolve_base(base, revision=revision, weights=False)
     foresee(resolved, Choice(), budget, seed=samples.seed)
     fetch_weights(resolved)
-    return _score(resolved, output, samples, budget, scoring, placement)
+    return _score(resolved, Path(output), samples, budget, scoring, placement)
 
 
 def package(
-    base: Annotated[str, Help("Base model: a Hub id or a folder. A recipe may do without.", "BASE")],
+    base: Annotated[str, Help("Base model: a Hub id or a folder. With `recipe`, it may be left out.", "BASE")],
     out: Annotated[Path | None, Help("Folder of the package; must not exist or be empty.", "OUT")] = None,
     *,
     revision: Revision = None,
@@ -139,6 +139,7 @@ def rebuild(recipe: Path, out: Path, *, base: str | None = None) -> Package:
     from .packaging import rebuild_package
     from .records import EVALUATION_NAME, Evaluation, Recipe
 
+    recipe = Path(recipe)
     loaded = Recipe.load(recipe)
     base = base or loaded.base.repo_id
     if base is None:
@@ -182,7 +183,7 @@ def evaluate(
     questions: Questions = Questions(),
     comparison: Comparison = Comparison(),
     placement: Placement = Placement(),
-    update_card: Annotated[bool, Help("Put the result into the package, a folder, and on its card.")] = False,
+    update_card: Annotated[bool, Help("Put the result into the package, which is a folder, and on its card.")] = False,
 ) -> Evaluation:
     """Measures how close a package stays to its base, how often both are right, and how much faster it is.
 
@@ -200,11 +201,18 @@ def evaluate(
         ShortVError: the package or the data cannot be used, too few held-out samples are left, or the card cannot be
             updated.
     """
-    from .packaging import Package
+    from .evaluation import require_evaluable
+    from .packaging import Package, require_updatable
 
+    output = Path(output)
     if update_card and not Path(package).is_dir():
         raise ShortVError(f"{package} is no folder, and only a folder's card can be updated; package the base again.")
     opened = Package.open(package, revision=revision)
+    if update_card:
+        require_updatable(opened, sweep=comparison.sweep is not None)
+    require_evaluable(opened, comparison)
+    if output.absolute().parent.resolve() == opened.folder.resolve():
+        raise ShortVError(f"{output} lies in the package, which must stay as it is; choose another `output`.")
     evaluation, _ = _evaluate(opened, output, samples, questions, comparison, placement, update_card)
     return evaluation
 
@@ -248,7 +256,7 @@ def push(
             )
             logger.info(forecast.summary)
             return forecast
-        finished = _convert(base, conversion.out or Path(repo_id.split("/")[-1]), conversion)
+        finished = _convert(base, Path(conversion.out or repo_id.split("/")[-1]), conversion)
     result = push_package(finished, repository)
     logger.info(result.summary)
     return result
@@ -271,7 +279,7 @@ def _look_at_base(source: str, conversion: Conversion) -> tuple[BaseModel, Any]:
         if scoring.stream and given is not None:
             raise ShortVError(f"`{name}` runs the whole model; place it with `device_map` auto, not `stream`.")
     evaluated_on_theirs = conversion.evaluate is not None and samples.data is None and choice.scores is not None
-    if evaluated_on_theirs and data_of(Scores.load(Path(str(choice.scores))).calibration) is None:
+    if evaluated_on_theirs and data_of(Scores.load(str(choice.scores)).calibration) is None:
         raise ShortVError("the scores were measured on local files; name data for `evaluate` with `data`.")
     _check_rounds(samples, scoring)
     base = resolve_base(source, revision=conversion.revision, weights=False)
@@ -325,7 +333,7 @@ def _score(
         scores = score_in_rounds(
             scorer,
             lambda number, allow_fewer: draw_samples(replace(samples, num_samples=number), allow_fewer=allow_fewer),
-            lambda scores: select_by_scores(base, scores, budget, samples.seed).frozen_layers,
+            lambda scores: select_by_scores(base, scores, budget).frozen_layers,
             samples.num_samples,
             scoring.max_samples,
         )
@@ -375,14 +383,9 @@ def _evaluate(
     update_card: bool,
 ) -> tuple[Evaluation, Package]:
     """The evaluation, and the package as it is afterwards."""
-    from .evaluation import evaluate_package, held_out_from_package, require_evaluable
-    from .packaging import add_evaluation, require_updatable
+    from .evaluation import evaluate_package, held_out_from_package
+    from .packaging import add_evaluation
 
-    if update_card:
-        require_updatable(package, sweep=comparison.sweep is not None)
-    require_evaluable(package, comparison)
-    if output.absolute().parent.resolve() == package.folder.resolve():
-        raise ShortVError(f"{output} lies in the package, which must stay as it is; choose another `output`.")
     drawn = held_out_from_package(package, samples, questions)
     evaluation = evaluate_package(
         package, drawn, questions=questions, comparison=comparison, placement=placement, output=output

@@ -1,12 +1,11 @@
-"""Fixtures shared by all test modules: tiny base models, ShortV folders made from them, photographs, an oracle.
+"""Shared fixtures: tiny base models, ShortV folders made from them, photographs, a Hub, the command line.
 
-Everything lives in a temporary directory of the session, Hugging Face's caches included; nothing is downloaded.
+All files are temporary, including Hugging Face's caches; nothing is downloaded.
 """
 
 from __future__ import annotations
 
 import atexit
-import json
 import os
 import shutil
 import sys
@@ -17,25 +16,24 @@ from typing import Any
 
 import pytest
 
-from tests.support.definition import Pair, edit_config
+from tests.support.definition import Pair, edit_config, make_shortv
 
-# Before any Hugging Face library is imported: they read these once.
+# Set before any Hugging Face library is imported, because they read these once.
 _CACHE = tempfile.mkdtemp(prefix="shortv-tests-")
 atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
 os.environ["HF_HOME"] = _CACHE
 os.environ["HF_MODULES_CACHE"] = f"{_CACHE}/modules"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-os.environ["TQDM_DISABLE"] = "1"  # a bar per loaded model would bury what a failed test printed
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # on matrices this small, threads only wait for each other
+os.environ["TQDM_DISABLE"] = "1"  # progress bars would bury the output of a failed test
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for matrices this small, more threads are slower
 
-
-# What the tests of the families record of each, in this order; the last is of its way through the tool.
-MATRIX = ("oracle error", "generate equal", "LC error", "stream equal", "verify", "push and load")
+# Columns of the table that the tests of all families print.
+MATRIX = ("logit error", "generate equal", "LC error", "stream equal", "verify", "push and load")
 
 
 @pytest.fixture
 def matrix(record_property: Callable[[str, Any], None]) -> Callable[[str, str, Any], None]:
-    """``matrix(family, column, value)``: a cell of the table that is printed at the end; of several, the worst."""
+    """``matrix(family, column, value)``: fills a cell of the table; the worst value of several is kept."""
 
     def record(family: str, column: str, value: Any) -> None:
         assert column in MATRIX
@@ -45,7 +43,7 @@ def matrix(record_property: Callable[[str, Any], None]) -> Callable[[str, str, A
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Prints what the tests of the families recorded, if both of their modules ran."""
+    """Prints the table of `matrix` if the tests of all families ran."""
     cells: dict[str, dict[str, Any]] = {}
     for reports in terminalreporter.stats.values():
         for report in reports:
@@ -53,7 +51,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
                 if key == "matrix":
                     family, column, new = value
                     old = cells.setdefault(family, {}).get(column, new)
-                    # Numbers are errors, and False is worse than True.
+                    # The worst: the largest error, or False.
                     cells[family][column] = old and new if isinstance(new, bool) else max(old, new)
     found = {column for row in cells.values() for column in row}
     if not {MATRIX[0], MATRIX[-2]} <= found:
@@ -75,7 +73,7 @@ def _cell(value: Any) -> str:
 
 @pytest.fixture
 def flash() -> Any:
-    """The name of an attention that computes what flash kernels do, with their masks."""
+    """The name of a reference attention with the semantics and masks of flash kernels."""
     import torch
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import flash_attention_mask
@@ -83,7 +81,7 @@ def flash() -> Any:
 
     def attention(module, query, key, value, attention_mask, sliding_window=None, **kwargs):
         assert query.shape[2] > 0, "flash kernels take no empty query"
-        if attention_mask is not None:  # of a static cache, only what the mask covers is used
+        if attention_mask is not None:  # it covers the filled part of a static cache
             key, value = (states[:, :, : attention_mask.shape[1]] for states in (key, value))
         queries, keys = query.shape[2], key.shape[2]
         row = torch.arange(queries)[:, None] + keys - queries
@@ -106,7 +104,7 @@ def flash() -> Any:
 
 @pytest.fixture(scope="session")
 def photos() -> dict[str, Any]:
-    """Four photographs of different shapes that come with scikit-image, as PIL images."""
+    """Four of scikit-image's photographs, of different shapes."""
     import skimage.data
     from PIL import Image
 
@@ -118,7 +116,7 @@ def photos() -> dict[str, Any]:
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """``tiny_base(model_type="llava", text_config={...}, **build_tiny_llava's arguments)``: a base folder.
 
-    Folders are made once per session and set of arguments: copy before changing one.
+    The same arguments give the same folder: copy it before changing it.
     """
     from tests.support.tiny_llava import build_tiny_llava
 
@@ -136,38 +134,27 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def shortv_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """``shortv_folder(base, frozen_layers)``: a fresh ShortV folder, the base's files plus code plus config."""
-    from shortv_export.base.families import FAMILIES
+    """``shortv_folder(base, frozen_layers)``: a ShortV model made from a copy of the base."""
 
     def make(base: Path, frozen_layers: Any) -> Path:
         folder = tmp_path_factory.mktemp("shortv") / base.name
-        shutil.copytree(base, folder)
-        family = FAMILIES[json.loads((base / "config.json").read_text(encoding="utf-8"))["model_type"]]
-        for name in family.code:
-            (folder / name).write_text(family.source(name), encoding="utf-8")
-        return edit_config(
-            folder,
-            model_type=family.shortv_model_type,
-            architectures=[family.model_class],
-            auto_map=family.auto_map,
-            frozen_layers=frozen_layers,
-        )
+        return make_shortv(shutil.copytree(base, folder), frozen_layers)
 
     return make
 
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
-    """A `LoopbackHub` that this process's client talks to, logged in, with an empty cache of its own.
+    """A `LoopbackHub` that this process's client is logged in to, with an empty cache.
 
-    It must have seen nothing but a correct client.
+    Any error that the Hub saw fails the test.
     """
     from huggingface_hub import constants
 
     from shortv_export.loopback import LoopbackHub
 
     with LoopbackHub() as hub:
-        # What the client reads from the environment once, at import.
+        # The client reads these from the environment once, at import.
         monkeypatch.setattr(constants, "ENDPOINT", hub.url)
         template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
@@ -201,7 +188,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 def load_pair(
     tiny_base: Callable[..., Path], shortv_folder: Callable[..., Path], photos: dict[str, Any]
 ) -> Callable[..., Pair]:
-    """``load_pair(model_type="llava", frozen_layers=(0, 2), **tiny_base's arguments)``: a fresh `Pair` to evaluate."""
+    """``load_pair(model_type="llava", frozen_layers=(0, 2), **tiny_base's arguments)``: a new `Pair` in eval mode."""
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     def load(model_type: str = "llava", *, frozen_layers: Any = (0, 2), dtype: Any = None, **arguments: Any) -> Pair:

@@ -1,14 +1,16 @@
-"""The command line as users run it: files in, files out, exit status and messages."""
+"""The command line in this process: files, exit status, messages."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -17,46 +19,33 @@ from shortv_export import pipeline
 from shortv_export.base.cost import flops_ratio
 from shortv_export.base.resolve import resolve_base
 from shortv_export.errors import ShortVError
-from shortv_export.loopback import LoopbackHub
 from shortv_export.options import Budget, Samples, Scoring
 from shortv_export.records.evaluation import Evaluation
 from shortv_export.records.scores import Scores
+from tests.support.definition import edit_config, frozen_kl
+from tests.support.packages import write_questions
 
 
 @pytest.fixture
-def photo_folder(tmp_path: Path, photos: dict[str, Any]) -> Path:
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    lines = []
-    for name, image in photos.items():
-        image.save(folder / f"{name}.png")
-        lines.append(json.dumps({"file_name": f"{name}.png", "question": "what is in this picture ?"}))
-    (folder / "metadata.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    return folder
+def question_folder(tmp_path: Path, photos: dict[str, Any]) -> Path:
+    """Eight samples: two questions about each of four photographs."""
+    questions = ("what is in this picture ?", "is there a cat in this picture ?")
+    return write_questions(tmp_path / "photos", photos, questions)
 
 
-@pytest.fixture
-def question_folder(photo_folder: Path) -> Path:
-    """Eight samples: the four photographs, each with two questions."""
-    metadata = photo_folder / "metadata.jsonl"
-    lines = metadata.read_text(encoding="utf-8")
-    metadata.write_text(f"{lines}\n{lines.replace('what is in', 'is there a cat in')}", encoding="utf-8")
-    return photo_folder
+def one_line(err: str) -> str:
+    """The message of a command that failed."""
+    assert err.startswith("error: ")
+    assert len(err.strip().splitlines()) == 1
+    return err
 
 
-@pytest.fixture
-def hub() -> Iterator[LoopbackHub]:
-    with LoopbackHub() as hub:
-        yield hub
-        assert hub.errors == []
-
-
-def test_each_step_starts_from_the_previous_ones_file(
-    run: Any, tiny_base: Any, photo_folder: Path, tmp_path: Path
+def test_each_step_reads_the_file_of_the_step_before(
+    run: Any, tiny_base: Any, question_folder: Path, tmp_path: Path
 ) -> None:
     base = tiny_base()
     scores = tmp_path / "scores.json"
-    assert run("score", base, "--data", photo_folder, "--num-samples", 4, "--output", scores)[0] == 0
+    assert run("score", base, "--data", question_folder, "--num-samples", 4, "--output", scores)[0] == 0
     visual = Scores.load(scores).visual
     lowest = sorted(sorted(range(4), key=visual.__getitem__)[:2])
 
@@ -70,33 +59,22 @@ def test_each_step_starts_from_the_previous_ones_file(
     assert all(check["passed"] is not False for check in json.loads(out)["checks"])
 
 
-def kl_of_the_lowest(base: Path, order: list[int], photo_folder: Path, digests: list[str]) -> list[float]:
-    """For 1, 2, ... layers frozen together, KL(base || frozen) of the held-out samples by a plain loop."""
-    import torch
-    from torch.nn import functional
+def kl_of_the_lowest(base: Path, order: list[int], folder: Path, digests: list[str]) -> list[float]:
+    """Mean KL(base || frozen) of held-out samples, by the definition, for the first 1, 2, ... layers of `order`."""
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    from shortv_export.base.definition import frozen_by_definition
-    from shortv_export.options import Samples
     from shortv_export.samples.draw import draw_samples
     from shortv_export.samples.encode import encode_samples
 
     model = AutoModelForImageTextToText.from_pretrained(base).eval()
     processor = AutoProcessor.from_pretrained(base)
-    every = draw_samples(Samples(str(photo_folder), num_samples=1000), allow_fewer=True).samples
+    every = draw_samples(Samples(str(folder), num_samples=1000), allow_fewer=True).samples
     inputs = [encode_samples(processor, [sample]) for digest in digests for sample in every if sample.digest == digest]
-    means = []
-    for count in range(1, len(order) + 1):
-        divergences = []
-        for one in inputs:
-            with torch.no_grad():
-                plain = model(**one).logits[0, -1].double().log_softmax(-1)
-                visual = one["input_ids"] == model.config.image_token_id
-                with frozen_by_definition(model.model.language_model.layers, order[:count], visual):
-                    frozen = model(**one).logits[0, -1].double().log_softmax(-1)
-            divergences.append(functional.kl_div(frozen, plain, reduction="sum", log_target=True).item())
-        means.append(sum(divergences) / len(divergences))
-    return means
+    image = model.config.image_token_id
+    return [
+        fmean(frozen_kl(model, one, order[:count], one["input_ids"] == image).item() for one in inputs)
+        for count in range(1, len(order) + 1)
+    ]
 
 
 def test_package_within_a_divergence(run: Any, tiny_base: Any, question_folder: Path, tmp_path: Path) -> None:
@@ -107,7 +85,7 @@ def test_package_within_a_divergence(run: Any, tiny_base: Any, question_folder: 
     order = sorted(range(6), key=lambda layer: (loaded.visual[layer], -layer))
     held_out, means = [], []
     for number in range(6):
-        # Between the divergences of `number` and of `number + 1` layers.
+        # A bound that `number` layers keep and one more does not.
         bound = (means[number - 1] + means[number]) / 2 if number else 1e-12
         out = tmp_path / f"package-{number}"
         options = ["--data", question_folder, "--num-samples", 4, "--max-kl", bound, "--json"]
@@ -119,7 +97,7 @@ def test_package_within_a_divergence(run: Any, tiny_base: Any, question_folder: 
             held_out = record["sample_digests"]
             means = kl_of_the_lowest(base, order, question_folder, held_out)
             assert means == sorted(means), "the comparison needs divergences that grow"
-        # The last layer alone changes nothing: nobody reads its visual tokens.
+        # Freezing the last layer changes nothing, because nothing reads its visual tokens.
         assert made["frozen_layers"] == sorted(order[: max(1, number)])
         assert made["selection"]["budget"] == {"max_kl": bound, "seed": 0}
         for probe in made["selection"]["evidence"]["probes"]:
@@ -128,7 +106,7 @@ def test_package_within_a_divergence(run: Any, tiny_base: Any, question_folder: 
         assert record["sample_digests"] == held_out
         assert not {*held_out} & {*loaded.calibration["sample_digests"]}
         assert (record["seed"], record["num_samples"]) == (1, 4)
-    # A person is told each measurement, and rebuilding measures nothing again.
+    # Without --json, each measurement is printed. Rebuilding measures nothing.
     status, output, _ = run("package", base, tmp_path / "told", "--scores", scores, *options[:-1])
     assert status == 0
     assert output.count(" frozen together: KL ") == len(made["selection"]["evidence"]["probes"])
@@ -158,13 +136,11 @@ def test_unusable_choice_is_one_line_and_leaves_nothing(
     arguments = [str(option).format(data=question_folder) for option in options]
     status, out, err = run("package", tiny_base(), tmp_path / "out", "--scores", scores, *arguments)
     assert (status, out) == (1, "")
-    assert err.startswith("error: ")
-    assert len(err.strip().splitlines()) == 1
-    assert words in err
+    assert words in one_line(err)
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_methods_to_compare_with(run: Any, tiny_base: Any, question_folder: Path, tmp_path: Path) -> None:
+def test_selection_methods(run: Any, tiny_base: Any, question_folder: Path, tmp_path: Path) -> None:
     scores = tmp_path / "scores.json"
     assert run("score", tiny_base(), "--data", question_folder, "--num-samples", 2, "--output", scores)[0] == 0
     distances = Scores.load(scores).visual_cosine_distance
@@ -189,7 +165,7 @@ def test_methods_to_compare_with(run: Any, tiny_base: Any, question_folder: Path
     assert "--method random --num-frozen 2 --seed 5" in (folder / "README.md").read_text()
 
 
-def test_how_sure_a_selection_is(run: Any, tiny_base: Any, question_folder: Path, tmp_path: Path) -> None:
+def test_stability_of_a_selection(run: Any, tiny_base: Any, question_folder: Path, tmp_path: Path) -> None:
     scores = tmp_path / "scores.json"
     arguments = ["score", tiny_base(), "--data", question_folder, "--output", scores]
     status, out, _ = run(*arguments, "--num-samples", 4, "--num-frozen", 3, "--json")
@@ -205,7 +181,7 @@ def test_how_sure_a_selection_is(run: Any, tiny_base: Any, question_folder: Path
 
     status, out, _ = run(*arguments, "--num-samples", 1)
     assert status == 0
-    assert "of 2 frozen layers, stability: unknown from a single sample" in out
+    assert "with 2 frozen layers, stability: unknown from a single sample" in out
 
 
 def test_samples_are_added_until_the_selection_is_stable(
@@ -215,7 +191,7 @@ def test_samples_are_added_until_the_selection_is_stable(
     scores = tmp_path / "scores.json"
     arguments = ["score", base, "--data", question_folder, "--output", scores, "--until-stable"]
 
-    # All four layers: the same set in every round.
+    # All four layers are selected in every round.
     status, out, _ = run(*arguments, "--num-samples", 2, "--num-frozen", 4)
     assert status == 0
     loaded = Scores.load(scores)
@@ -224,14 +200,14 @@ def test_samples_are_added_until_the_selection_is_stable(
     assert "round 3: 4 samples; 0 of 4 selected layers are new" in out
     assert "the selection is stable" in out
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith("scores")] == ["scores.json"]
-    # As if measured at once.
+    # The scores are those of one measurement of all samples.
     assert run(*arguments[:-1], "--num-samples", 4)[0] == 0
     assert replace(loaded, until_stable=None) == Scores.load(scores)
 
-    # Two rounds are too few to tell.
+    # Two rounds are too few.
     assert run(*arguments, "--num-samples", 2, "--max-samples", 3)[0] == 0
     assert Scores.load(scores).until_stable == {"num_frozen": 2, "rounds": [2, 3], "stable": False}
-    # So are all samples that there are.
+    # So are all eight samples.
     status, out, _ = run(*arguments, "--num-samples", 7)
     assert status == 0
     assert Scores.load(scores).until_stable == {"num_frozen": 2, "rounds": [7, 8], "stable": False}
@@ -284,15 +260,11 @@ def test_unusable_measurement_is_one_line_and_leaves_nothing(
     output = tmp_path / "scores.json"
     status, _, err = run("score", tiny_base(), "--data", question_folder, "--output", output, *options)
     assert status == 1
-    assert err.startswith("error: ")
-    assert len(err.strip().splitlines()) == 1
-    assert words in err
+    assert words in one_line(err)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["photos"]
 
 
-def test_direction_and_size_of_the_measurement(
-    run: Any, tiny_base: Any, question_folder: Path, tmp_path: Path
-) -> None:
+def test_divergence_and_batch_size(run: Any, tiny_base: Any, question_folder: Path, tmp_path: Path) -> None:
     def score(name: str, *options: Any) -> Scores:
         output = tmp_path / name
         assert run("score", tiny_base(), "--data", question_folder, "--output", output, *options)[0] == 0
@@ -304,69 +276,6 @@ def test_direction_and_size_of_the_measurement(
     assert small.visual == pytest.approx(forward.visual, rel=1e-4)
     assert (forward.divergence, reverse.divergence) == ("kl(original||ablated)", "kl(ablated||original)")
     assert reverse.visual != pytest.approx(forward.visual, rel=1e-4)
-
-
-def test_push_checks_the_budget_before_it_scores(hub: LoopbackHub, tiny_base: Any, tmp_path: Path) -> None:
-    environment = {**os.environ, **hub.env(), "HF_HOME": str(tmp_path / "hf-home")}
-    command = [sys.executable, "-m", "shortv_export", "push", str(tiny_base()), "loopback/faster"]
-    for options, words in (
-        (["--num-frozen", "9"], "cannot freeze 9 of 4 layers"),
-        (["--max-kl", "-1"], "nats"),
-        (["--max-kl", "0.1", "--stream"], "not --stream"),
-        (["--until-stable", "--max-samples", "2"], "fewer than the first 40"),
-    ):
-        result = subprocess.run([*command, *options], cwd=tmp_path, env=environment, capture_output=True, text=True)
-        assert result.returncode == 1
-        assert words in result.stderr
-        assert len(result.stderr.strip().splitlines()) == 1
-    assert not any(path.name != "hf-home" for path in tmp_path.iterdir())
-
-
-def test_push_runs_every_step_from_a_base_on_the_hub(
-    hub: LoopbackHub, tiny_base: Any, photo_folder: Path, tmp_path: Path
-) -> None:
-    hub.create_repo("loopback/base", files={path.name: path for path in tiny_base().iterdir()})
-    command = [sys.executable, "-m", "shortv_export", "push", "loopback/base", "loopback/faster", "--json"]
-    environment = {**os.environ, **hub.env(), "HF_HOME": str(tmp_path / "hf-home")}
-    options = ["--data", str(photo_folder), "--num-samples", "2", "--num-frozen", "3"]
-    options += ["--until-stable", "--max-samples", "3"]
-    result = subprocess.run([*command, *options], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    push = json.loads(result.stdout)
-    rounds = Scores.load(tmp_path / "faster.scores.json").until_stable
-    assert rounds == {"num_frozen": 3, "rounds": [2, 3], "stable": False}
-
-    published = hub.files("loopback/faster", push["tag"])
-    config = json.loads(published["config.json"])
-    assert config["model_type"] == "shortv_llava"
-    assert len(config["frozen_layers"]) == 3
-    assert published["model.safetensors"] == (tiny_base() / "model.safetensors").read_bytes()
-    assert hub.commits("loopback/faster")[0].sha == push["commit"]
-
-    # A second run finds the finished package, and nothing to do.
-    again = subprocess.run([*command[:4], "faster", *command[5:]], cwd=tmp_path, env=environment, capture_output=True)
-    assert again.returncode == 0, again.stderr
-    assert json.loads(again.stdout)["changed"] is False
-    assert hub.token not in result.stdout + result.stderr
-
-
-def test_a_push_that_cannot_succeed_fails_before_any_work(hub: LoopbackHub, tmp_path: Path) -> None:
-    hub.add_token("hf_reader", "loopback", role="read")
-    environment = {**os.environ, **hub.env(), "HF_HOME": str(tmp_path / "hf-home")}
-    for token, words in (("", "no token"), ("hf_reader", "write")):
-        result = subprocess.run(
-            [sys.executable, "-m", "shortv_export", "push", "loopback/missing", "loopback/faster"],
-            cwd=tmp_path,
-            env={**environment, "HF_TOKEN": token},
-            capture_output=True,
-            text=True,
-        )
-        assert result.returncode == 1
-        assert result.stderr.startswith("error: ")
-        assert words in result.stderr
-        assert len(result.stderr.strip().splitlines()) == 1
-        assert not token or token not in result.stderr
-    assert not any(path.name != "hf-home" for path in tmp_path.iterdir())
 
 
 def break_nothing(base: Path) -> None:
@@ -388,9 +297,7 @@ def remove_shard(base: Path) -> None:
 
 def change_config(**fields: Any) -> Callable[[Path], None]:
     def change(base: Path) -> None:
-        config = json.loads((base / "config.json").read_text())
-        config.update(fields)
-        (base / "config.json").write_text(json.dumps({key: value for key, value in config.items() if value != ...}))
+        edit_config(base, **fields)
 
     change.__name__ = "config_" + "_".join(fields)
     return change
@@ -426,10 +333,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     options: list[str],
     words: list[str],
 ) -> None:
-    base = tmp_path / "base"
-    base.mkdir()
-    for path in tiny_base().iterdir():
-        (base / path.name).write_bytes(path.read_bytes())
+    base = shutil.copytree(tiny_base(), tmp_path / "base")
     damage(base)
     Scores((0.1, 0.2, 0.0), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), 1).save(tmp_path / "other.json")
     before = sorted(tmp_path.iterdir())
@@ -438,9 +342,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     status, out, err = run("package", base, tmp_path / "out", *(option.format(**places) for option in options))
 
     assert (status, out) == (1, "")
-    assert err.startswith("error: ")
-    assert len(err.strip().splitlines()) == 1
-    assert all(word in err for word in words), err
+    assert all(word in one_line(err) for word in words), err
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -463,15 +365,14 @@ def test_bad_places_are_one_line(
     arguments: list[str],
     words: str,
 ) -> None:
-    monkeypatch.delitem(sys.modules, "huggingface_hub", raising=False) if arguments[0] == "demo" else None
+    if arguments[0] == "demo":
+        monkeypatch.delitem(sys.modules, "huggingface_hub", raising=False)
     (tmp_path / "empty").mkdir()
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "precious").touch()
     status, _, err = run(*(argument.format(tmp=tmp_path, base=tiny_base()) for argument in arguments))
     assert status == 1
-    assert err.startswith("error: ")
-    assert len(err.strip().splitlines()) == 1
-    assert words in err
+    assert words in one_line(err)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "full"]
     assert (tmp_path / "full" / "precious").exists()
 
@@ -482,9 +383,7 @@ def test_wrong_usage_is_status_2(run: Any) -> None:
     assert run("nothing")[0] == 2
 
 
-def test_the_traceback_is_for_debug_only(run: Any, tmp_path: Path) -> None:
-    from shortv_export.errors import ShortVError
-
+def test_a_traceback_needs_debug(run: Any, tmp_path: Path) -> None:
     arguments = ("package", tmp_path / "nowhere", tmp_path / "out", "--frozen-layers", "1")
     assert "Traceback" not in run(*arguments)[2]
     with pytest.raises(ShortVError):
@@ -500,7 +399,7 @@ def test_help_imports_nothing_heavy() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_the_demo_goes_the_whole_way(tmp_path: Path) -> None:
+def test_demo(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     result = subprocess.run(
         [sys.executable, "-m", "shortv_export", "demo", "--output", str(tmp_path / "demo")],

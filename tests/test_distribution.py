@@ -1,4 +1,4 @@
-"""What gets installed: the wheel's content, and `optimum-cli export shortv` from it and from the checkout."""
+"""The wheel's content, and `optimum-cli export shortv` from the wheel and from the checkout."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Python of an environment that has the wheel, and this environment's packages but the checkout."""
+    """The Python of an environment with the wheel and this environment's packages, without the checkout."""
     folder = tmp_path_factory.mktemp("environment")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
     site = next(folder.glob("lib*/python*/site-packages"))
@@ -41,7 +41,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _link(source: Path, target: Path) -> None:
-    """Links what `source` has and `target` has not; of the checkout's installation nothing, nor the paths it adds."""
+    """Links what `target` lacks, except the installed checkout and `.pth` files."""
     for path in source.iterdir():
         if "shortv" in path.name or path.suffix == ".pth":
             continue
@@ -63,7 +63,7 @@ def test_content(wheel: Path) -> None:
         if path.is_file() and not {"__pycache__", "optimum_plugin"} & set(path.parts)
     }
     assert names - information == sources | {"optimum/commands/register/register_shortv.py"}
-    # PEP 420: an `__init__.py` would hide the other portions of optimum's namespaces.
+    # An `__init__.py` would hide the other parts of optimum's namespace package (PEP 420).
     assert not any(name.startswith("optimum/") and name.endswith("__init__.py") for name in names)
     assert any(name.endswith("licenses/LICENSE") for name in information)
 
@@ -100,7 +100,7 @@ def test_optimum(kind: str, request: pytest.FixtureRequest, tiny_base: Callable[
     assert "shortv" in run(OPTIMUM, "export", "--help").stdout
 
 
-def test_options_are_the_tools() -> None:
+def test_options_are_those_of_the_package_command() -> None:
     from argparse import ArgumentParser
 
     from optimum.commands.register.register_shortv import ShortVExportCommand
@@ -113,7 +113,7 @@ def test_options_are_the_tools() -> None:
     parser = ArgumentParser()
     ShortVExportCommand.parse_args(parser)
     theirs = {option for action in parser._actions for option in action.option_strings if option.startswith("--")}
-    assert "--num-frozen" in parser.format_help()  # argparse fills in percent signs of help texts
+    assert "--num-frozen" in parser.format_help()  # fails if a help text has a bare percent sign
     assert theirs - {"--model", "--help"} == options - {"--json", "--help"}
 
 

@@ -1,7 +1,6 @@
-"""The pages for people: their commands parse and run, their Python compiles, their links lead somewhere.
+"""README, docs/, CONTRIBUTING and the cards: commands parse, Python compiles, links resolve.
 
-Commands are read from the fenced blocks of README, docs/, CONTRIBUTING and the cards. All of them are parsed by the
-real command line. Those of README and docs/ are also run, on a tiny base and a Hub on this machine.
+Commands of README and docs/ are also run, with a tiny base and a loopback Hub.
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
-import json
 import re
 import shlex
 import shutil
@@ -17,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.support.packages import write_questions
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -42,7 +42,7 @@ def prose(page: Path) -> str:
 
 
 def commands(page: Path) -> list[list[str]]:
-    """The command lines of a page, in words, without variables that are set before a command."""
+    """The command lines of a page, split into words, without leading variables."""
     found = []
     for block in blocks(page, "console", "bash"):
         for line in block.replace("\\\n", " ").splitlines():
@@ -56,7 +56,7 @@ def commands(page: Path) -> list[list[str]]:
 
 
 def own_words(words: list[str]) -> list[str] | None:
-    """A command line as ``shortv-export`` is given it, if it is one of its own in any form."""
+    """The arguments for ``shortv-export``, if the command line starts it directly or through another tool."""
     if words[0] == "shortv-export":
         return words[1:]
     if words[0] in ("torchrun", "accelerate"):  # ... -m shortv_export score BASE
@@ -67,16 +67,17 @@ def own_words(words: list[str]) -> list[str] | None:
     return None
 
 
-def parse(arguments: list[str]) -> None:
-    """Parses a command line without running it; raises what the parser raises.
-
-    A newer typer brings a parser of its own, so this goes by what both of them have.
-    """
+def command_group() -> Any:
     from typer.main import get_command
 
     from shortv_export.cli import app
 
-    group: Any = get_command(app)
+    return get_command(app)
+
+
+def parse(arguments: list[str]) -> None:
+    """Parses a command line without running it; raises the parser's error. Works with old and new typer."""
+    group = command_group()
     context = group.make_context("shortv-export", list(arguments), resilient_parsing=False)
     rest = [*getattr(context, "_protected_args", ()), *context.args]
     name, command, rest = group.resolve_command(context, rest)
@@ -85,11 +86,7 @@ def parse(arguments: list[str]) -> None:
 
 def command_options() -> dict[str, set[str]]:
     """The flags of each command."""
-    from typer.main import get_command
-
-    from shortv_export.cli import app
-
-    group: Any = get_command(app)
+    group = command_group()
     every = {"": group, **group.commands}
     return {
         name: {"--help"}.union(*((*parameter.opts, *parameter.secondary_opts) for parameter in command.params))
@@ -98,7 +95,7 @@ def command_options() -> dict[str, set[str]]:
 
 
 def script_options(path: Path) -> set[str]:
-    """The flags that a script's `add_argument` names; importing the script would take seconds."""
+    """The flags of a script, read from its source because importing it is slow."""
     return {*re.findall(r'add_argument\(\s*"(--[\w-]+)"', path.read_text("utf-8")), "--help"}
 
 
@@ -114,7 +111,7 @@ def test_commands_parse(page: Path) -> None:
         if (own := own_words(words)) is not None:
             try:
                 parse(own)
-            except Exception as error:  # of click, or of typer's own parser
+            except Exception as error:  # from click or typer
                 pytest.fail(f"{line}: {error or type(error).__name__}")
         elif words[0] == "make":
             assert all(f"\n{target}:" in makefile for target in words[1:]), line
@@ -129,7 +126,7 @@ def test_commands_parse(page: Path) -> None:
             assert name == "shortv-export", line
             assert not extra or f"\n{extra} = [" in extras, line
         else:
-            pytest.fail(f"nothing here checks this command: {line}")
+            pytest.fail(f"no check for this command: {line}")
 
 
 @pytest.mark.parametrize("page", [*PAGES, *CARDS], ids=name_of)
@@ -143,13 +140,13 @@ def test_python_compiles(page: Path) -> None:
 
 
 def anchors(page: Path) -> set[str]:
-    """What the Hub and GitHub call a page's headings in links."""
+    """The link anchors of a page's headings on GitHub and the Hub."""
     headings = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", [*PAGES, *CARDS], ids=name_of)
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_resolve(page: Path) -> None:
     text = re.sub(r"`[^`\n]*`", "", prose(page))
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         if not re.match(r"https?://|mailto:", target):
@@ -169,7 +166,7 @@ def inline_code(page: Path) -> list[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_inline_code_names_what_exists(page: Path) -> None:
-    """Flags, files and targets of make that a sentence or a table names."""
+    """Flags, files and make targets in sentences and tables exist."""
     scripts = {path: script_options(path) for path in (ROOT / "benchmarks").glob("*.py")}
     others = {"--tasks", "--model", "--model_args"}  # of lmms-eval
     known = {*others}.union(*command_options().values(), *scripts.values())
@@ -206,8 +203,8 @@ def test_paragraphs_are_short(page: Path) -> None:
                 assert len(words) <= 62, " ".join(words[:8])
 
 
-def test_readme_shows_where_things_are() -> None:
-    """Each line of its tree is there, and no room is missing from it."""
+def test_readme_tree() -> None:
+    """Each line of the tree exists, and no room is missing."""
     (tree,) = blocks(README, "text")
     folder, shown = "", set()
     for line in tree.splitlines():
@@ -224,7 +221,7 @@ def test_readme_shows_where_things_are() -> None:
 
 
 def test_supported_models_are_the_families() -> None:
-    """Each by its title, and in the row of the transformers release that it needs."""
+    """The page lists each family by title and with the transformers release that it needs."""
     from shortv_export.base.families import FAMILIES
 
     text = (ROOT / "docs" / "supported-models.md").read_text("utf-8").replace("VideoLLaMA 3", "VideoLLaMA3")
@@ -246,21 +243,14 @@ def test_supported_models_are_the_families() -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path, photos: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder: ``photos/`` and ``questions/`` to measure on."""
+    """The current folder, with samples in ``photos/`` and ``questions/``."""
     for name, question in (("photos", "what is in this picture ?"), ("questions", "is there a cat in this picture ?")):
-        data = tmp_path / name
-        data.mkdir()
-        rows = []
-        for title, image in photos.items():
-            image.resize((96, 96)).save(data / f"{title}.png")
-            for text in (question, f"{question} say it"):
-                rows.append({"file_name": f"{title}.png", "question": text, "answer": "cat", "task": title})
-        (data / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+        write_questions(tmp_path / name, photos, (question, f"{question} say it"), (96, 96))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-# What suits the tiny base, which has 4 layers. Of an option that is given twice, the last one counts.
+# Values for the tiny base, which has 4 layers; they are appended, and the last value of an option counts.
 SMALLER = {
     "--evaluate": "2",
     "--flops-ratio": "0.9",
@@ -271,7 +261,7 @@ SMALLER = {
 
 
 class Runner:
-    """Runs commands of the pages in order, with what their placeholders stand for."""
+    """Runs commands of the pages in order, with their placeholders filled in."""
 
     def __init__(self, run: Any, hub: Any, base: Path) -> None:
         self.run = run
@@ -280,7 +270,7 @@ class Runner:
 
     def __call__(self, own: list[str], *more: str) -> str:
         command, *arguments = own
-        if command == "package" or "--out" in own:  # each into a folder of its own, which later commands mean by OUT
+        if command == "package" or "--out" in own:  # each writes a new folder, which is OUT in later commands
             self.folders += 1
             self.values["OUT"] = f"package-{self.folders}"
         more += tuple(word for flag, value in SMALLER.items() if flag in own for word in (flag, value))
@@ -297,7 +287,7 @@ def go(run: Any, hub: Any, tiny_base: Any, folder: Path) -> Runner:
 
 
 def test_the_readmes_commands_run(go: Runner, hub: Any, folder: Path, tiny_base: Any) -> None:
-    """From scores to a published repository, each step from the file of the one before."""
+    """From scores to a published repository."""
     from huggingface_hub import HfApi
 
     demo, preset, *steps = [own for words in commands(README) if (own := own_words(words))]
@@ -320,9 +310,9 @@ def test_the_readmes_commands_run(go: Runner, hub: Any, folder: Path, tiny_base:
 
 
 QUICKER = {"evaluate": ("--no-speed", "--max-new-tokens", "2"), "push": ("--dry-run",)}
-# What the pages' commands have that is not tried here, and why.
+# Commands that are not run here, and why.
 ELSEWHERE = {
-    "torchrun ": "starts processes; tests/measure does too",
+    "torchrun ": "starts processes; tests/measure runs it",
     "optimum-cli ": "tests/test_distribution.py runs it",
     "lmms-lab/": "a data set on the Hub",
     "verify ": "starts a process that loads two models",
@@ -330,7 +320,7 @@ ELSEWHERE = {
 
 
 def test_the_pages_commands_run(go: Runner, hub: Any, folder: Path) -> None:
-    """Those of docs/, page by page, with a base on the Hub. What takes long is left to the README's commands."""
+    """Those of docs/, with a base on the Hub, and with options that leave out slow parts."""
     hub.create_repo("loopback/base", files={path.name: path for path in Path(go.values["BASE"]).iterdir()})
     go.values["BASE"] = "loopback/base"
     go(["score", "BASE", "--data", "photos/"])

@@ -1,4 +1,4 @@
-"""The real command line in processes of its own, against a loopback Hub: secrets, the network, and what is printed."""
+"""The command line in processes of its own with a loopback Hub: secrets, network access, output."""
 
 from __future__ import annotations
 
@@ -15,17 +15,19 @@ import pytest
 
 from shortv_export.base.resolve import resolve_base
 from shortv_export.loopback import LoopbackHub
+from shortv_export.records.scores import Scores
 from shortv_export.records.selection import Selection
-from tests.support.packages import make_package
+from tests.support.packages import make_package, write_questions
 
 CANARY = "hf_CanaryCanaryCanaryCanaryCanary"
 BASE, REPO = "loopback/base", "loopback/faster"
 FROZEN = ("--frozen-layers", "1,3")
+PLACES = ["hf-home", "home", "tmp"]  # folders that exist before a command runs
 
 
 @pytest.fixture
 def hub(tiny_base: Callable[..., Path]) -> Iterator[LoopbackHub]:
-    """A Hub with a base on it, whose token is the canary."""
+    """A Hub with a base; its token is the canary."""
     with LoopbackHub(token=CANARY) as hub:
         hub.create_repo(BASE, files={path.name: path for path in tiny_base().iterdir()})
         yield hub
@@ -34,7 +36,7 @@ def hub(tiny_base: Callable[..., Path]) -> Iterator[LoopbackHub]:
 
 @pytest.fixture
 def run(hub: LoopbackHub, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """``run("push", ..., HF_TOKEN="")`` -> the finished process. Everything that it writes is in `tmp_path`."""
+    """``run("push", ..., HF_TOKEN="")`` -> the finished process, which writes into `tmp_path` only."""
     places = {"HOME": tmp_path / "home", "HF_HOME": tmp_path / "hf-home", "TMPDIR": tmp_path / "tmp"}
     for place in places.values():
         place.mkdir()
@@ -69,8 +71,10 @@ def one_line(result: subprocess.CompletedProcess[str]) -> str:
 
 
 class Environments:
-    """Collects the environments of `verify`'s isolated processes while a context lasts (Linux): of those whose
-    temporary files are in `folder`, since other tests may run at the same time."""
+    """Collects the environments of `verify`'s isolated processes during a context (on Linux).
+
+    Only of processes whose temporary files are in `folder`: other tests may run at the same time.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -94,12 +98,12 @@ class Environments:
                         environment = (process / "environ").read_text()
                         if f"TMPDIR={self.folder}" in environment:
                             self.seen[process.name] = environment
-                except OSError:  # it ended meanwhile
+                except OSError:  # the process has ended
                     pass
 
 
 def test_the_token_is_nowhere(hub: LoopbackHub, run: Any, package: Path, tmp_path: Path) -> None:
-    """Not in a file, a message, an address or the environment of the process that runs a package's code."""
+    """In no file, message or address, and not in the environment of the process that runs a package's code."""
     hub.add_token(f"{CANARY}Reader", "loopback", role="read")
     hub.create_repo("loopback/foreign", files={"model.safetensors": b"x"})
     results = []
@@ -123,7 +127,7 @@ def test_the_token_is_nowhere(hub: LoopbackHub, run: Any, package: Path, tmp_pat
     ):
         results.append(run(*arguments, **variables))
         assert results[-1].returncode == 1, results[-1]
-    # Limits that ask for no wait, so that all tries are made at once.
+    # A rate limit without a waiting time, so that all retries run at once.
     hub.fail(lambda request: "/commit/" in request.path, status=429, retry_after=0, times=1000)
     for debug in ((), ("--debug",)):
         results.append(run(*debug, "push", package, "loopback/new"))
@@ -140,14 +144,11 @@ def test_the_token_is_nowhere(hub: LoopbackHub, run: Any, package: Path, tmp_pat
 
 
 def test_everything_up_to_the_push_works_offline(hub: LoopbackHub, run: Any, tmp_path: Path, photos: Any) -> None:
-    """A base in the cache is enough; afterwards, publishing says what it needs."""
+    """A base in the cache is enough; publishing then says what it needs."""
     assert run("package", BASE, tmp_path / "online", *FROZEN).returncode == 0
     offline = {"HF_HUB_OFFLINE": "1", "HF_TOKEN": ""}
     asked = len(hub.requests)
-    (tmp_path / "photos").mkdir()
-    photos["chelsea"].save(tmp_path / "photos" / "cat.png")
-    question = {"file_name": "cat.png", "question": "what is in this picture ?"}
-    (tmp_path / "photos" / "metadata.jsonl").write_text(json.dumps(question))
+    write_questions(tmp_path / "photos", {"cat": photos["chelsea"]}, ["what is in this picture ?"])
     for arguments in (
         ("score", BASE, "--data", tmp_path / "photos", "--num-samples", 1, "--output", tmp_path / "scores.json"),
         ("package", BASE, tmp_path / "scored", "--scores", tmp_path / "scores.json", "--num-frozen", 2),
@@ -164,7 +165,7 @@ def test_everything_up_to_the_push_works_offline(hub: LoopbackHub, run: Any, tmp
 
 
 def test_verify_a_repository(hub: LoopbackHub, run: Any, package: Path) -> None:
-    """By default its main branch; --revision names another; the exit status and the first reason say what is wrong."""
+    """The main branch or --revision; the exit status and the first failed check say what is wrong."""
     push = json.loads(run("push", package, REPO, "--tag", "v1", "--json").stdout)
     hub.commit(REPO, {"extra.py": b"evil = True\n"})
     result = run("verify", REPO, "--revision", push["tag"])
@@ -219,4 +220,59 @@ def test_a_dry_run_from_a_base_measures_and_changes_nothing(hub: LoopbackHub, ru
     assert (set(hub.repos), hub.repos[BASE].refs) == (repos, refs)
     assert not list(tmp_path.rglob("*.safetensors"))
     assert not [request for request in hub.requests if request.method in ("PUT", "DELETE")]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["hf-home", "home", "tmp"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == PLACES
+
+
+def test_push_runs_every_step_from_a_base_on_the_hub(
+    hub: LoopbackHub, run: Any, tiny_base: Any, photos: Any, tmp_path: Path
+) -> None:
+    data = write_questions(tmp_path / "photos", photos, ["what is in this picture ?"])
+    options = ["--data", data, "--num-samples", 2, "--num-frozen", 3, "--until-stable", "--max-samples", 3, "--json"]
+    result = run("push", BASE, REPO, *options)
+    assert result.returncode == 0, result.stderr
+    push = json.loads(result.stdout)
+    rounds = Scores.load(tmp_path / "faster.scores.json").until_stable
+    assert rounds == {"num_frozen": 3, "rounds": [2, 3], "stable": False}
+
+    published = hub.files(REPO, push["tag"])
+    config = json.loads(published["config.json"])
+    assert config["model_type"] == "shortv_llava"
+    assert len(config["frozen_layers"]) == 3
+    assert published["model.safetensors"] == (tiny_base() / "model.safetensors").read_bytes()
+    assert hub.commits(REPO)[0].sha == push["commit"]
+
+    # Pushing the finished package finds nothing to do.
+    again = run("push", "faster", REPO, "--json")
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)["changed"] is False
+    assert hub.token not in result.stdout + result.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--num-frozen", 9], "cannot freeze 9 of 4 layers"),
+        (["--max-kl", -1], "nats"),
+        (["--max-kl", 0.1, "--stream"], "not --stream"),
+        (["--until-stable", "--max-samples", 2], "fewer than the first 40"),
+    ],
+)
+def test_push_checks_its_options_before_it_scores(
+    run: Any, tiny_base: Any, tmp_path: Path, options: list[Any], words: str
+) -> None:
+    result = run("push", tiny_base(), REPO, *options)
+    assert words in one_line(result)
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == PLACES
+
+
+@pytest.mark.parametrize(("token", "words"), [("", "no token"), ("hf_reader", "write")])
+def test_a_push_that_cannot_succeed_fails_before_any_work(
+    hub: LoopbackHub, run: Any, tmp_path: Path, token: str, words: str
+) -> None:
+    hub.add_token("hf_reader", "loopback", role="read")
+    result = run("push", "loopback/missing", REPO, HF_TOKEN=token)
+    assert words in one_line(result)
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert not token or token not in result.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == PLACES

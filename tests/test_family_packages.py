@@ -1,10 +1,9 @@
-"""Every family through the tool: processor, samples, scores, package, verification, publication, a stranger's load.
+"""Every family through the tool: processor, samples, scores, package, verification, publishing and loading.
 
-A family whose processor needs a package that is not installed is skipped. What takes a process of its own takes
-seconds for each family, so that a few stand for all unless ``SHORTV_ALL_FAMILIES=1`` is set. This prints the table of
-what was found, beside what `test_families` finds::
+Families whose processor needs a package that is not installed are skipped. Tests that start processes are slow and
+run for a few families only. This runs them for all and prints a table of the results::
 
-    SHORTV_ALL_FAMILIES=1 pytest tests/test_families.py tests/test_family_packages.py
+    SHORTV_ALL_FAMILIES=1 pytest tests/modeling/test_families.py tests/test_family_packages.py
 """
 
 from __future__ import annotations
@@ -13,8 +12,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -40,15 +37,16 @@ from shortv_export.samples.decode import Sample
 from shortv_export.samples.draw import DrawnSamples, draw_samples
 from shortv_export.samples.encode import encode_samples
 from shortv_export.samples.video import Clip
+from tests.support.definition import TOLERANCE, frozen_kl, relative_error, rows_with_features
 from tests.support.packages import make_package, publish
 from tests.support.tiny_families import TINY, tiny_model
 from tests.support.tiny_processors import PROCESSORS, build_tiny_base, missing, older_layout, tiny_tokenizer
 
-FROZEN = (0, 3)  # where layers differ, one of each kind
-# One with other names of its layers, one whose masks know images, one with experts.
+FROZEN = (0, 3)  # one of each kind, in families with two kinds of layers
+# One with other layer names, one whose attention masks depend on images, one with experts.
 ISOLATED = tuple(FAMILIES) if os.environ.get("SHORTV_ALL_FAMILIES") == "1" else ("idefics3", "gemma3", "aria")
 
-# Visual tokens of a square picture, or of a tile of it, times the tiles of the paper's cost model.
+# Visual tokens of a square picture: those of a tile times the tiles of the paper's cost model.
 COST = {
     **dict.fromkeys(("llava", "vipllava", "video_llava", "llava_next_video", "llava_onevision", "paligemma"), 16),
     **dict.fromkeys(("deepseek_vl", "janus"), 16),
@@ -63,7 +61,7 @@ COST = {
 
 
 def parameters(names: Any) -> list[Any]:
-    """The families, those skipped that lack a package."""
+    """The families as parameters; skipped if a package is missing."""
     return [
         pytest.param(name, marks=pytest.mark.skipif(bool(lacks), reason=f"its processor needs {', '.join(lacks)}"))
         for name in names
@@ -72,19 +70,10 @@ def parameters(names: Any) -> list[Any]:
 
 
 VIDEO = [name for name in FAMILIES if PROCESSORS[name].video]
-# Whose processors write into the prompt when each frame was seen.
+# Their processors write the time of each frame into the prompt.
 TIMED = (
-    "qwen3_vl",
-    "qwen3_vl_moe",
-    "qwen3_5",
-    "qwen3_5_moe",
-    "gemma4",
-    "glm4v",
-    "glm4v_moe",
-    "glm46v",
-    "molmo2",
-    "smolvlm",
-    "video_llama_3",
+    *("qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "gemma4", "glm4v", "glm4v_moe", "glm46v"),
+    *("molmo2", "smolvlm", "video_llama_3"),
 )
 
 every_family = pytest.mark.parametrize("name", parameters(FAMILIES))
@@ -94,7 +83,7 @@ isolated = pytest.mark.parametrize("name", parameters(ISOLATED))
 
 @cache
 def isolated_lacks(name: str) -> bool:
-    """Whether a process that sees installed packages only, as `verify` starts, lacks one that the processor needs."""
+    """Whether the isolated process of `verify` lacks a package that the processor needs."""
     needs = PROCESSORS[name].needs
     imports = subprocess.run([sys.executable, "-I", "-c", f"import {', '.join(needs)}"], capture_output=True)
     return bool(needs) and imports.returncode != 0
@@ -103,12 +92,10 @@ def isolated_lacks(name: str) -> bool:
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """``base(name)``: a resolved base, made once."""
-    made: dict[str, Any] = {}
 
+    @cache
     def make(name: str) -> Any:
-        if name not in made:
-            made[name] = resolve_base(build_tiny_base(tmp_path_factory.mktemp(name) / "base", name))
-        return made[name]
+        return resolve_base(build_tiny_base(tmp_path_factory.mktemp(name) / "base", name))
 
     return make
 
@@ -116,13 +103,10 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.fixture(scope="module")
 def package(base: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """``package(name)``: the folder of a package, made once."""
-    made: dict[str, Path] = {}
 
+    @cache
     def make(name: str) -> Path:
-        if name not in made:
-            out = tmp_path_factory.mktemp(name) / "package"
-            made[name] = make_package(base(name), out, Selection(FROZEN, 4, "given"))
-        return made[name]
+        return make_package(base(name), tmp_path_factory.mktemp(name) / "package", Selection(FROZEN, 4, "given"))
 
     return make
 
@@ -136,12 +120,12 @@ def samples(photos: dict[str, Any]) -> list[Sample]:
 
 
 def clip(photo: Any, number: int, fps: float | None = None) -> Clip:
-    """A walk over a photograph."""
+    """Frames that move over a photograph."""
     return Clip(tuple(photo.crop((20 * step, 0, 20 * step + 200, 160)) for step in range(number)), fps)
 
 
 def video_samples(photos: dict[str, Any], name: str) -> list[Sample]:
-    """Of as many clips as the family takes in a prompt, and of one."""
+    """One sample with as many clips as the family takes in a prompt, and one with one clip."""
     astronaut, coffee, *_ = photos.values()
     clips = (clip(coffee, 4), clip(astronaut, 4))[-PROCESSORS[name].videos :]
     return [
@@ -150,27 +134,14 @@ def video_samples(photos: dict[str, Any], name: str) -> list[Sample]:
     ]
 
 
-@contextmanager
-def embeddings(model: Any) -> Iterator[list[Any]]:
-    """What the language model is given, in each forward pass while the context lasts."""
-    seen: list[Any] = []
-    hook = text_decoder(model).register_forward_pre_hook(
-        lambda module, args, kwargs: seen.append(kwargs["inputs_embeds"]), with_kwargs=True
-    )
-    with hook:
-        yield seen
-
-
 @every_family
 def test_samples_become_inputs(base: Any, photos: dict[str, Any], name: str) -> None:
-    """As the chat template's own call makes them; the stock model puts features into the rows that count as visual."""
+    """Inputs are those of the chat template; the stock model puts features into exactly the visual rows."""
     model, processor = load_base(base(name))
     batch = encode_samples(processor, samples(photos))
     visual = visual_tokens(model.config, batch["input_ids"])
-    with embeddings(model) as seen, torch.no_grad():
-        logits = model(**placed(model, batch)).logits[:, -1]
-        embedded = model.get_input_embeddings()(batch["input_ids"])
-    assert torch.equal((seen[0] != embedded).any(-1), visual)
+    rows, logits = rows_with_features(model, placed(model, batch))
+    assert torch.equal(rows, visual)
     assert (visual.sum(1) > 0).all()
     for row, sample in enumerate(samples(photos)):
         single = encode_samples(processor, [sample])
@@ -178,34 +149,32 @@ def test_samples_become_inputs(base: Any, photos: dict[str, Any], name: str) -> 
         assert torch.equal(batch["input_ids"][row, -len(ids) :], ids)
         with torch.no_grad():
             alone = model(**placed(model, single)).logits[0, -1]
-        if name != "llama4":  # which counts padding where it scales queries
-            assert (logits[row] - alone).abs().max() <= 1e-4 * alone.abs().max()
+        if name != "llama4":  # scales queries by positions that count padding
+            assert relative_error(logits[row, -1], alone) <= 1e-4
         if processor.chat_template:
             assert_same(single, chat_inputs(processor, sample))
 
 
 @every_video_family
 def test_videos_become_inputs(base: Any, photos: dict[str, Any], name: str) -> None:
-    """As `test_samples_become_inputs`, for clips: two of one sample, and one of another."""
+    """The same for clips: two in one sample, one in another."""
     model, processor = load_base(base(name))
     every = video_samples(photos, name)
     batch = encode_samples(processor, every)
     visual = visual_tokens(model.config, batch["input_ids"])
-    with embeddings(model) as seen, torch.no_grad():
-        logits = model(**batch).logits[:, -1]
-        embedded = model.get_input_embeddings()(batch["input_ids"])
-    assert torch.equal((seen[0] != embedded).any(-1), visual)
+    rows, logits = rows_with_features(model, batch)
+    assert torch.equal(rows, visual)
     assert visual[0].sum() == PROCESSORS[name].videos * visual[1].sum() > 0
     for row, sample in enumerate(every):
         single = encode_samples(processor, [sample])
         with torch.no_grad():
             alone = model(**single).logits[0, -1]
-        assert (logits[row] - alone).abs().max() <= 1e-4 * alone.abs().max()
+        assert relative_error(logits[row, -1], alone) <= 1e-4
         assert_same(single, chat_inputs(processor, sample))
 
 
 def chat_inputs(processor: Any, sample: Sample, **options: Any) -> Any:
-    """A sample's inputs by the processor's own call on the conversation."""
+    """A sample's inputs by `apply_chat_template` of the processor."""
     images = [{"type": "image", "image": image} for image in sample.images]
     videos = [{"type": "video", "video": list(video.frames)} for video in sample.videos]
     conversation = [{"role": "user", "content": [*images, *videos, {"type": "text", "text": sample.question}]}]
@@ -225,8 +194,8 @@ def assert_same(inputs: Any, expected: Any) -> None:
 
 
 @every_video_family
-def test_the_rate_of_frames(base: Any, photos: dict[str, Any], name: str) -> None:
-    """Families that read the time are told it; an odd number of frames is fine where they go in pairs."""
+def test_frame_rates(base: Any, photos: dict[str, Any], name: str) -> None:
+    """Families whose prompts contain the time get it. An odd number of frames works where frames form pairs."""
     number = 3
     model, processor = load_base(base(name))
     slow, fast, unknown = (
@@ -249,14 +218,11 @@ def test_images_and_videos_of_a_sample(base: Any, photos: dict[str, Any], name: 
     both = Sample((photos["rocket"],), "yes ?", None, "", videos=(clip(photos["coffee"], 4),))
     inputs = encode_samples(processor, [both])
     assert_same(inputs, chat_inputs(processor, both))
-    with embeddings(model) as seen, torch.no_grad():
-        model(**inputs)
-    visual = visual_tokens(model.config, inputs["input_ids"])
-    assert torch.equal((seen[0] != model.get_input_embeddings()(inputs["input_ids"])).any(-1), visual)
+    assert torch.equal(rows_with_features(model, inputs)[0], visual_tokens(model.config, inputs["input_ids"]))
 
 
 @pytest.mark.parametrize("name", parameters(["qwen3_vl"]))
-def test_video_that_the_processor_refuses(base: Any, photos: dict[str, Any], name: str) -> None:
+def test_a_video_that_the_processor_refuses(base: Any, photos: dict[str, Any], name: str) -> None:
     single = Sample((), "yes ?", None, "", videos=(clip(photos["coffee"], 1),))
     with pytest.raises(ShortVError, match="cannot read a video of 1 frame: t:1 must be larger"):
         encode_samples(load_processor(base(name)), [single])
@@ -270,8 +236,8 @@ def test_videos_for_a_base_that_takes_none(base: Any, photos: dict[str, Any], na
 
 
 @pytest.mark.parametrize("name", parameters(["llava_next_video"]))
-def test_videos_without_a_chat_template_for_them(base: Any, photos: dict[str, Any], name: str) -> None:
-    """Without any template, the family's plain prompt; with one that writes nothing for a video, an error."""
+def test_videos_without_a_chat_template(base: Any, photos: dict[str, Any], name: str) -> None:
+    """Without a template, the plain prompt is used. A template that leaves videos out is an error."""
     processor = load_processor(base(name))
     processor.chat_template = None
     tokens = processor.tokenizer.convert_ids_to_tokens(
@@ -288,27 +254,20 @@ def test_videos_without_a_chat_template_for_them(base: Any, photos: dict[str, An
 
 @every_video_family
 def test_scores_of_videos(base: Any, photos: dict[str, Any], name: str) -> None:
-    """Layer Contribution by whole forward passes of the stock model, with one layer's visual rows put back."""
+    """Scores equal those of whole forward passes of the definition with one frozen layer."""
     sample = video_samples(photos, name)[1]
     found = Scorer(base(name))(DrawnSamples((sample,), {}))
     model, processor = load_base(base(name))
     inputs = encode_samples(processor, [sample])
     visual = visual_tokens(model.config, inputs["input_ids"])
-
-    def log_probabilities(*layers: int) -> Any:
-        with torch.no_grad(), frozen_by_definition(text_decoder(model).layers, layers, visual):
-            return model(**inputs).logits[0, -1].double().log_softmax(-1)
-
-    whole = log_probabilities()
     for layer, value in enumerate(found.visual):
-        expected = torch.nn.functional.kl_div(log_probabilities(layer), whole, log_target=True, reduction="sum")
-        assert value == pytest.approx(expected.item(), rel=1e-3, abs=1e-9)
+        assert value == pytest.approx(frozen_kl(model, inputs, [layer], visual).item(), rel=1e-3, abs=1e-9)
     assert min(found.visual[:-1]) > 0
 
 
 @pytest.mark.parametrize("name", parameters(["qwen3_vl"]))
 def test_from_a_folder_of_clips_to_a_card(base: Any, photos: dict[str, Any], tmp_path: Path, name: str) -> None:
-    """Scored, packaged and evaluated on videos; the divergence is the definition's, and the card says videos."""
+    """Scores, package and evaluation from videos: the divergence is the definition's, and the card names videos."""
     data = tmp_path / "clips"
     data.mkdir()
     rows = []
@@ -341,23 +300,20 @@ def test_from_a_folder_of_clips_to_a_card(base: Any, photos: dict[str, Any], tmp
             continue
         assert [len(each.frames) for each in sample.videos] == [2]
         inputs = encode_samples(processor, [sample])
-        visual = visual_tokens(model.config, inputs["input_ids"])
-        with torch.no_grad():
-            whole = model(**inputs).logits[0, -1].double().log_softmax(-1)
-            with frozen_by_definition(text_decoder(model).layers, FROZEN, visual):
-                changed = model(**inputs).logits[0, -1].double().log_softmax(-1)
-        expected.append((whole.exp() * (whole - changed)).sum().item())
+        expected.append(frozen_kl(model, inputs, FROZEN, visual_tokens(model.config, inputs["input_ids"])).item())
     assert len(expected) == 2
     assert result.chosen.fidelity.first_token_kl.mean == pytest.approx(sum(expected) / 2, rel=1e-3)
     card = (package / "README.md").read_text(encoding="utf-8")
-    assert "reading images and videos with less computation" in card
+    assert "for prompts with images and videos: visual tokens are frozen" in card
     assert "mean over 2 samples (2 videos of at most 2 frames); shaded" in card
-    assert "2 samples of the publisher's own data (2 videos of at most 2 frames) that no layer was chosen by" in card
+    assert (
+        "2 samples of the publisher's own data (2 videos of at most 2 frames), not used to choose the layers" in card
+    )
 
 
 @pytest.mark.parametrize("name", parameters(["paligemma"]))
 def test_prompt_of_a_family_without_chat_template(base: Any, photos: dict[str, Any], name: str) -> None:
-    """Pictures, the first token, the question, an end of line: what the model was trained on."""
+    """Pictures, the first token, the question, a newline, as in training."""
     processor = load_processor(base(name))
     inputs = encode_samples(processor, samples(photos)[:1])
     tokens = processor.tokenizer.convert_ids_to_tokens(inputs["input_ids"][0])
@@ -397,7 +353,7 @@ def test_recipe_and_card(base: Any, package: Any, name: str) -> None:
 
 @pytest.mark.parametrize("name", parameters(["llava", "qwen2_vl", "qwen2_5_vl", "gemma3", "smolvlm"]))
 def test_older_layout_of_the_files(base: Any, photos: dict[str, Any], tmp_path: Path, name: str) -> None:
-    """A package of it loads as that of the newer layout, and its processor makes the same inputs."""
+    """The package loads like one of the newer layout, and its processor makes the same inputs."""
     from transformers import AutoModel, AutoProcessor
 
     newer = base(name)
@@ -407,8 +363,7 @@ def test_older_layout_of_the_files(base: Any, photos: dict[str, Any], tmp_path: 
     package = make_package(older, tmp_path / "package", Selection(FROZEN, 4, "given"))
     processor = AutoProcessor.from_pretrained(package, trust_remote_code=True)
     inputs, expected = (encode_samples(each, samples(photos)) for each in (processor, load_processor(newer)))
-    assert inputs.keys() == expected.keys()
-    assert all(torch.equal(inputs[key], expected[key]) for key in expected)
+    assert_same(inputs, expected)
     model, found = AutoModel.from_pretrained(package, trust_remote_code=True, output_loading_info=True)
     assert not any(found.values())
     stock = load_base(newer)[0]
@@ -416,12 +371,12 @@ def test_older_layout_of_the_files(base: Any, photos: dict[str, Any], tmp_path: 
     with torch.no_grad(), frozen_by_definition(text_decoder(stock).layers, FROZEN, visual):
         wanted = stock(**inputs).logits[:, -1]
         logits = model.eval()(**inputs).logits[:, -1]
-    assert (logits - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+    assert relative_error(logits, wanted) <= TOLERANCE
 
 
 @isolated
 def test_verify(package: Any, matrix: Any, name: str) -> None:
-    """In an isolated process: logits, keys and values are those of the definition."""
+    """In an isolated process, logits, keys and values equal the definition's."""
     if isolated_lacks(name):
         pytest.skip("its processor needs a package that an isolated process does not find")
     result = verify(package(name))
@@ -432,7 +387,7 @@ def test_verify(package: Any, matrix: Any, name: str) -> None:
     ]
 
 
-# What the card tells a stranger to do, who has no shortv_export.
+# The loading code of the card, without shortv_export.
 STRANGER = """
 import json, sys
 sys.modules["shortv_export"] = None
@@ -448,10 +403,10 @@ print(json.dumps({"class": type(model).__name__, "answer": answer[0].tolist(), "
 
 
 @isolated
-def test_published_and_loaded_by_a_stranger(
+def test_published_and_loaded_without_the_tool(
     base: Any, package: Any, photos: dict[str, Any], matrix: Any, tmp_path: Path, name: str
 ) -> None:
-    """Its answer is the one of the stock model under the definition."""
+    """The answer is the definition's."""
     model, processor = load_base(base(name))
     question = "what is in this picture ?"
     if processor.chat_template:
@@ -490,7 +445,7 @@ def test_published_and_loaded_by_a_stranger(
 @pytest.mark.skipif(find_spec("torchvision") is not None, reason="torchvision is installed")
 @pytest.mark.parametrize("stream", [False, True])
 def test_without_torchvision(photos: dict[str, Any], tmp_path: Path, stream: bool) -> None:
-    """A processor that cannot be made says what to install, before the weights are read."""
+    """The error says what to install, before weights are read."""
     name = "qwen2_vl"
     folder = tmp_path / "base"
     tiny_model(name).save_pretrained(folder)
@@ -511,7 +466,7 @@ def test_without_torchvision(photos: dict[str, Any], tmp_path: Path, stream: boo
 
 @pytest.mark.parametrize("name", parameters(["gemma3"]))
 def test_verify_without_a_chat_template(tmp_path: Path, name: str) -> None:
-    """The plain prompt has the processor's own placeholder."""
+    """The plain prompt on the card uses the processor's own placeholder."""
     folder = build_tiny_base(tmp_path / "base", name)
     (folder / "chat_template.jinja").unlink()
     made = make_package(resolve_base(folder), tmp_path / "out", Selection(FROZEN, 4, "given"))
@@ -521,5 +476,5 @@ def test_verify_without_a_chat_template(tmp_path: Path, name: str) -> None:
 
 def test_every_family_has_a_processor() -> None:
     assert set(PROCESSORS) == set(FAMILIES) == set(COST)
-    # InternVL and SmolVLM make pictures of a clip's frames, and so have no other placeholder.
+    # InternVL and SmolVLM turn clips into pictures, so they have no placeholder for videos.
     assert set(VIDEO) == {name for name, tiny in TINY.items() if tiny.videos} | {"internvl", "smolvlm"}

@@ -1,4 +1,4 @@
-"""The walls of the house: which room may import which, through which door, and what the published code may import."""
+"""Rules of the layout: which room imports which, and what the published code imports."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ import sys
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from importlib import import_module
+from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name as canonical
 
 import shortv_export
 from shortv_export import options, pipeline
@@ -18,8 +21,8 @@ from shortv_export import options, pipeline
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "shortv_export"
 
-# A room imports those below it only. Every module of the package is in one of them.
-FLOORS = (
+# A room imports only rooms below it in this list.
+LEVELS = (
     "__main__",
     "cli",
     "optimum_plugin lmms demo",
@@ -38,19 +41,19 @@ FLOORS = (
     "options __init__",
     "errors",
 )
-HEIGHT = {room: -floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
-# These are imported from outside their room by name, since importing them takes torch.
-DOORS = {("base", "definition")}
+HEIGHT = {room: -level for level, rooms in enumerate(LEVELS) for room in rooms.split()}
+# Modules that other rooms import directly, because the room's `__init__` must not import torch.
+DIRECT = {("base", "definition")}
 
 
 def modules() -> dict[str, ast.Module]:
-    """Dotted name below the package -> its tree."""
+    """Dotted name below the package -> syntax tree."""
     paths = (path for path in PACKAGE.rglob("*.py") if "optimum_plugin" not in path.parts)
     return {".".join(path.relative_to(PACKAGE).with_suffix("").parts): ast.parse(path.read_text()) for path in paths}
 
 
 def imports(module: str, tree: ast.Module) -> Iterator[tuple[str, list[str]]]:
-    """What a module imports of the package, inside functions too: dotted names below it, and the names taken."""
+    """A module's imports from the package, also inside functions: dotted name below it, imported names."""
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.level:
             parts = module.split(".")[: -node.level]
@@ -59,7 +62,7 @@ def imports(module: str, tree: ast.Module) -> Iterator[tuple[str, list[str]]]:
             yield ".".join(str(node.module).split(".")[1:]), [each.name for each in node.names]
 
 
-def test_rooms_import_what_lies_below_and_by_the_door() -> None:
+def test_rooms_import_lower_rooms_through_their_init() -> None:
     seen, broken = 0, []
     for module, tree in modules().items():
         room = module.split(".")[0]
@@ -72,13 +75,13 @@ def test_rooms_import_what_lies_below_and_by_the_door() -> None:
                 seen += 1
                 if HEIGHT[other] >= HEIGHT[room]:
                     broken.append(f"{module} imports {other}, which is not below {room}")
-                elif inside and (other, inside[0]) not in DOORS:
-                    broken.append(f"{module} imports {'.'.join(target)} past the door of {other}")
+                elif inside and (other, inside[0]) not in DIRECT:
+                    broken.append(f"{module} imports {'.'.join(target)}, not from the `__init__` of {other}")
     assert broken == []
     assert seen > 100
 
 
-def test_rooms_show_what_is_public() -> None:
+def test_inits_have_one_sentence_and_no_private_names() -> None:
     for room in HEIGHT:
         if (PACKAGE / room / "__init__.py").exists() and room not in ("optimum_plugin", "__init__"):
             tree = ast.parse((PACKAGE / room / "__init__.py").read_text())
@@ -94,7 +97,7 @@ def test_private_names_stay_in_their_module() -> None:
             assert not private, f"{module} takes {private} from {source}"
 
 
-def test_no_module_has_the_name_of_one_of_pythons() -> None:
+def test_no_module_has_the_name_of_a_standard_module() -> None:
     names = {part for module in modules() for part in module.split(".")} - {"__init__", "__main__"}
     assert names & sys.stdlib_module_names == set()
 
@@ -121,8 +124,21 @@ def test_published_code_imports_torch_and_transformers_only() -> None:
             assert found <= allowed, path.name
 
 
+def test_imported_packages_are_declared() -> None:
+    """Every imported package is a dependency, of the project or of an extra."""
+    declared = {canonical(Requirement(text).name) for text in requires("shortv-export") or ()}
+    distributions = packages_distributions()
+    for module, tree in modules().items():
+        for node in ast.walk(tree):
+            names = [each.name for each in node.names] if isinstance(node, ast.Import) else []
+            names += [str(node.module)] if isinstance(node, ast.ImportFrom) and not node.level else []
+            for package in {name.split(".")[0] for name in names} - {"shortv_export", *sys.stdlib_module_names}:
+                known = {canonical(name) for name in distributions.get(package, [package])}
+                assert known & declared, f"{module} imports {package}"
+
+
 def test_every_option_is_declared_once() -> None:
-    """One name for one thing: wherever an option stands, its help and its type are the same."""
+    """No two option classes have a field of the same name."""
     declared: dict[str, set[tuple[str, str]]] = {}
     for name, kind in vars(options).items():
         if is_dataclass(kind) and kind not in (options.Help, options.Option):
@@ -144,7 +160,7 @@ def test_verbs_and_their_options_are_documented(verb: str) -> None:
 def test_the_package_exports_its_verbs() -> None:
     for name in shortv_export.__all__:
         assert getattr(shortv_export, name) is not None
-    # Rooms do not hide them, once they are imported.
+    # Importing a room does not hide the verb of the same name.
     assert shortv_export.push is pipeline.push
     for room in HEIGHT:
         if (PACKAGE / room).is_dir() and room not in ("optimum_plugin", "lmms"):

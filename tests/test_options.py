@@ -1,4 +1,4 @@
-"""What is typed becomes a value, or is refused in one line."""
+"""Text becomes a value or is refused in one line."""
 
 from __future__ import annotations
 
@@ -24,25 +24,16 @@ def test_limits(text: str, limits: Any) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "",
-        "20GiB",
-        "gpu=1GB",
-        "cpu=",
-        "cpu=20",
-        "cpu=-1GB",
-        "cpu=1GB,cpu=2GB",
-        "-1=1GB",
-        "0=much",
-        "cpu=1GB,",
-        "cpu=infGiB",
+        *("", "20GiB", "gpu=1GB", "cpu=", "cpu=20", "cpu=-1GB", "cpu=1GB,", "cpu=infGiB"),
+        *("cpu=1GB,cpu=2GB", "-1=1GB", "0=much"),
     ],
 )
-def test_limits_that_are_none(text: str) -> None:
+def test_bad_limits_are_refused(text: str) -> None:
     with pytest.raises(ShortVError, match=r"; give ") as caught:
         parse_max_memory(text)
     assert "\n" not in str(caught.value)
 
 
 def test_layers() -> None:
-    """Lists that are refused are tested in tests/selection."""
+    """tests/selection tests lists that are refused."""
     assert parse_layers(" 31,29 , 030") == (31, 29, 30)

@@ -1,10 +1,10 @@
-"""The verbs: each thing that could stand in the way of a command is looked at once, and the result is handed on."""
+"""The verbs of the pipeline make each check once and pass its result on."""
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,10 @@ import pytest
 from shortv_export import pipeline
 from shortv_export.loopback import LoopbackHub
 from shortv_export.options import Budget, Choice, Contents, Conversion, Samples, Scoring, Target
+from tests.support.packages import write_questions
 
-# What is looked at, and where it is called from.
-LOOKS = (
+# The checks, and the rooms that call them.
+CHECKS = (
     ("base", "resolve_base"),
     ("base", "fetch_weights"),
     ("selection", "foresee"),
@@ -25,26 +26,26 @@ LOOKS = (
     ("packaging.build", "_check_room"),
     ("publish", "look_at"),
 )
+# A package is compared with its recipe when it is verified and when it is published, not again to evaluate it.
+INSPECTIONS = (("verification.checks", "inspect_package"), ("packaging.inspection", "inspect_package"))
 
 
 @pytest.fixture
-def looks(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How often each look was taken, by name."""
+def checks(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """The number of calls of each check, by name."""
     counts: Counter[str] = Counter()
-    for module, name in LOOKS:
-        place = f"shortv_export.{module}.{name}"
-        monkeypatch.setattr(place, counted(counts, name, pytest.importorskip(f"shortv_export.{module}")))
+
+    def counted(name: str, check: Callable[..., Any]) -> Callable[..., Any]:
+        def counting(*arguments: Any, **options: Any) -> Any:
+            counts[name] += 1
+            return check(*arguments, **options)
+
+        return counting
+
+    for room, name in (*CHECKS, *INSPECTIONS):
+        module = import_module(f"shortv_export.{room}")
+        monkeypatch.setattr(module, name, counted(name, getattr(module, name)))
     return counts
-
-
-def counted(counts: Counter[str], name: str, module: Any) -> Callable[..., Any]:
-    look = getattr(module, name)
-
-    def counting(*arguments: Any, **options: Any) -> Any:
-        counts[name] += 1
-        return look(*arguments, **options)
-
-    return counting
 
 
 @pytest.fixture
@@ -55,26 +56,19 @@ def base(hub: LoopbackHub, tiny_base: Callable[..., Path]) -> str:
 
 @pytest.fixture
 def photo_folder(photos: dict[str, Any], tmp_path: Path) -> str:
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    lines = []
-    for name, image in photos.items():
-        image.resize((96, 64)).save(folder / f"{name}.png")
-        for question in ("is there a cat ?", "what is in this picture ?"):
-            lines.append(json.dumps({"file_name": f"{name}.png", "question": question, "answer": "yes"}))
-    (folder / "metadata.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    return str(folder)
+    questions = ("is there a cat ?", "what is in this picture ?")
+    return str(write_questions(tmp_path / "photos", photos, questions, (96, 64)))
 
 
-def test_a_push_looks_once(
-    hub: LoopbackHub, base: str, photo_folder: str, tmp_path: Path, looks: Counter[str]
+def test_push_makes_each_check_once(
+    hub: LoopbackHub, base: str, photo_folder: str, tmp_path: Path, checks: Counter[str]
 ) -> None:
     conversion = Conversion(
         out=tmp_path / "made", evaluate=2, samples=Samples(photo_folder, 2), budget=Budget(max_kl=1e6)
     )
     pipeline.push(base, "loopback/model", conversion=conversion)
-    assert looks == dict.fromkeys({name for _, name in LOOKS}, 1)
-    # The Hub's own count: who asks, and which commit the base's name stands for.
+    assert checks == {**dict.fromkeys({name for _, name in CHECKS}, 1), "inspect_package": 2}
+    # The Hub is asked once for the user and once for the base's commit.
     assert sum(request.path == "/api/whoami-v2" for request in hub.requests) == 1
     assert sum(request.path == "/api/models/acme/base/revision/main" for request in hub.requests) == 1
 
@@ -102,11 +96,11 @@ def test_a_push_looks_once(
     ],
     ids=["score", "package", "push --dry-run"],
 )
-def test_other_commands_look_once(
-    base: str, photo_folder: str, tmp_path: Path, looks: Counter[str], command: Any, seen: set[str]
+def test_other_commands_make_each_check_once(
+    base: str, photo_folder: str, tmp_path: Path, checks: Counter[str], command: Any, seen: set[str]
 ) -> None:
     command(base, photo_folder, tmp_path / "out")
-    assert looks == dict.fromkeys(seen, 1)
+    assert checks == dict.fromkeys(seen, 1)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The bundled demonstration model's shape: its processor, its config, and its folder in llava-hf layout."""
+"""The bundled demo model: its processor, its config, and its folder in the llava-hf layout."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ VISION_SIZE, VISION_LAYERS, VISION_HEADS = 96, 3, 3
 
 
 def build_processor() -> Any:
-    """The processor: images of `scenes.IMAGE_SIZE` pass unresized; words are tokens, signs are spelled in letters."""
+    """The processor. Images of `scenes.IMAGE_SIZE` keep their size; words are tokens, signs are spelled in letters."""
     from tokenizers import decoders, models
     from transformers import CLIPImageProcessor, LlavaProcessor
 
@@ -41,7 +41,7 @@ def build_processor() -> Any:
 
 
 def build_model(processor: Any, *, layers: int = 12) -> Any:
-    """A stock ``LlavaForConditionalGeneration`` of the demonstration model's shape, untrained."""
+    """An untrained ``LlavaForConditionalGeneration`` of the demo model's shape."""
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
     tokenizer = processor.tokenizer
@@ -78,7 +78,7 @@ def build_model(processor: Any, *, layers: int = 12) -> Any:
 
 
 def save(model: Any, processor: Any, folder: Path) -> Path:
-    """Writes the model in bfloat16 with its processor, with the file and tensor names of the llava-hf repositories."""
+    """Writes model (bfloat16) and processor, with the file and tensor names of the llava-hf repositories."""
     import torch
     from safetensors.torch import save_file
 
@@ -96,14 +96,7 @@ def save(model: Any, processor: Any, folder: Path) -> Path:
 
 
 def answers(model: Any, processor: Any, image: Any, questions: list[str]) -> list[str]:
-    """What a model says, word for word, to questions about one image, each in a conversation of its own.
-
-    Args:
-        model: a ``LlavaForConditionalGeneration``.
-        processor: its processor.
-        image: pixels as `scenes.draw` gives them, or a ``PIL`` image.
-        questions: one prompt each; they run as one left-padded batch.
-    """
+    """The model's answers to questions about one image (an array or a PIL image), one conversation each."""
     import torch
 
     texts = [

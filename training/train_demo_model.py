@@ -1,18 +1,17 @@
-"""Trains the bundled demonstration model, from nothing, on two CPU cores.
+"""Trains the bundled demo model from scratch on two CPU cores.
 
     python training/train_demo_model.py WORK_FOLDER
 
-Six stages, each resumable: the newest checkpoint in the work folder is continued.
+There are six stages. Each continues from the newest checkpoint in the work folder.
 
-1. *tower*: the vision tower, the projector and the word embeddings learn together, CLIP-like: what a patch shows
-   must be told from the inner products of its projected feature with the embeddings of the words for it.
-2. *shallow*: a language model of few layers learns to answer, with the tower frozen. Many questions share one
-   image: each attends to the image and to itself only, so every question is computed as if it stood alone in
-   the chat prompt, and the image is computed once.
-3. *lookup*: the same, slower and without the questions about relations.
-4. *deep*: every layer is split into several, each with that fraction of the strength, and training goes on;
-   *polish* goes on with it, slower and with more questions about places and relations; *settle* gives the layers
-   time to part ways, mostly on those questions.
+1. *tower*: the vision tower, the projector and the word embeddings learn together, as in CLIP: the inner products of
+   a patch's projected feature with the word embeddings must tell what the patch shows.
+2. *shallow*: a language model of few layers learns to answer; the tower is frozen. Many questions share one image.
+   Each attends to the image and to itself only, as if it were alone in the chat prompt.
+3. *lookup*: the same with a lower learning rate and without questions about relations.
+4. *deep*: every layer is split into several of a fraction of its strength, which train on.
+5. *polish*: a lower learning rate, and more questions about positions and relations.
+6. *settle*: mostly those questions, so that the split layers become different.
 
 Matrices are trained with Muon, everything else with AdamW; master weights are float32, the arithmetic bfloat16.
 """
@@ -41,7 +40,7 @@ from training import demo_layout
 HIDDEN, HEADS, FFN = 128, 4, 256
 HEAD = HIDDEN // HEADS
 PATCHES = (scenes.IMAGE_SIZE // scenes.PATCH) ** 2
-PREFIX = PATCHES + 3  # <s> USER : and the image
+PREFIX = PATCHES + 3  # <s> USER : image
 CHUNKS, CHUNK = 3, 80
 ALL_TASKS = (
     *("caption", "reading", "relation", "existence", "count", "colour", "shape", "position") * 2,
@@ -53,19 +52,19 @@ LOOKUP_TASKS = (
     *["colour", "existence", "position", "existence"] * 2,
     *["existence"] * 4,
 )
-"""Without relations, whose answers stay a coin toss, and their gradients noise, until look-ups work."""
+"""Without relations: until look-ups work, their answers are random and their gradients noise."""
 SETTLE_TASKS = (
     *("caption", "reading", "count", "colour", "shape", "existence"),
     *["position", "relation"] * 6,
     *("count", "colour", "existence", "count", "existence"),
 )
 COOLDOWN = {"tower": 0.4, "shallow": 0.4, "lookup": 0.4, "deep": 0.62, "polish": 0.8, "settle": 0.6}
-"""The part of each stage's steps in which the rate of learning falls."""
+"""The share of each stage's steps in which the learning rate falls."""
 BF16 = torch.bfloat16
 
 
 class Muon:
-    """Momentum, orthogonalised by Newton-Schulz steps; for weights whose last two dimensions are matrices."""
+    """Momentum, orthogonalised by Newton-Schulz steps; the last two dimensions of weights are matrices."""
 
     def __init__(self, parameters: Sequence[Tensor], lr: float, decay: float = 0.01) -> None:
         self.parameters, self.lr, self.decay = list(parameters), lr, decay
@@ -130,7 +129,7 @@ def pixels(batch: Sequence[scenes.Scene]) -> Tensor:
 
 
 def patch_labels(scene: scenes.Scene, vocabulary: Vocabulary) -> dict[str, np.ndarray]:
-    """The class of each patch: 0 for none, as far as it shows something."""
+    """The classes of each patch by kind; colour, shape and letter are 0 where there is none."""
     side = scenes.IMAGE_SIZE // scenes.PATCH
     span = scenes.CELL // scenes.PATCH
     labels = {name: np.zeros((side, side), np.int64) for name in ("colour", "shape", "letter")}
@@ -191,7 +190,7 @@ def scene_batches(start: int, size: int) -> Iterator[list[scenes.Scene]]:
 
 
 class Stack(nn.Module):
-    """A Llama, its layers' weights stacked; the same function as the stock model, for packed questions."""
+    """A Llama with the weights of its layers stacked; it computes the stock model for packed questions."""
 
     def __init__(self, layers: int, embeddings: Tensor) -> None:
         super().__init__()
@@ -199,7 +198,7 @@ class Stack(nn.Module):
         def orthogonal(*shape: int) -> Tensor:
             return torch.stack([nn.init.orthogonal_(torch.empty(shape[1:])) for _ in range(shape[0])])
 
-        # Tokens attend from the start to tokens that resemble them, and copy them: heads begin as look-ups.
+        # Initially, tokens attend to similar tokens and copy them: heads start as look-ups.
         query, value = orthogonal(layers, HIDDEN, HIDDEN), orthogonal(layers, HIDDEN, HIDDEN)
         key = 0.6 * query + 0.8 * orthogonal(layers, HIDDEN, HIDDEN)
         self.qkv = nn.Parameter(torch.stack([query, key, value], 1))
@@ -218,7 +217,7 @@ class Stack(nn.Module):
         return [self.norms, self.norm, self.embeddings, self.head]
 
     def grown(self, copies: int) -> Stack:
-        """Every layer becomes `copies` layers of a fraction of its strength."""
+        """Splits every layer into `copies` layers of a fraction of its strength."""
         layers = self.qkv.shape[0] * copies
         with torch.no_grad():
             deep = Stack(layers, self.embeddings)
@@ -232,7 +231,7 @@ class Stack(nn.Module):
         return deep
 
     def forward(self, visual: Tensor, begin: Tensor, texts: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[Any, ...]:
-        """Loss per target token, whether it is right, and the targets."""
+        """Loss of each target token, whether it is right, and the mask of target tokens."""
         tokens, targets, positions, owners = texts
         embeddings = self.embeddings.to(BF16)
         images = visual.shape[0]
@@ -277,7 +276,7 @@ def layer_forward(
     text_sin: Tensor,
     bias: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """One decoder layer: the image causally, then each chunk of text on the image and on itself."""
+    """One decoder layer: causal attention in the image; each chunk of text attends to the image and itself."""
 
     def projected(x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         normed = F.rms_norm(x, (HIDDEN,), norms[0], 1e-6)
@@ -335,7 +334,7 @@ class Trainer:
         self.export_stage("settle", self.folder / "model")
 
     def export_stage(self, name: str, folder: Path) -> None:
-        """Writes the model of a stage, finished or not."""
+        """Writes the model of a finished or unfinished stage."""
         stack = self.load_stack(name)
         export(self, stack, folder)
 
@@ -348,7 +347,7 @@ class Trainer:
     def loop(
         self, name: str, module: nn.Module, optimisers: tuple[Muon, Any], steps: int, batch: int, loss: Any
     ) -> None:
-        """Trains, with a line every few steps and a checkpoint every minute, from the newest checkpoint."""
+        """Trains from the newest checkpoint; saves one every minute and prints progress."""
         muon, adam = optimisers
         rates = [group["lr"] for group in adam.param_groups]
         checkpoint = self.folder / f"{name}.part"
@@ -461,7 +460,7 @@ class Trainer:
             losses, right, chosen = stack(visual, self.begin, texts)
             details = {"loss": (float(losses.detach().sum()), float(losses.numel()))}
             details |= task_accuracy(batch, tasks, texts[3], chosen, right)
-            # Ends of answers are soon known; captions are long.
+            # The end token is learnt quickly, so it counts less.
             weights = torch.where(texts[1][chosen] == self.vocabulary.end, 0.2, 1.0)
             return (losses * weights).sum() / weights.sum(), details
 
@@ -496,7 +495,7 @@ class Trainer:
         self.train_language(name, stack, self.arguments.settle_steps, 8, 0.01, SETTLE_TASKS)
 
     def load_stack(self, name: str) -> Stack:
-        """The language model of a stage, finished or not, with the projector that belongs to it."""
+        """The language model of a finished or unfinished stage; loads its projector too."""
         self.load_tower()
         finished, part = self.folder / f"{name}.pt", self.folder / f"{name}.part"
         state = torch.load(finished) if finished.exists() else torch.load(part)["module"]
@@ -535,7 +534,7 @@ def export(trainer: Trainer, stack: Stack, folder: Path) -> Any:
 def task_accuracy(
     batch: Sequence[scenes.Scene], tasks: Sequence[str], owners: Tensor, chosen: Tensor, right: Tensor
 ) -> dict[str, tuple[float, float]]:
-    """How many answers are right in every token, by task."""
+    """The number of answers that are right in every token, and of all answers, by task."""
     table: dict[str, list[float]] = {task: [0.0, 0.0] for task in scenes.TASKS}
     asked = [scenes.ask(scene, tasks) for scene in batch]
     rows = torch.arange(len(owners))[:, None].expand_as(owners)[chosen] // CHUNKS

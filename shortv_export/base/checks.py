@@ -1,7 +1,7 @@
-"""The files of a base are checked before anything is made of them.
+"""Checks the files of a base before they are used.
 
-Nothing of a base is executed: no pickle is opened and no Python file is read. Only the files named here are
-downloaded and carried on.
+Nothing of a base is executed: no pickle is opened and no Python file is read. Only `CARRIED` files, weights, the
+config and the card are downloaded.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import ShortVError, one_line
 from ..files import read_json
@@ -17,16 +17,13 @@ from ..records import CONFIG_NAME, INDEX_NAME, WEIGHTS_NAME
 from .families import Family, family_of
 from .model import BaseModel, find_image_token
 
-if TYPE_CHECKING:
-    pass
-
 _SHARD = re.compile(r"[\w-][\w.-]*\.safetensors", re.ASCII)
-# No size in a config comes near these.
+# Far above the sizes in any real config.
 _LARGEST = 1 << 31
 _MOST_LAYERS = 1 << 12
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
-# The files beside the weights that a user of the model needs, and those that its licence asks to keep.
+# The small files that a package takes over: for the processor and the tokenizer, and because licences require it.
 CARRIED = re.compile(
     r"(?:preprocessor_config|processor_config|video_preprocessor_config|chat_template|generation_config"
     r"|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab)\.json"
@@ -37,7 +34,7 @@ CARRIED = re.compile(
 _PROCESSORS = ("processor_config.json", "preprocessor_config.json")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
-# The original LLaVA code's repositories, and the conversions that transformers loads.
+# Repositories in the layout of the original LLaVA code -> their conversions for transformers.
 _LLAVA_HF = {
     "liuhaotian/llava-v1.5-7b": "llava-hf/llava-1.5-7b-hf",
     "liuhaotian/llava-v1.5-13b": "llava-hf/llava-1.5-13b-hf",
@@ -48,18 +45,19 @@ _LLAVA_HF = {
 }
 
 
-def inspect_files(
-    name: str, folder: Path, names: Collection[str]
-) -> tuple[dict[str, Any], Family, list[str], list[str]]:
-    """Checks everything but the weights themselves.
+def inspect_files(name: str, folder: Path, names: Collection[str]) -> tuple[dict[str, Any], Family, tuple[str, ...]]:
+    """Checks everything except the content of the weights.
 
     Args:
         name: the base, for messages.
         folder: where its small files are.
-        names: all files of the repository or folder.
+        names: the names of all files in the repository or folder.
 
     Returns:
-        Its config, its family, the names of the small files that a package carries, and of the weight files.
+        The config, the family, and the sorted names of the files that a package takes over, weights included.
+
+    Raises:
+        ShortVError: a file is missing, damaged, unsafe or not supported.
     """
     if CONFIG_NAME not in names:
         raise ShortVError(f"{name} has no {CONFIG_NAME}, so it is not a transformers model; give one that is.")
@@ -78,16 +76,16 @@ def inspect_files(
                 f"{name} has no {kind} ({' or '.join(wanted)}); add the files of the model it was made from."
             )
     for file in carried:
-        # A package is loaded with trust_remote_code=True, and would then run what this entry names.
+        # Users load packages with trust_remote_code=True, which would run the code that this entry names.
         if file.endswith("config.json") and _values(read_json(folder / file), "auto_map"):
             raise ShortVError(
-                f"{name}: its {file} asks for code of its own (auto_map), which is never run or carried on."
+                f"{name}: its {file} asks for its own code (auto_map), which is not supported; use a base without."
             )
-    return config, family, carried, _weight_files(name, folder, names)
+    return config, family, tuple(sorted({*carried, *_weight_files(name, folder, names)}))
 
 
 def _check_config(name: str, config: dict[str, Any]) -> Family:
-    """The family of a config that describes a model with an image token and sound sizes."""
+    """The family of a config, which must name an image token and have plausible sizes."""
     if "mm_vision_tower" in config or "LlavaLlamaForCausalLM" in str(config.get("architectures")):
         twin = _LLAVA_HF.get(name, "llava-hf/llava-1.5-7b-hf and its siblings")
         raise ShortVError(f"{name} is in the original LLaVA code's layout; use its transformers conversion: {twin}.")
@@ -96,54 +94,55 @@ def _check_config(name: str, config: dict[str, Any]) -> Family:
     find_image_token(config, name)
     base = BaseModel(name, None, None, Path(), config, family, ())
     try:
-        _check_size(name, "num_hidden_layers", base.num_layers, most=_MOST_LAYERS)  # before so many are looked at
+        _check_size(name, "num_hidden_layers", base.num_layers, most=_MOST_LAYERS)  # before looping over them
         visual_tokens = base.configured_visual_tokens
         shapes = base.layer_shapes
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise ShortVError(f"{name}: its {CONFIG_NAME} is not valid: {one_line(error)}") from error
     family.check(base.text_config, name)
-    if visual_tokens is not None:  # else the processor will tell, where there is one to ask
+    if visual_tokens is not None:  # otherwise the processor is asked later
         _check_size(name, "visual tokens", visual_tokens)
     for shape in shapes:
+        positive = {"hidden_size", "intermediate_size"}
+        if not shape.mixer_flops:  # the layer has attention
+            positive |= {"query_size", "key_value_size"}
         for what, size in vars(shape).items():
-            everywhere = ("hidden_size", "intermediate_size", *(() if shape.mixer_flops else _ATTENTION))
-            _check_size(name, what, size, least=1 if what in everywhere else 0)
+            _check_size(name, what, size, least=1 if what in positive else 0)
     return family
-
-
-_ATTENTION = ("query_size", "key_value_size")  # of a layer that has attention
 
 
 def _check_size(name: str, what: str, size: Any, *, least: int = 1, most: int = _LARGEST) -> None:
     if type(size) is not int or not least <= size <= most:
-        raise ShortVError(f"{name}: its {CONFIG_NAME} gives {what} {size!r:.40}, which is not a positive integer.")
+        raise ShortVError(f"{name}: its {CONFIG_NAME} has {what} {size!r:.40}; use an integer from {least} to {most}.")
 
 
 def check_code(name: str, config: dict[str, Any]) -> None:
-    """Refuses entries with which transformers would fetch code, or open other files than those that were checked."""
-    # At the top, `auto_map` is left out of packages: a base that transformers knows loads without it.
+    """Refuses a config that makes transformers fetch code or open files that were not checked.
+
+    Raises:
+        ShortVError: the config does that.
+    """
+    # An `auto_map` at the top level is harmless: transformers knows the family, and packages leave the entry out.
     asks = bool(_values([*config.values()], "auto_map")) or "transformers_weights" in config
     for key in ("attn_implementation", "_attn_implementation", "experts_implementation"):
-        # A name with a slash is a repository of kernels.
+        # A name with a slash is a Hub repository of kernels.
         asks = asks or "/" in str(_values(config, key))
     if asks:
         raise ShortVError(
             f"{name}: its {CONFIG_NAME} asks for code or weights from elsewhere (auto_map, attn_implementation or "
-            "transformers_weights), which is never run or carried on."
+            "transformers_weights), which is not supported; use a base without."
         )
 
 
 def _weight_files(name: str, folder: Path, names: Collection[str]) -> list[str]:
-    """The weight files that transformers would load, in the order in which it looks."""
+    """The weight files that transformers would load: it looks for a single file first, then for an index."""
     if WEIGHTS_NAME in names:
         return [WEIGHTS_NAME]
     if INDEX_NAME in names:
         shards = sorted(set(_weight_map(name, folder).values()))
         missing = [shard for shard in shards if shard not in names]
         if missing:
-            raise ShortVError(
-                f"{name}: {missing[0]}, which its {INDEX_NAME} names, is missing; complete the download."
-            )
+            raise ShortVError(f"{name}: {missing[0]}, which its {INDEX_NAME} names, is missing; download it.")
         return [INDEX_NAME, *shards]
     pickles = sorted(file for file in names if file.endswith(_PICKLES))
     if pickles:
@@ -155,7 +154,7 @@ def _weight_files(name: str, folder: Path, names: Collection[str]) -> list[str]:
 
 
 def _weight_map(name: str, folder: Path) -> dict[str, str]:
-    """The index: tensor name to shard name, every one of them a plain file name."""
+    """The index: tensor name -> shard, which must be a plain file name."""
     _check_link(name, folder, INDEX_NAME)
     index = read_json(folder / INDEX_NAME)
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
@@ -164,13 +163,17 @@ def _weight_map(name: str, folder: Path) -> dict[str, str]:
     for shard in weight_map.values():
         if not isinstance(shard, str) or not _SHARD.fullmatch(shard):
             raise ShortVError(
-                f"{name}: its {INDEX_NAME} names {shard!r:.100}, which is not a safetensors file beside it."
+                f"{name}: its {INDEX_NAME} names {shard!r:.99}, which is not a safetensors file beside it."
             )
     return weight_map
 
 
 def check_weights(name: str, folder: Path, weights: Collection[str]) -> None:
-    """Opens every shard's header: whole, consistent with the file's size, and holding what the index says."""
+    """Checks the header of every weight file against the file's size and against the index.
+
+    Raises:
+        ShortVError: a file is missing, truncated or damaged, or lacks a tensor of the index.
+    """
     from safetensors import SafetensorError, safe_open
 
     tensors = {}
@@ -179,13 +182,12 @@ def check_weights(name: str, folder: Path, weights: Collection[str]) -> None:
         if file == INDEX_NAME:
             continue
         try:
-            # Checks the header's length and JSON, and that the tensors fill the rest of the file exactly.
+            # This checks that the header is valid and that the tensors fill the rest of the file exactly.
             with safe_open(folder / file, framework="numpy") as shard:
                 tensors[file] = set(shard.keys())
         except (SafetensorError, OSError, ValueError) as error:
-            raise ShortVError(
-                f"{name}: {file} is truncated or damaged ({one_line(error)}); download it again."
-            ) from error
+            reason = one_line(error)
+            raise ShortVError(f"{name}: {file} is truncated or damaged ({reason}); download it again.") from error
     if INDEX_NAME in weights:
         for tensor, file in _weight_map(name, folder).items():
             if tensor not in tensors[file]:
@@ -195,18 +197,18 @@ def check_weights(name: str, folder: Path, weights: Collection[str]) -> None:
 
 
 def _check_link(name: str, folder: Path, file: str) -> None:
-    """Refuses a link that leaves the folder; a snapshot of the Hub's cache links to its ``../../blobs``."""
+    """Refuses a link to outside the folder. A snapshot in the Hub's cache may link to its ``../../blobs``."""
     root = folder.resolve()
     allowed = [root]
     if root.parent.name == "snapshots":
         allowed.append(root.parent.parent / "blobs")
     target = (folder / file).resolve()
     if not any(target.is_relative_to(place) for place in allowed):
-        raise ShortVError(f"{name}: {file} is a link out of its folder; put the file itself there.")
+        raise ShortVError(f"{name}: {file} is a link out of its folder; replace it by the file.")
 
 
 def _values(value: Any, key: str) -> list[Any]:
-    """What a JSON value has under this key, at any depth."""
+    """All values under this key in a JSON value, at any depth."""
     found, pending = [], [value]
     while pending:
         item = pending.pop()

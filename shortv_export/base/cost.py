@@ -5,16 +5,15 @@ The paper counts, per layer, with *t* text tokens, *v* visual tokens, hidden siz
     dense   2(t+v)(4h+3m)h + 4(t+v)²h                 (Eq. 3)
     frozen  2t(4h+3m)h + 4vh² + 4t(t+v)h              (Eq. 4)
 
-which assumes multi-head attention. The formulas here use the real projection widths, so that grouped-query models
-are counted exactly, and of a mixture of experts those that a token passes; with as many key heads as query heads and
-a single FFN they are the paper's. A multiply-add counts as two, and attention as if nothing were masked, as in the
-paper.
+This assumes multi-head attention and one FFN. The functions here use the real projection widths instead, so they also
+count grouped-query attention and mixtures of experts exactly; under the paper's assumptions they equal its formulas.
+As in the paper, a multiply-add counts as two operations, and attention counts as if nothing were masked.
 
-Linear attention and convolutions pass each token's state on to the next, so that a frozen layer runs them for every
-token; visual tokens skip its FFN only.
+Linear attention and convolutions pass a state from token to token. A frozen layer therefore runs them for every token,
+and its visual tokens skip the FFN only.
 
-The paper's models have equal layers, so that their number says what frozen ones save. Where only some layers have
-experts, it matters which layers are frozen: the sums here are over the layers, each with its own shape.
+All layers of the paper's models are equal. Here each layer has its own shape, since in some models only some layers
+have experts; then it matters which layers are frozen.
 """
 
 from __future__ import annotations
@@ -26,29 +25,36 @@ from .shapes import LayerShape
 
 def dense_layer_flops(shape: LayerShape, text_tokens: int, visual_tokens: int) -> int:
     """FLOPs of a decoder layer that updates every token (Eq. 3)."""
-    tokens = text_tokens + visual_tokens
-    return (
-        _rows(shape, text_tokens, visual_tokens) + _keys_and_values(shape, tokens) + _attention(shape, tokens, tokens)
-    )
+    return _layer_flops(shape, text_tokens, visual_tokens, text_tokens + visual_tokens)
 
 
 def frozen_layer_flops(shape: LayerShape, text_tokens: int, visual_tokens: int) -> int:
-    """FLOPs of a frozen layer: keys and values of all tokens, everything else for text tokens only (Eq. 4).
+    """FLOPs of a frozen layer, which updates text tokens only (Eq. 4)."""
+    return _layer_flops(shape, text_tokens, 0, text_tokens + visual_tokens)
 
-    What takes the place of attention in some layers runs for all tokens, too.
+
+def _layer_flops(shape: LayerShape, text_rows: int, visual_rows: int, tokens: int) -> int:
+    """FLOPs of a layer that updates these rows of all `tokens`.
+
+    Key and value projections, or the layer's linear attention or convolution, run for all tokens in any case.
     """
-    tokens = text_tokens + visual_tokens
-    return _rows(shape, text_tokens, 0) + _keys_and_values(shape, tokens) + _attention(shape, text_tokens, tokens)
+    rows = text_rows + visual_rows
+    projections = rows * (2 * shape.query_size + shape.gate_size + shape.router_size)  # query, output, gate and router
+    projections += tokens * (1 + shape.value_projections) * shape.key_value_size  # key and value
+    visual_size = shape.visual_intermediate_size or shape.intermediate_size
+    ffn = 3 * (text_rows * shape.intermediate_size + visual_rows * visual_size)
+    attention = 4 * rows * tokens * shape.query_size
+    return 2 * shape.hidden_size * (projections + ffn) + attention + tokens * shape.mixer_flops
 
 
 def model_flops(
     shapes: Sequence[LayerShape], frozen_layers: Collection[int], text_tokens: int, visual_tokens: int
 ) -> int:
-    """FLOPs of the decoder layers in one prefill.
+    """FLOPs of all decoder layers in one prefill.
 
     Args:
-        shapes: of every decoder layer, in order.
-        frozen_layers: numbers of those that are frozen; none for the base.
+        shapes: one per decoder layer, in order.
+        frozen_layers: numbers of the frozen layers; empty for the base.
         text_tokens, visual_tokens: of the prompt.
     """
     total = 0
@@ -67,21 +73,3 @@ def flops_ratio(
     """
     prompt = (text_tokens, visual_tokens)
     return model_flops(shapes, frozen_layers, *prompt) / model_flops(shapes, (), *prompt)
-
-
-def _rows(shape: LayerShape, text_rows: int, visual_rows: int) -> int:
-    """Query and output projection, router and FFN."""
-    visual_size = shape.visual_intermediate_size or shape.intermediate_size
-    projections = (text_rows + visual_rows) * (2 * shape.query_size + shape.gate_size + shape.router_size)
-    ffn = 3 * (text_rows * shape.intermediate_size + visual_rows * visual_size)
-    return 2 * shape.hidden_size * (projections + ffn)
-
-
-def _keys_and_values(shape: LayerShape, tokens: int) -> int:
-    """Or what takes the place of attention: what every token needs in a frozen layer, too."""
-    projections = (1 + shape.value_projections) * shape.key_value_size
-    return tokens * (2 * shape.hidden_size * projections + shape.mixer_flops)
-
-
-def _attention(shape: LayerShape, queries: int, keys: int) -> int:
-    return 4 * queries * keys * shape.query_size

@@ -1,7 +1,7 @@
-"""The definition of a frozen layer, on the stock model: compute everything, then put the frozen rows back.
+"""The definition of a frozen layer: the stock model computes everything, then the frozen rows are put back.
 
-Slow on purpose and independent of the remote code: what a package computes is compared with this. It imports only
-torch, so that it can be run in a process that has nothing else of this project.
+It is slow on purpose and independent of the remote code, which is compared with it. It imports only torch, because
+verification runs it in a process without this project.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from torch import nn
 
 
 def text_decoder(model: Any) -> Any:
-    """The stack of decoder layers (`layers`) in a stock vision-language model, with its embeddings and final norm."""
+    """The module of a stock vision-language model that holds embeddings, decoder layers (`layers`) and final norm."""
     decoder = model.get_decoder()
     return decoder if hasattr(decoder, "layers") else decoder.model
 
 
 def final_norm(decoder: Any) -> Any:
-    """What a `text_decoder` applies after its last layer."""
+    """The norm that a `text_decoder` applies after its last layer."""
     return decoder.norm if hasattr(decoder, "norm") else decoder.embedding_norm
 
 
 def input_device(model: Any) -> torch.device:
-    """Where a model takes its inputs."""
+    """The device that a model's inputs belong on."""
     weight = model.get_input_embeddings().weight
-    # A meta weight is accelerate's, whose hooks move the inputs.
+    # A meta weight is offloaded by accelerate, whose hooks move the inputs.
     return torch.device("cpu") if weight.is_meta else weight.device
 
 
 def placed(model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Inputs as a model takes them: ``inputs.to(model.device, model.dtype)``, which cards tell people to write."""
+    """The inputs on the model's device and in its dtype, as by ``inputs.to(model.device, model.dtype)`` on cards."""
     device = input_device(model)
     return {
         name: value.to(device, model.dtype) if value.is_floating_point() else value.to(device)
@@ -42,25 +42,22 @@ def placed(model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Te
 
 
 def cache_name(named: Mapping[str, Any]) -> str:
-    """What the cache is called in a model's output or in the keyword arguments of its layers.
-
-    It is `cache` since transformers 5.24.
-    """
+    """The key of the cache in a model's output or its layers' keyword arguments; `cache` since transformers 5.24."""
     return "cache" if "cache" in named else "past_key_values"
 
 
 def cached_states(layer: Any) -> list[torch.Tensor]:
-    """What one layer of a cache keeps: keys and values, or what linear attention or a convolution goes on from."""
+    """The tensors in one layer of a cache: keys and values, or states of linear attention or of a convolution."""
     if hasattr(layer, "keys"):
         return [layer.keys, layer.values]
     kept: list[Any] = []
-    for states in (layer.conv_states, layer.recurrent_states):  # since transformers 5.24, several of each, numbered
+    for states in (layer.conv_states, layer.recurrent_states):  # numbered dicts since transformers 5.24
         kept += states.values() if isinstance(states, dict) else [states]
     return [states for states in kept if states is not None]
 
 
 def visual_tokens(config: Any, input_ids: torch.Tensor) -> torch.Tensor:
-    """Where image and video features go: ``(batch, tokens)`` bool, from the ids that `config` names for them."""
+    """Where visual tokens are: ``(batch, tokens)`` bool, by the image and video token ids of `config`."""
     visual = torch.zeros_like(input_ids, dtype=torch.bool)
     for name in ("image_token_id", "video_token_id"):
         token = getattr(config, name, None)
@@ -71,13 +68,13 @@ def visual_tokens(config: Any, input_ids: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def frozen_by_definition(layers: nn.ModuleList, frozen_layers: Iterable[int], frozen: torch.Tensor) -> Iterator[None]:
-    """Freezes tokens in the given decoder layers of a stock model while the context lasts.
+    """Freezes tokens in some decoder layers of a stock model while the context lasts.
 
     Args:
         layers: the language model's decoder layers.
-        frozen_layers: which of them.
-        frozen: ``(batch, tokens)`` bool; these rows leave a frozen layer as they entered it. A forward pass over
-            another number of tokens (a decoding step) is left alone.
+        frozen_layers: numbers of the layers to freeze.
+        frozen: ``(batch, tokens)`` bool; these rows leave a frozen layer as they entered it. Passes over another
+            number of tokens, such as decoding steps, are not changed.
     """
 
     def put_back(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:

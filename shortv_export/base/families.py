@@ -1,10 +1,11 @@
-"""The base architectures that can be converted: one row each.
+"""The base architectures that can be converted, one row each.
 
-A new family is one row here and one tiny model in the tests.
+To add a family, add a row here and a tiny model in the tests.
 """
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -16,20 +17,20 @@ from packaging.version import Version
 from ..errors import ShortVError
 from ..files import modeling_dir
 
-# Text models whose keys and values `shortv_layers.py` computes; its own list.
-TEXT_MODELS = (
-    *("llama", "mistral", "qwen2", "qwen3", "qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text", "qwen3_vl_moe_text"),
-    *("gemma", "gemma3_text", "cohere", "cohere2", "glm4v_text", "glm4v_moe_text", "aria_text", "paddleocr_vl_text"),
-)
 
-# The auto classes that people load vision-language models with. AutoModel gives the *generative* class, as
-# remote-code VLMs on the Hub do; every class left out would be an error for somebody.
-_AUTO_MODEL_CLASSES = (
-    "AutoModel",
-    "AutoModelForCausalLM",
-    "AutoModelForImageTextToText",
-    "AutoModelForMultimodalLM",
-)
+def _published(name: str) -> Any:
+    """A constant of the published code, which is not imported here, since that takes torch."""
+    tree = ast.parse((modeling_dir() / "shortv_layers.py").read_text("utf-8"))
+    assignments = (node for node in tree.body if isinstance(node, ast.Assign))
+    return next(ast.literal_eval(node.value) for node in assignments if ast.unparse(node.targets[0]) == name)
+
+
+TEXT_MODELS: tuple[str, ...] = _published("TEXT_MODELS")
+"""Text models whose attention the common frozen layer computes."""
+
+# All auto classes that people load vision-language models with, so that each of them works. AutoModel gives the
+# *generative* class, as other remote-code models on the Hub do.
+_AUTO_MODEL_CLASSES = ("AutoModel", "AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForMultimodalLM")
 
 
 @dataclass(frozen=True)
@@ -37,17 +38,17 @@ class Family:
     """How a base architecture becomes a ShortV one.
 
     Attributes:
-        model_type: the base's ``config.json`` model type.
-        name: what the names of its classes in transformers begin with.
-        title: what people call it.
-        note: what frozen visual tokens mean in this family beside what they mean everywhere; for its code and card.
-        tiles: into how many tiles a picture is cut in the paper's cost model (an overview and 2 x 2 details).
-        prompt: what a picture and a question become where the processor has no chat template.
-        text_models: the model types of its language model that frozen layers compute.
-        like: the family whose remote code, with other names filled in, is this one's, unless it has files of its own.
-        unless: fields of the text model's config that cannot be converted, and why.
-        since: the release of transformers from which on its published code works.
-        broken: releases since in which the base's own code fails.
+        model_type: the ``model_type`` in the base's ``config.json``.
+        name: how the names of its transformers classes begin.
+        title: the name that people use.
+        note: what is particular about frozen visual tokens in this family; shown in its code and on its cards.
+        tiles: number of tiles per picture in the paper's cost model (an overview and 2 x 2 details).
+        prompt: the prompt for a picture and a question if the processor has no chat template.
+        text_models: model types of its language model that can be frozen; the first is the default.
+        like: the family whose remote code it shares, with its own names filled in, if it has no files of its own.
+        unless: text config fields that rule out conversion if they are set -> the reason.
+        since: the first transformers release that runs its published code.
+        broken: later releases in which the stock model itself fails.
     """
 
     model_type: str
@@ -63,14 +64,14 @@ class Family:
     broken: tuple[str, ...] = ()
 
     def check(self, text_config: Mapping[str, Any], name: str) -> None:
-        """Refuses a text model that has what this family's frozen layers do not compute.
+        """Refuses a text model with a feature that this family's frozen layers do not compute (see `unless`).
 
         Args:
-            text_config: complete.
+            text_config: the text model's config, with the defaults of its class filled in.
             name: the base as the user wrote it, for messages.
 
         Raises:
-            ShortVError: it has.
+            ShortVError: it has such a feature.
         """
         for what, why in self.unless.items():
             if text_config.get(what):
@@ -93,27 +94,27 @@ class Family:
 
     @property
     def shortv_model_type(self) -> str:
-        """The package's own model type: loading without ``trust_remote_code`` fails; it never gives a dense model."""
+        """The package's own model type, so that loading without ``trust_remote_code`` fails and never runs dense."""
         return f"shortv_{self.model_type}"
 
     @property
     def auto_map(self) -> dict[str, str]:
-        """``config.json``'s ``auto_map``: which class of which file each auto class loads."""
+        """``config.json``'s ``auto_map``: the class, and its file, that each auto class loads."""
         configuration, modeling = (name.removesuffix(".py") for name in self.code[:2])
         models = dict.fromkeys(_AUTO_MODEL_CLASSES, f"{modeling}.{self.model_class}")
         return {"AutoConfig": f"{configuration}.{self.config_class}", **models}
 
     @property
     def code(self) -> tuple[str, ...]:
-        """The names of the files of remote code that a package carries: configuration and model first."""
+        """Names of the remote-code files in a package; the first two are configuration and model."""
         own = (f"configuration_shortv_{self.model_type}.py", f"modeling_shortv_{self.model_type}.py")
         return (*own, "shortv_layers.py", "shortv_weights.py")
 
     def source(self, name: str) -> str:
-        """The text of a file of remote code.
+        """The text of a remote-code file.
 
-        It is a file in ``modeling/``. Configuration and model are there for families with layers of their own kind;
-        those of others are LLaVA's (or of another family that theirs is like), with their names filled in.
+        The files are in ``modeling/``. A family without its own configuration or model file uses that of the family
+        it is like, or LLaVA's, with its own names filled in.
         """
         if name not in self.code[:2]:
             return (modeling_dir() / name).read_text("utf-8")
@@ -131,38 +132,26 @@ class Family:
 
 _LLAVA = Family("llava", "Llava", "LLaVA-1.5")
 
-_BIDIRECTIONAL = (
-    "The stock model lets the tokens of an image see each other in both directions. Text tokens keep their rows of "
-    "that mask: a frozen layer computes them from the same keys and values as the stock layer does."
-)
+_SAME_MASK = "A frozen layer uses the same attention mask, keys and values for its text tokens as the stock layer."
+_BIDIRECTIONAL = f"In the stock model, the tokens of an image attend to each other in both directions. {_SAME_MASK}"
+_WHOLE_PROMPT = f"In the stock model, all tokens of the prompt attend to each other in both directions. {_SAME_MASK}"
 _DEEPSTACK = (
-    "The vision tower's deepstack features are added to the visual tokens after each of the first decoder layers, as "
-    "in the stock model: where such a layer is frozen, they are all that changes visual tokens there."
+    "As in the stock model, DeepStack features of the vision tower are added to the visual tokens after each of the "
+    "first decoder layers. If such a layer is frozen, its visual tokens change by this addition only."
 )
-_EXPERTS = "The experts of a frozen layer see text tokens only; which experts a text token goes to does not change."
+_EXPERTS = "In a frozen layer, only text tokens are sent to experts; each text token is routed as in the stock layer."
 _LINEAR = (
-    "Layers with linear attention or a convolution in the place of attention pass each token's state on to the next: "
-    "where one is frozen, that part still runs for every token, and visual tokens skip the feed-forward network only."
-)
-_WHOLE_PROMPT = (
-    "The stock model lets all tokens of the prompt see each other in both directions. Text tokens keep their rows of "
-    "that mask: a frozen layer computes them from the same keys and values as the stock layer does."
+    "Some layers have linear attention or a convolution in place of attention. It passes a state from token to token, "
+    "so a frozen layer still runs it for every token; its visual tokens skip the feed-forward network only."
 )
 
 _ROWS = (
     _LLAVA,
     Family("llava_next", "LlavaNext", "LLaVA-NeXT", tiles=5),
-    Family("qwen2_5_vl", "Qwen2_5_VL", "Qwen2.5-VL", since="5.5"),  # before, its layers gave tuples
+    Family("qwen2_5_vl", "Qwen2_5_VL", "Qwen2.5-VL", since="5.5"),  # earlier layers return tuples
     Family("qwen3_vl", "Qwen3VL", "Qwen3-VL", _DEEPSTACK),
     Family("qwen3_vl_moe", "Qwen3VLMoe", "Qwen3-VL-MoE", f"{_DEEPSTACK} {_EXPERTS}", since="5.19"),
-    Family(
-        "qwen3_5",
-        "Qwen3_5",
-        "Qwen3.5",
-        _LINEAR,
-        text_models=("qwen3_5_text",),
-        since="5.14",
-    ),
+    Family("qwen3_5", "Qwen3_5", "Qwen3.5", _LINEAR, text_models=("qwen3_5_text",), since="5.14"),
     Family(
         "qwen3_5_moe",
         "Qwen3_5Moe",
@@ -182,11 +171,11 @@ _ROWS = (
         "gemma4",
         "Gemma4",
         "Gemma 4",
-        f"{_BIDIRECTIONAL} It does so in layers with a sliding window, and not in every size. Audio counts as text.",
+        f"{_BIDIRECTIONAL} Only sliding-window layers do this, and only in some sizes. Audio counts as text.",
         text_models=("gemma4_text",),
         unless={
-            "num_kv_shared_layers": "its last layers take the keys and values of earlier ones",
-            "hidden_size_per_layer_input": "its layers take inputs of their own for each token",
+            "num_kv_shared_layers": "its last layers reuse the keys and values of earlier layers",
+            "hidden_size_per_layer_input": "its layers take an additional input for each token",
         },
         since="5.18",
     ),
@@ -207,7 +196,7 @@ _ROWS = (
         "ernie4_5_vl_moe",
         "Ernie4_5_VLMoe",
         "ERNIE 4.5 VL",
-        f"{_EXPERTS} The experts for visual tokens rest there, but for the marks around a picture.",
+        f"{_EXPERTS} Visual experts then see only the start and end tokens of pictures, which are not frozen.",
         text_models=("ernie4_5_vl_moe_text",),
         since="5.12",
     ),
@@ -223,13 +212,12 @@ _ROWS = (
 
 FAMILIES: dict[str, Family] = {family.model_type: family for family in _ROWS}
 
-
 REFUSED: dict[str, str] = {
     "mllama": "its images enter by cross-attention, so there are no visual tokens to freeze",
-    "gemma3n": "its layers share keys and values, and take inputs per layer that freezing does not reach",
-    "phi4_multimodal": "its attention makes queries, keys and values in one projection, which freezing cannot split",
+    "gemma3n": "its layers share keys and values, and take an additional input for each token",
+    "phi4_multimodal": "its attention computes queries, keys and values in one projection, which cannot be split",
 }
-"""Architectures that people ask for and that cannot be converted, and why."""
+"""Architectures that cannot be converted, and why."""
 
 
 def family_of(config: Mapping[str, Any], name: str) -> Family:
@@ -240,7 +228,7 @@ def family_of(config: Mapping[str, Any], name: str) -> Family:
         name: the base as the user wrote it, for messages.
 
     Raises:
-        ShortVError: not a supported architecture, or its text model is not one; transformers is too old for it.
+        ShortVError: the architecture, its text model or the installed transformers is not supported.
     """
     model_type = config.get("model_type")
     if model_type in [family.shortv_model_type for family in FAMILIES.values()]:
@@ -254,7 +242,7 @@ def family_of(config: Mapping[str, Any], name: str) -> Family:
             "CONTRIBUTING.md says how to add one."
         )
     family, text_config = FAMILIES[model_type], config.get("text_config")
-    # Configs leave out what equals the default, which is the first of these.
+    # Configs leave out default values.
     default = family.text_models[0]
     text_type = text_config.get("model_type", default) if isinstance(text_config, Mapping) else default
     if text_type not in family.text_models:
@@ -270,6 +258,6 @@ def family_of(config: Mapping[str, Any], name: str) -> Family:
 
 
 def plain_prompt(processor: object) -> str:
-    """`Family.prompt` for a processor without chat template: that of its own family, or else LLaVA's."""
+    """The `Family.prompt` of a processor's family; LLaVA's if the processor belongs to none."""
     name = type(processor).__name__
     return next((family for family in _ROWS if name == f"{family.name}Processor"), _LLAVA).prompt

@@ -1,4 +1,4 @@
-"""A base model: what is known of it, and how it is loaded."""
+"""A base model: its properties, and how it is loaded."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from .shapes import LayerShape, layer_shapes
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
 
-# What visual tokens are counted in where no config says how many there are: LLaVA-1.5's picture.
+# Visual tokens are counted in a picture of this size if the config does not tell their number: LLaVA-1.5's input.
 _REFERENCE_PICTURE = (336, 336)
-# Packages that some processors need, beside what this one depends on.
-_OF_PROCESSORS = ("torchvision", "num2words", "sentencepiece", "tiktoken")
+# Packages that some processors need and that this package does not require.
+_PROCESSOR_PACKAGES = ("torchvision", "num2words", "sentencepiece", "tiktoken")
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ class BaseModel:
         repo_id: on the Hub; None for a local folder.
         revision: the commit, 40 hex digits; None for a local folder.
         path: the folder of its files: a snapshot in the Hub's cache, or the local folder.
-        config: its ``config.json`` as it stands, without the defaults that it leaves out.
-        family: how it becomes a ShortV model.
-        files: sorted names of the files that a package carries unchanged: not ``config.json``, not the card.
+        config: its ``config.json`` as it is; fields with default values may be missing.
+        family: its architecture.
+        files: sorted names of the files that a package takes over unchanged: all but ``config.json`` and the card.
     """
 
     name: str
@@ -51,17 +51,26 @@ class BaseModel:
 
     @cached_property
     def complete_config(self) -> dict[str, Any]:
-        """`config` with every default filled in by the stock class."""
-        return _complete(self.config, self.name)
+        """`config` with the defaults of the stock class filled in.
+
+        Raises:
+            ShortVError: the config is not valid.
+        """
+        from transformers import AutoConfig
+
+        try:  # `for_model` never runs code of the base
+            return AutoConfig.for_model(**copy.deepcopy(self.config)).to_dict()
+        except Exception as error:  # the config classes raise many kinds
+            raise ShortVError(f"{self.name}: its {CONFIG_NAME} is not valid: {one_line(error)}") from error
 
     @property
     def text_config(self) -> dict[str, Any]:
-        """The language model's config, complete."""
+        """The language model's part of `complete_config`."""
         return self.complete_config["text_config"]
 
     @property
     def num_layers(self) -> int:
-        """Decoder layers of the language model."""
+        """Number of decoder layers of the language model."""
         return self.text_config["num_hidden_layers"]
 
     @property
@@ -71,37 +80,37 @@ class BaseModel:
 
     @cached_property
     def visual_tokens(self) -> int:
-        """Visual tokens of one image, or of one tile where the family cuts images into tiles.
+        """Number of visual tokens of one image, or of one tile if the family cuts images into tiles.
 
-        Where the config does not tell, the processor is asked: how many it makes of a square picture.
+        If the config does not tell, they are counted in the processor's output for a square picture.
 
         Raises:
-            ShortVError: the processor cannot be loaded, or makes none.
+            ShortVError: the processor cannot be loaded, or gives no visual tokens.
         """
         tokens = self.configured_visual_tokens
         return _processed_visual_tokens(self) if tokens is None else tokens
 
     @property
     def prompt_visual_tokens(self) -> int:
-        """Visual tokens of the paper's cost model: 576 for LLaVA-1.5, 2880 for LLaVA-NeXT."""
+        """Number of visual tokens in the paper's cost model: 576 for LLaVA-1.5, 2880 for LLaVA-NeXT."""
         return self.family.tiles * self.visual_tokens
 
     @property
     def image_token_id(self) -> int:
-        """The id that stands in ``input_ids`` wherever a visual token is."""
+        """The id of an image's visual tokens in ``input_ids``."""
         return find_image_token(self.config)
 
     @property
     def weight_files(self) -> tuple[str, ...]:
-        """The names of the weight files and of their index."""
+        """Names of the weight files and of their index."""
         return tuple(name for name in self.files if name.endswith(WEIGHT_FILES))
 
     @property
     def weight_bytes(self) -> int:
-        """Size of the weight files in bytes, whether they have been downloaded or not.
+        """Size of the weight files in bytes, also before they are downloaded.
 
         Raises:
-            ShortVError: they have not, and the Hub cannot be asked.
+            ShortVError: they are not downloaded, and the Hub cannot be reached.
         """
         names = [name for name in self.files if name.endswith(".safetensors")]
         if self.repo_id is None or all((self.path / name).exists() for name in names):
@@ -117,7 +126,7 @@ class BaseModel:
 
     @property
     def configured_visual_tokens(self) -> int | None:
-        """`visual_tokens` by the config alone; None where it has no fields for them."""
+        """`visual_tokens` according to the config; None if it does not tell."""
         if type(self.config.get("image_seq_length")) is int:
             return self.config["image_seq_length"]
         vision = self.complete_config.get("vision_config") or {}
@@ -125,20 +134,20 @@ class BaseModel:
         image_size, patch_size = (vision.get(name) for name in ("image_size", "patch_size"))
         if strategy is None or image_size is None or patch_size is None or isinstance(image_size, list | tuple):
             return None
-        if self.complete_config.get("downsample_factor"):  # several patches become a token
+        if self.complete_config.get("downsample_factor"):  # merges several patches into a token
             return None
         patches = (image_size // patch_size) ** 2
-        # CLIP puts a class token before the patches; "full" keeps it. Other vision models have none.
+        # CLIP puts a class token before the patches, which "full" keeps. Other vision models have no class token.
         return patches + (strategy == "full" and vision["model_type"] == "clip_vision_model")
 
     def record(self) -> BaseRecord:
-        """The pin of a recipe: sha256 and size of every file in `files` (reads all of them, large ones once)."""
+        """The base as a recipe names it, with the hashes of all `files`. Hashes of large files are cached."""
 
         def entry(name: str) -> dict[str, Any]:
             path = self.path / name
             return {"sha256": file_sha256(path, remembered=True), "size": path.stat().st_size}
 
-        # Hashing takes a core per file; more readers than this only wait for the disk.
+        # One file keeps one core busy; with more files at once, the disk is the limit.
         with ThreadPoolExecutor(max_workers=4) as workers:
             files = dict(zip(self.files, workers.map(entry, self.files), strict=True))
         return BaseRecord(self.repo_id, self.revision, file_sha256(self.path / CONFIG_NAME), files)
@@ -147,14 +156,10 @@ class BaseModel:
 def load_base(
     base: BaseModel, *, dtype: Any = "auto", device_map: Any = None, max_memory: Any = None
 ) -> tuple[PreTrainedModel, ProcessorMixin]:
-    """The stock model of a base, in eval mode, and its processor.
-
-    Args:
-        base: what to load.
-        dtype, device_map, max_memory: as in ``from_pretrained``.
+    """The stock model of a base, in eval mode, and its processor. The options are those of ``from_pretrained``.
 
     Raises:
-        ShortVError: it cannot be loaded, or its weights are not the ones that its config describes.
+        ShortVError: the base cannot be loaded, or its weights do not match its config.
     """
     from transformers import AutoModelForImageTextToText
 
@@ -169,17 +174,13 @@ def load_base(
             local_files_only=True,
             output_loading_info=True,
         )
-    except Exception as error:  # transformers and torch raise many kinds; the cause stays for --debug
+    except Exception as error:  # transformers and torch raise many kinds
         raise ShortVError(f"{base.name} cannot be loaded: {one_line(error)}") from error
     model, loading = loaded
     for kind, keys in loading.items():
         if keys:
-            what = kind.replace("_", " ")
-            example = min(map(str, keys))
-            raise ShortVError(
-                f"{base.name}: its weights do not match its config ({len(keys)} {what}, such as {example}); "
-                "use a base whose weights are complete."
-            )
+            what = f"{len(keys)} {kind.replace('_', ' ')}, such as {min(map(str, keys))}"
+            raise ShortVError(f"{base.name}: its weights do not match its config ({what}); use a complete base.")
     return model.eval(), load_processor(base)
 
 
@@ -187,7 +188,7 @@ def load_processor(base: BaseModel) -> ProcessorMixin:
     """The processor of a base.
 
     Raises:
-        ShortVError: it cannot be loaded.
+        ShortVError: the processor cannot be loaded.
     """
     from transformers import AutoProcessor
 
@@ -195,33 +196,33 @@ def load_processor(base: BaseModel) -> ProcessorMixin:
         processor: ProcessorMixin = AutoProcessor.from_pretrained(
             base.path, trust_remote_code=False, local_files_only=True
         )
-    except Exception as error:  # as above: tokenizers raises bare Exception
-        if package := _missing_package(error):
-            raise ShortVError(
-                f"{base.name}: its processor needs {package}, which is not installed: pip install {package}."
-            ) from error
+    except Exception as error:  # tokenizers raises bare Exception
+        message = str(error).lower()
+        for package in _PROCESSOR_PACKAGES:
+            if package in message and find_spec(package) is None:
+                raise ShortVError(
+                    f"{base.name}: its processor needs {package}, which is not installed: pip install {package}."
+                ) from error
         raise ShortVError(f"{base.name}: its processor cannot be loaded: {one_line(error)}") from error
     return processor
 
 
-def _missing_package(error: Exception) -> str | None:
-    """The package that a processor was not made for want of, if that is what an error of transformers says."""
-    text = str(error).lower()
-    return next((name for name in _OF_PROCESSORS if name in text and find_spec(name) is None), None)
-
-
 def find_image_token(config: Mapping[str, Any], name: str = "the base") -> int:
+    """The image token id in a config.
+
+    Raises:
+        ShortVError: there is none.
+    """
     for field in ("image_token_id", "image_token_index", "image_patch_id"):
         if type(config.get(field)) is int and config[field] >= 0:
             return config[field]
     raise ShortVError(
-        f"{name}: its {CONFIG_NAME} names no image token (image_token_index or image_token_id), "
-        "so its visual tokens cannot be found; add it."
+        f"{name}: its {CONFIG_NAME} names no image token, so visual tokens cannot be found; add image_token_id."
     )
 
 
 def _processed_visual_tokens(base: BaseModel) -> int:
-    """Visual tokens of one picture, counted in what the base's own processor makes of it."""
+    """Number of visual tokens in the processor's output for one picture."""
     from PIL import Image
     from transformers import AutoConfig
 
@@ -241,15 +242,5 @@ def _processed_visual_tokens(base: BaseModel) -> int:
     except Exception as error:  # the processor classes raise many kinds
         raise ShortVError(f"{base.name}: its processor cannot be used: {one_line(error)}") from error
     if not count:
-        raise ShortVError(f"{base.name}: its processor puts no image token into a prompt; complete its files.")
+        raise ShortVError(f"{base.name}: its processor puts no image token into a prompt; use a complete base.")
     return count
-
-
-def _complete(config: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """The config with the defaults of the stock class, which never runs code of the base."""
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.for_model(**copy.deepcopy(dict(config))).to_dict()
-    except Exception as error:  # the config classes raise many kinds over wrong types and values
-        raise ShortVError(f"{name}: its {CONFIG_NAME} is not valid: {one_line(error)}") from error

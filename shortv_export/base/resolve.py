@@ -1,4 +1,4 @@
-"""Finds a base on the Hub or on disk, pins it and checks its files."""
+"""Finds base models on the Hub or on disk."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from .model import BaseModel
 def resolve_base(base: str | Path, *, revision: str | None = None, weights: bool = True) -> BaseModel:
     """Finds a base model, pins it and checks its files.
 
-    A base on the Hub is refused for its config or its list of files before its weights are downloaded. With
-    ``HF_HUB_OFFLINE=1`` it is taken from the cache.
+    The config and the list of files are checked before any weights are downloaded. With ``HF_HUB_OFFLINE=1``, the
+    base comes from the Hub's cache.
 
     Args:
-        base: a Hub id or a local folder. A folder that exists comes first.
+        base: a Hub id or a local folder. If both exist, the folder is taken.
         revision: branch, tag or commit of a Hub repository; None is its main branch.
-        weights: fetch the weights too (see `fetch_weights`).
+        weights: whether to fetch and check the weights, too (see `fetch_weights`).
 
     Raises:
-        ShortVError: it does not exist or cannot be reached; its family is not supported; its files are
+        ShortVError: the base does not exist or cannot be reached; its family is not supported; its files are
             incomplete, damaged, unsafe or in a layout that transformers does not load.
     """
     name = str(base)
@@ -32,7 +32,7 @@ def resolve_base(base: str | Path, *, revision: str | None = None, weights: bool
     if name and folder.is_dir():
         if revision is not None:
             raise ShortVError(f"{name} is a local folder, which has no revisions; leave out `revision`.")
-        resolved = _checked(name, folder, _files_in(folder))
+        resolved = BaseModel(name, None, None, folder, *inspect_files(name, folder, _files_in(folder)))
     elif isinstance(base, Path) or not name or name[0] in "./~" or folder.exists():
         raise ShortVError(f"there is no folder {name!r}; give a Hub id such as llava-hf/llava-1.5-7b-hf, or a folder.")
     else:
@@ -43,10 +43,10 @@ def resolve_base(base: str | Path, *, revision: str | None = None, weights: bool
 
 
 def fetch_weights(base: BaseModel) -> None:
-    """Downloads the weights of a base that was resolved without them, and checks them. Those of a folder are there.
+    """Downloads the weights of a base on the Hub; checks the weights of any base.
 
     Raises:
-        ShortVError: they cannot be downloaded, the disk is too full, or they are damaged.
+        ShortVError: the weights cannot be downloaded, do not fit on the disk, or are damaged.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
@@ -57,7 +57,7 @@ def fetch_weights(base: BaseModel) -> None:
             what = f"downloading the weights of {base.name}"
             download_files(base.name, info, base.path, base.weight_files, what)
         except OfflineModeIsEnabled:
-            pass  # the cache has been searched for them already
+            pass  # `resolve_base` found the weights in the cache
         except (HTTPError, OSError) as error:
             raise hub_error(error, f"model {base.name}") from error
     check_weights(base.name, base.path, base.weight_files)
@@ -69,26 +69,21 @@ def _from_hub(name: str, revision: str | None) -> BaseModel:
 
     what = f"model {name}" + (f" at revision {revision}" if revision else "")
     try:
-        # By the revision as asked for, so that the cache can answer the same question offline.
+        # With the revision as given, so that the cache knows it offline, too.
         path = Path(snapshot_download(name, revision=revision, allow_patterns=[CONFIG_NAME]))
         commit = path.name
         try:
             info = HfApi().model_info(name, revision=commit)
         except OfflineModeIsEnabled:
-            return _checked(name, path, _files_in(path), name, commit)
-        names = {sibling.rfilename for sibling in info.siblings or ()}
-        small = [file for file in names if file in (CONFIG_NAME, CARD_NAME, INDEX_NAME) or CARRIED.fullmatch(file)]
-        snapshot_download(name, revision=commit, allow_patterns=small)
+            repo_id, names = name, _files_in(path)
+        else:
+            repo_id = info.id  # differs from `name` if the repository was renamed
+            names = {sibling.rfilename for sibling in info.siblings or ()}
+            small = [file for file in names if file in (CONFIG_NAME, CARD_NAME, INDEX_NAME) or CARRIED.fullmatch(file)]
+            snapshot_download(name, revision=commit, allow_patterns=small)
     except (HTTPError, OSError, HFValidationError) as error:
         raise hub_error(error, what) from error
-    return _checked(name, path, names, info.id, commit)  # a renamed repository answers to its old name, too
-
-
-def _checked(
-    name: str, path: Path, names: set[str], repo_id: str | None = None, revision: str | None = None
-) -> BaseModel:
-    config, family, carried, weights = inspect_files(name, path, names)
-    return BaseModel(name, repo_id, revision, path, config, family, tuple(sorted({*carried, *weights})))
+    return BaseModel(name, repo_id, commit, path, *inspect_files(name, path, names))
 
 
 def _files_in(folder: Path) -> set[str]:

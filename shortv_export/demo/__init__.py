@@ -1,5 +1,3 @@
-"""`shortv-export demo`: the whole way on one machine, without an account and without a download."""
+"""`shortv-export demo`: every step from a base model to a published one, with no account and no download."""
 
 from .run import run_demo
-
-__all__ = ["run_demo"]

@@ -1,4 +1,4 @@
-"""What a user of a published repository runs: a program that knows transformers and nothing of this project.
+"""Loads a published repository and asks it a question, with transformers and without this project.
 
 ``python -I client.py REPO_ID REVISION IMAGE QUESTION`` prints one JSON object.
 """
@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from transformers import AutoModel, AutoProcessor
 
-sys.modules["shortv_export"] = None  # type: ignore[assignment]  # proves that the repository needs nothing else
+sys.modules["shortv_export"] = None  # type: ignore[assignment]  # importing it fails, so the load proves that it is not needed
 
 repo_id, revision, image, question = sys.argv[1:]
 

@@ -1,7 +1,6 @@
-"""`shortv-export demo`: the whole way on one machine, without an account and without a download.
+"""The demo: converts a small trained model and publishes it to a Hub on this machine.
 
-The base is the bundled demonstration model, a small LLaVA that has learnt to answer questions about one kind of drawn
-scenes (`model/README.md`). What freezing does to it is measured, not played.
+The model is a LLaVA that answers questions about drawn scenes (`model/README.md`). All numbers are measured.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from ..errors import ShortVError
-from ..options import Comparison, Help, Questions, Samples
+from ..options import Choice, Comparison, Help, Questions, Samples
 
 if TYPE_CHECKING:
     from ..loopback import LoopbackHub
@@ -31,50 +30,47 @@ BASE_ID = "loopback/scenes-llava"
 REPO_ID = "loopback/scenes-llava-shortv"
 CALIBRATION_SAMPLES = 40
 HELD_OUT_SAMPLES = 48
-# Enough scenes for that many questions; both draws are seeded.
-_SCENES = 8
+_SCENES = 8  # enough for that many questions
 _MARKER = ".shortv-demo"
+Table = tuple[str, list[tuple[str, ...]]]
 
 
 @dataclass(frozen=True)
 class Demo:
-    """What the demo made.
-
-    Attributes:
-        card: the published card.
-        tables: of what was measured, and of the steps: a title and rows each.
-    """
+    """The card that was published, and the measurements and steps as tables: a title and rows each."""
 
     card: Path
-    tables: list[tuple[str, list[tuple[str, ...]]]]
+    tables: list[Table]
 
 
 class _Steps:
-    """The steps so far, each with its result and its time."""
+    """Announces each step; keeps its name, result and time."""
 
     def __init__(self) -> None:
         self.rows: list[tuple[str, ...]] = []
-        self.started = time.perf_counter()
 
-    def done(self, name: str, result: str) -> None:
-        self.rows.append((name, result, f"{time.perf_counter() - self.started:.1f} s"))
-        logger.info("%s: %s", name, result)
-        self.started = time.perf_counter()
+    def begin(self, name: str, description: str) -> None:
+        self.name, self.started = name, time.perf_counter()
+        logger.info("\n%d. %s: %s", len(self.rows) + 1, name, description)
+
+    def done(self, result: str) -> None:
+        self.rows.append((self.name, result, f"{time.perf_counter() - self.started:.1f} s"))
+        logger.info("-> %s", result)
 
 
 def run_demo(
     *,
     output: Annotated[Path, Help("Folder for everything the demo makes.")] = Path("shortv-demo"),
-    open: Annotated[bool, Help("At a terminal, open the card in the end.")] = True,
+    open: Annotated[bool, Help("Open the card at the end, if run in a terminal.")] = True,
 ) -> Demo:
-    """The whole way on a small trained model, with a Hub on this machine; no account, no download.
+    """Every step on a small trained model, with a Hub on this machine; no account, no download.
 
     Args:
-        output: folder for everything; an earlier demo's is replaced.
+        output: folder for everything; that of an earlier demo is replaced.
         open: for the command line.
 
     Raises:
-        ShortVError: the folder is not an earlier demo's, or a step failed.
+        ShortVError: the folder holds something else, or a step failed.
     """
     if "huggingface_hub" in sys.modules:
         raise ShortVError(
@@ -83,49 +79,53 @@ def run_demo(
     from ..loopback import LoopbackHub
 
     _prepare(output)
+    logger.info("A small model is converted and published on this machine, in %s; no account, no download.", output)
     with LoopbackHub() as hub:
-        # Before huggingface_hub is imported: it reads its settings once. Nothing of the user's cache is touched.
+        # Set before huggingface_hub is imported, since it reads them once. The user's cache stays as it is.
         quiet = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
         os.environ.update(hub.env(), **quiet, HF_HOME=str((output / "hf-home").resolve()))
-        tables = _run(hub, output, _Steps())
+        tables = _run(hub, output)
         if hub.errors:
             raise ShortVError(f"the Hub saw a protocol error: {hub.errors[0]}")
     return Demo(output / "package" / "README.md", tables)
 
 
-def _run(hub: LoopbackHub, output: Path, steps: _Steps) -> list[tuple[str, list[tuple[str, ...]]]]:
-    """Scores, packages, verifies, evaluates and publishes the model, and loads it as a stranger would."""
+def _run(hub: LoopbackHub, output: Path) -> list[Table]:
+    """Runs every step; returns the tables of `Demo`."""
     import torch
 
     from .. import pipeline
     from ..evaluation import tables
-    from ..options import Choice
     from . import scenes
 
-    torch.set_num_threads(1)  # on matrices this small, threads only wait for each other
+    torch.set_num_threads(1)  # for matrices this small, more threads are slower
+    steps = _Steps()
 
-    base = Path(__file__).with_name("model")
-    hub.create_repo(BASE_ID, files={path.name: path for path in base.iterdir()})
-    scored_on = scenes.write_folder(output / "calibration", scenes.CALIBRATION_SEEDS[:_SCENES])
+    steps.begin("base model", "a LLaVA that was trained on drawn scenes, on a Hub on this machine")
+    hub.create_repo(BASE_ID, files={path.name: path for path in Path(__file__).with_name("model").iterdir()})
+    calibration = scenes.write_folder(output / "calibration", scenes.CALIBRATION_SEEDS[:_SCENES])
     held_out = scenes.write_folder(output / "held-out", scenes.EVALUATION_SEEDS[:_SCENES])
-    steps.done("base model", f"{BASE_ID}: a small LLaVA that was trained on drawn scenes; {2 * _SCENES} new scenes")
+    steps.done(f"{BASE_ID}; {_SCENES} new scenes to choose layers by, {_SCENES} to evaluate on")
 
-    samples = Samples(str(scored_on), CALIBRATION_SAMPLES)
+    steps.begin("score", "how much does the output change if visual tokens skip a layer (Layer Contribution)?")
+    samples = Samples(str(calibration), CALIBRATION_SAMPLES)
     scores = pipeline.score(BASE_ID, output=output / "scores.json", samples=samples)
-    lowest = min(range(len(scores.visual)), key=scores.visual.__getitem__)
-    steps.done(
-        "score", f"{scores.num_samples} samples; layer {lowest} contributes least ({scores.visual[lowest]:.2g})"
-    )
+    *_, second, lowest = sorted(range(len(scores.visual)), key=scores.visual.__getitem__, reverse=True)
+    steps.done(f"{scores.num_samples} samples; least in layers {lowest} and {second}")
 
+    steps.begin("package", "freeze the visual tokens in the layers with the lowest Layer Contribution")
     folder = output / "package"
     recipe = pipeline.package(BASE_ID, folder, choice=Choice(scores=output / "scores.json")).recipe
-    ratio = recipe.cost["flops_ratio"]
-    steps.done("package", f"{len(recipe.frozen_layers)} of {recipe.num_layers} layers frozen; FLOPs ratio {ratio:.3f}")
+    text, visual, ratio = (recipe.cost[name] for name in ("text_tokens", "visual_tokens", "flops_ratio"))
+    frozen = f"{len(recipe.frozen_layers)} of {recipe.num_layers} layers frozen"
+    steps.done(f"{frozen}; a prompt of {text} text and {visual} visual tokens takes {ratio:.0%} of the base's FLOPs")
 
+    steps.begin("verify", "does the package compute what its recipe says? A fresh process compares")
     verification = pipeline.verify(str(folder))
     verification.raise_if_failed()
-    steps.done("verify", f"{verification.summary} in a fresh process")
+    steps.done(verification.summary)
 
+    steps.begin("evaluate", "accuracy and speed against the base and other methods")
     evaluation = pipeline.evaluate(
         str(folder),
         output=output / "evaluation.json",
@@ -134,32 +134,35 @@ def _run(hub: LoopbackHub, output: Path, steps: _Steps) -> list[tuple[str, list[
         comparison=Comparison(baselines=True),
         update_card=True,
     )
-    steps.done("evaluate", _reached(evaluation))
+    steps.done(_results(evaluation))
     for note in evaluation.notes:
         logger.info(note)
 
+    steps.begin("publish", "to the Hub on this machine")
     push: Any = pipeline.push(str(folder), REPO_ID)
-    steps.done("publish", f"{push.url}: one commit, tagged {push.tag}")
+    steps.done(f"{REPO_ID}: one commit, tagged {push.tag}")
 
+    steps.begin("load", "from the Hub, in a process that has transformers but not shortv-export")
     sample = json.loads((held_out / "metadata.jsonl").read_text(encoding="utf-8").splitlines()[0])
-    image, question = held_out / sample["file_name"], sample["question"]
-    answer = _load_as_a_stranger(hub, push.tag, image, question, output)
-    skipped = answer["report"]["skipped_updates"] / answer["report"]["total_updates"]
-    steps.done("load", f"{answer['model']} by AutoModel.from_pretrained; {skipped:.0%} of the token updates skipped")
-    steps.done("answer", f"{question!r} -> {answer['answer']!r}; it is {sample['answer']!r}")
+    question = sample["question"]
+    loaded = _load(hub, push.tag, held_out / sample["file_name"], question, output)
+    skipped = loaded["report"]["skipped_updates"] / loaded["report"]["total_updates"]
+    steps.done(
+        f"{loaded['model']} skips {skipped:.0%} of the token updates; "
+        f"{question!r} -> {loaded['answer']!r} (right answer: {sample['answer']!r})"
+    )
     contributions = ("Layer Contribution, in nats", _contributions(scores, recipe.frozen_layers))
-    return [contributions, *tables(evaluation), ("shortv-export demo", steps.rows)]
+    return [contributions, *tables(evaluation), ("Steps of the demo", steps.rows)]
 
 
-def _reached(evaluation: Evaluation) -> str:
+def _results(evaluation: Evaluation) -> str:
     """Accuracy and speed in one line."""
-    shortv = evaluation.chosen
-    speed, accuracy = shortv.speed[0], shortv.accuracy
-    reached = f"prefill {speed.speed_up:.2f}x of the {speed.limit:.2f}x that its FLOPs allow"
+    speed, accuracy = evaluation.chosen.speed[0], evaluation.chosen.accuracy
+    faster = f"prefill {speed.speed_up:.2f}x as fast ({speed.limit:.2f}x if time followed FLOPs)"
     if accuracy is None:
-        return reached
-    right = f"{accuracy.base.mean:.1%} -> {accuracy.changed.mean:.1%} right"
-    return f"{right} on {accuracy.num_samples} held-out questions; {reached}"
+        return faster
+    right = f"{accuracy.base.mean:.1%} -> {accuracy.changed.mean:.1%}"
+    return f"accuracy {right} on {accuracy.num_samples} held-out questions; {faster}"
 
 
 def _contributions(scores: Scores, frozen_layers: Sequence[int]) -> list[tuple[str, ...]]:
@@ -178,18 +181,13 @@ def _prepare(output: Path) -> None:
     (output / _MARKER).touch()
 
 
-def _load_as_a_stranger(hub: LoopbackHub, revision: str, image: Path, question: str, output: Path) -> dict:
-    """Loads the published repository in a fresh process that cannot import this package, and asks about an image."""
+def _load(hub: LoopbackHub, revision: str, image: Path, question: str, output: Path) -> dict[str, Any]:
+    """Loads the published repository in a fresh process without this package, and asks about an image."""
     environment = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
-    environment |= {**hub.env(), "HF_HOME": str((output / "stranger-hf-home").resolve())}
+    environment |= {**hub.env(), "HF_HOME": str((output / "client-hf-home").resolve())}
     client = Path(__file__).with_name("client.py")
-    result = subprocess.run(
-        [sys.executable, "-I", str(client), REPO_ID, revision, str(image), question],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    command = [sys.executable, "-I", str(client), REPO_ID, revision, str(image), question]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     if result.returncode:
         raise ShortVError(f"loading {REPO_ID} in a fresh process failed: {result.stderr.strip().splitlines()[-1]}")
     return json.loads(result.stdout.strip().splitlines()[-1])

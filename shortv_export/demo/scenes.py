@@ -1,8 +1,8 @@
-"""Synthetic scenes with questions: what the bundled demonstration model is trained, calibrated and measured on.
+"""Drawn scenes with questions, on which the bundled demonstration model is trained, calibrated and evaluated.
 
-A scene is a 4 x 4 grid of cells on a dark background. Three to five cells hold a coloured shape, no two of them
-alike, and one holds a sign with a three-letter word. Everything about a scene follows from its seed, and the seeds
-come from three ranges that do not overlap: one to train on, one to calibrate on, one to evaluate on.
+A scene is a 4 x 4 grid of cells on a dark background. Three to five cells hold a coloured shape, all of
+them different, and one cell holds a sign with a three-letter word. A scene is determined by its seed. The seeds for
+training, calibration and evaluation come from three ranges that do not overlap.
 """
 
 from __future__ import annotations
@@ -19,12 +19,9 @@ import numpy.typing as npt
 
 Pixels = npt.NDArray[np.uint8]
 
-GRID = 4
-"""Rows and columns of cells."""
-CELL = 21
-"""Pixels per cell side: three patches."""
-PATCH = 7
-"""Pixels per side of the vision tower's patches; also of a letter."""
+GRID = 4  # rows, and columns
+PATCH = 7  # pixels per side, of a patch of the vision tower and of a letter
+CELL = 3 * PATCH  # pixels per side
 IMAGE_SIZE = GRID * CELL
 
 COLOURS: dict[str, tuple[int, int, int]] = {
@@ -41,8 +38,7 @@ SHAPES: dict[str, str] = {
     "triangle": "triangles",
     "cross": "crosses",
     "ring": "rings",
-}
-"""Singular to plural."""
+}  # singular -> plural
 NUMBERS = ("zero", "one", "two", "three", "four", "five")
 RELATIONS = ("left of", "right of", "above", "below")
 CONSONANTS = "bdgklmprst"
@@ -58,7 +54,7 @@ QUESTION_WORDS = (
     "is there a an the how many are what colour shape where does sign say describe image in one sentence of left "
     "right above below object objects shapes yes no and top bottom ? . ,"
 )
-"""Every word of the questions and answers beside `COLOURS`, `SHAPES`, `NUMBERS` and the letters of the signs."""
+"""The words of the questions and answers, without those in `COLOURS`, `SHAPES`, `NUMBERS` and on the signs."""
 
 VOCABULARY = frozenset([*QUESTION_WORDS.split(), *COLOURS, *SHAPES, *SHAPES.values(), *NUMBERS])
 WORDS = tuple(
@@ -66,7 +62,7 @@ WORDS = tuple(
     for word in (a + b + c for a in CONSONANTS for b in VOWELS for c in CONSONANTS)
     if word not in VOCABULARY and word[:2] not in VOCABULARY
 )
-"""What signs can say: consonant, vowel, consonant; none of them is a word of the questions."""
+"""What signs can say: consonant, vowel, consonant; never a word of the questions."""
 
 _GLYPHS = {
     "a": "01110 10001 10001 11111 10001 10001",
@@ -88,7 +84,7 @@ _GLYPHS = {
 
 @dataclass(frozen=True)
 class Thing:
-    """A coloured shape in a cell; rows count from the top, columns from the left, both from 0."""
+    """A coloured shape in a cell. Rows count from the top and columns from the left, from 0."""
 
     colour: str
     shape: str
@@ -102,18 +98,11 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """What an image shows.
+    """What an image shows."""
 
-    Attributes:
-        seed: everything follows from it, down to the pixel noise.
-        things: three to five, in reading order; no two of one colour and shape.
-        word: on the sign.
-        sign_row, sign_column: where the sign is.
-    """
-
-    seed: int
-    things: tuple[Thing, ...]
-    word: str
+    seed: int  # also of the pixel noise
+    things: tuple[Thing, ...]  # three to five, in reading order, all different
+    word: str  # on the sign
     sign_row: int
     sign_column: int
 
@@ -128,11 +117,10 @@ class Question:
 
 
 def make_scene(seed: int) -> Scene:
-    """The scene of a seed."""
     random = Random(seed)
     cells = random.sample(range(GRID * GRID), random.randint(3, 5) + 1)
     sign = cells.pop()
-    # A few colours and shapes per scene, so that some of them occur twice and there is something to count.
+    # Only four colours and shapes, so that some occur twice and there is something to count.
     colours = random.sample(list(COLOURS), 4)
     shapes = random.sample(list(SHAPES), 4)
     looks = random.sample([(colour, shape) for colour in colours for shape in shapes], len(cells))
@@ -141,9 +129,9 @@ def make_scene(seed: int) -> Scene:
 
 
 def draw(scene: Scene) -> Pixels:
-    """The picture of a scene: ``(IMAGE_SIZE, IMAGE_SIZE, 3)`` RGB.
+    """The image of a scene, ``(IMAGE_SIZE, IMAGE_SIZE, 3)`` RGB.
 
-    Sizes, places within the cell, hues, brightness of the background and pixel noise vary with the seed.
+    Sizes, offsets in the cell, hues, the background and the pixel noise vary with the seed.
     """
     random = np.random.default_rng(scene.seed)
     background = random.integers(15, 60) + random.integers(-6, 7, 3)
@@ -165,7 +153,7 @@ def draw(scene: Scene) -> Pixels:
 
 @cache
 def _mask(shape: str, radius: int, down: int, right: int) -> npt.NDArray[np.float64]:
-    """How much of each pixel of a cell a shape covers, from 0 to 1."""
+    """The share of each pixel of a cell that a shape covers, from 0 to 1."""
     fine = 4
     axis = (np.arange(CELL * fine) + 0.5) / fine - CELL / 2
     y, x = (axis - down)[:, None], (axis - right)[None, :]
@@ -184,7 +172,7 @@ def _mask(shape: str, radius: int, down: int, right: int) -> npt.NDArray[np.floa
 
 @cache
 def _panel(word: str, down: int) -> npt.NDArray[np.int8]:
-    """A sign: 1 where there is ink, 0 where there is paper, -1 around it."""
+    """A sign: 1 for ink, 0 for paper, -1 around it."""
     panel = np.full((CELL, CELL), -1, np.int8)
     panel[PATCH - 3 : 2 * PATCH + 3] = 0
     for place, letter in enumerate(word):
@@ -200,12 +188,12 @@ def caption(scene: Scene) -> str:
 
 
 def place(row: int, column: int) -> str:
-    """The quarter of the image that a cell lies in."""
+    """The quarter of the image in which a cell lies."""
     return f"{'top' if row < GRID // 2 else 'bottom'} {'left' if column < GRID // 2 else 'right'}"
 
 
 def related(relation: str, one: Thing, other: Thing) -> bool:
-    """Whether `one` is, for example, left of `other`, by rows or columns of the grid."""
+    """Whether `one` is, for example, left of `other`, by row or column."""
     return {
         "left of": one.column < other.column,
         "right of": one.column > other.column,
@@ -217,10 +205,10 @@ def related(relation: str, one: Thing, other: Thing) -> bool:
 def _existence(scene: Scene, random: Random) -> Question:
     thing = random.choice(scene.things)
     name, wanted = thing.name, random.random() < 0.5
-    kind = random.randrange(3)  # both, the shape alone, the colour alone
+    kind = random.randrange(3)  # of question: about colour and shape, shape only, colour only
     names = {other.name for other in scene.things}
     if kind == 0 and not wanted:
-        # Half of the absent ones mix a colour and a shape that are there.
+        # Half of the time, the colour and the shape are in the scene, but not together.
         mixed = random.random() < 0.5
         colours = [other.colour for other in scene.things] if mixed else list(COLOURS)
         shapes = [other.shape for other in scene.things] if mixed else list(SHAPES)
@@ -237,25 +225,24 @@ def _existence(scene: Scene, random: Random) -> Question:
 
 
 def _colour(scene: Scene, random: Random) -> Question | None:
-    shapes = [thing.shape for thing in scene.things]
-    things = [thing for thing in scene.things if shapes.count(thing.shape) == 1]
-    if not things:
-        return None
-    thing = random.choice(things)
-    return Question("colour", f"what colour is the {thing.shape}?", thing.colour)
+    thing = _unique(scene, random, "shape")
+    return Question("colour", f"what colour is the {thing.shape}?", thing.colour) if thing else None
 
 
 def _shape(scene: Scene, random: Random) -> Question | None:
-    colours = [thing.colour for thing in scene.things]
-    things = [thing for thing in scene.things if colours.count(thing.colour) == 1]
-    if not things:
-        return None
-    thing = random.choice(things)
-    return Question("shape", f"what shape is the {thing.colour} object?", thing.shape)
+    thing = _unique(scene, random, "colour")
+    return Question("shape", f"what shape is the {thing.colour} object?", thing.shape) if thing else None
+
+
+def _unique(scene: Scene, random: Random, attribute: str) -> Thing | None:
+    """A thing that shares its colour (or shape) with no other; None if there is none."""
+    values = [getattr(thing, attribute) for thing in scene.things]
+    things = [thing for thing, value in zip(scene.things, values, strict=True) if values.count(value) == 1]
+    return random.choice(things) if things else None
 
 
 def _count(scene: Scene, random: Random) -> Question:
-    counts = {f"{plural}": sum(thing.shape == shape for thing in scene.things) for shape, plural in SHAPES.items()}
+    counts = {plural: sum(thing.shape == shape for thing in scene.things) for shape, plural in SHAPES.items()}
     counts |= {f"{colour} objects": sum(thing.colour == colour for thing in scene.things) for colour in COLOURS}
     counts["shapes"] = len(scene.things)
     number = random.choice(sorted(set(counts.values())))
@@ -279,14 +266,6 @@ def _relation(scene: Scene, random: Random) -> Question | None:
     return Question("relation", f"is the {one.name} {relation} the {other.name}?", "yes" if answer else "no")
 
 
-def _reading(scene: Scene, random: Random) -> Question:
-    return Question("reading", "what does the sign say?", scene.word)
-
-
-def _caption(scene: Scene, random: Random) -> Question:
-    return Question("caption", "describe the image in one sentence.", caption(scene))
-
-
 _MAKERS: dict[str, Callable[[Scene, Random], Question | None]] = {
     "existence": _existence,
     "colour": _colour,
@@ -294,16 +273,16 @@ _MAKERS: dict[str, Callable[[Scene, Random], Question | None]] = {
     "count": _count,
     "position": _position,
     "relation": _relation,
-    "reading": _reading,
-    "caption": _caption,
+    "reading": lambda scene, _: Question("reading", "what does the sign say?", scene.word),
+    "caption": lambda scene, _: Question("caption", "describe the image in one sentence.", caption(scene)),
 }
 
 
 def ask(scene: Scene, tasks: Iterable[str] = TASKS) -> list[Question]:
-    """Questions about a scene, one for each of `tasks` in their order; a task may be named several times.
+    """Questions about a scene, one for each of `tasks`, which may repeat.
 
-    A scene in which no shape (or colour) occurs just once has no question about the colour of a shape (or the
-    shape of a colour), and repeated questions are left out: fewer questions than tasks may come back.
+    There may be fewer: a scene without a unique shape (or colour) has no `colour` (or `shape`) question, and each
+    question comes once.
     """
     random = Random(f"questions of {scene.seed}")
     questions = (_MAKERS[task](scene, random) for task in tasks)
@@ -313,13 +292,8 @@ def ask(scene: Scene, tasks: Iterable[str] = TASKS) -> list[Question]:
 def write_folder(folder: Path, seeds: Iterable[int], tasks: Iterable[str] = TASKS) -> Path:
     """Writes images and a ``metadata.jsonl`` with ``file_name``, ``question``, ``answer`` and ``task``.
 
-    One line per question; the questions about a scene share its image. `shortv_export` reads such a folder as
-    calibration or evaluation data, and so does ``datasets.load_dataset("imagefolder", ...)``.
-
-    Args:
-        folder: where to; made if missing.
-        seeds: of the scenes, from one of `TRAINING_SEEDS`, `CALIBRATION_SEEDS` and `EVALUATION_SEEDS`.
-        tasks: of each scene's questions.
+    There is one image per seed and one line per question. `shortv_export` and ``datasets.load_dataset("imagefolder",
+    ...)`` can read the folder.
 
     Returns:
         `folder`.

@@ -1,4 +1,4 @@
-"""Changes to a base model, such as frozen layers: what an evaluation compares with the base."""
+"""The methods that are compared with the base, each a temporary change to the same loaded model."""
 
 from __future__ import annotations
 
@@ -13,21 +13,20 @@ from ..packaging import Package
 from ..selection import ranking
 
 Inputs = Mapping[str, Any]
-"""What a model is called with."""
+"""Keyword arguments of a model's forward pass."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """A temporary change to a base model.
+    """A method that makes the base's prefill cheaper, such as ShortV, FastV or VTW.
 
     Attributes:
-        name: for tables.
-        apply: takes the model and the inputs that it will be called with. The model is changed inside the context
-            that it returns.
-        frozen_layers: layer numbers; None for a method that does more than freeze layers.
-        flops: prefill FLOPs of the changed decoder layers by the cost model, from the layers' shapes, the number of
-            text tokens and the number of visual tokens.
-        baseline: whether it is another method, measured for comparison.
+        name: shown in tables, such as ``"19 of 32"`` or ``"VTW K=16"``.
+        apply: ``apply(model, inputs)`` returns a context. Inside it, the model runs these inputs with the method.
+        frozen_layers: layer numbers; None if the method does more than freeze layers.
+        flops: ``flops(shapes, text_tokens, visual_tokens)`` returns the prefill FLOPs of the decoder layers, by the
+            paper's cost model; None if that does not cover the method.
+        baseline: whether the method is measured only to compare ShortV with.
     """
 
     name: str
@@ -37,7 +36,7 @@ class Change:
     baseline: bool = False
 
     def flops_ratio(self, shapes: Sequence[LayerShape], text_tokens: int, visual_tokens: int) -> float | None:
-        """Its FLOPs over the base's; None if the cost model does not cover it."""
+        """The method's prefill FLOPs over the base's; None if the cost model does not cover it."""
         if self.flops is None:
             return None
         return self.flops(shapes, text_tokens, visual_tokens) / model_flops(shapes, (), text_tokens, visual_tokens)
@@ -46,8 +45,8 @@ class Change:
 UNCHANGED = Change("base", lambda model, inputs: nullcontext(), ())
 
 
-def frozen(layers: Sequence[int], num_layers: int) -> Change:
-    """Freezes these decoder layers of a ShortV model that freezes none."""
+def shortv(layers: Sequence[int], num_layers: int) -> Change:
+    """ShortV with these frozen layers, for a model that is loaded with none frozen."""
 
     @contextmanager
     def apply(model: Any, inputs: Inputs) -> Iterator[None]:
@@ -64,13 +63,13 @@ def frozen(layers: Sequence[int], num_layers: int) -> Change:
 
 
 def frozen_lists(package: Package, sweep: Sequence[int] | None) -> list[tuple[int, ...]]:
-    """The package's own list, and for each number in a sweep that many layers with the lowest scores.
+    """The package's frozen layers, and for each number in `sweep` that many layers with the lowest scores.
 
     Returns:
-        By length, without repetition.
+        Lists without duplicates, the shortest first.
 
     Raises:
-        ShortVError: a number is out of range, or a sweep over a package without scores.
+        ShortVError: a number is out of range, or the package holds no scores for a sweep.
     """
     lists = {package.recipe.frozen_layers}
     if sweep is not None:
@@ -81,6 +80,6 @@ def frozen_lists(package: Package, sweep: Sequence[int] | None) -> list[tuple[in
         order = ranking(package.scores.visual)
         for count in sweep:
             if not 0 <= count <= package.recipe.num_layers:
-                raise ShortVError(f"`sweep` has {count}; the model has {package.recipe.num_layers} layers.")
+                raise ShortVError(f"`sweep` has {count}; give numbers from 0 to {package.recipe.num_layers}.")
             lists.add(tuple(sorted(order[:count])))
     return sorted(lists, key=lambda layers: (len(layers), layers))

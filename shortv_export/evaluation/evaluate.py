@@ -1,4 +1,4 @@
-"""Compares a package, and other changes, with the base: both are the same loaded weights.
+"""Compares a package and other methods with the base, all on one loaded model.
 
 A loaded package that freezes nothing is its base, bit for bit. Frozen layers and other methods are temporary changes
 to it (see `changes.Change`).
@@ -10,34 +10,84 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..base import LayerShape, layer_shapes
 from ..base.definition import text_decoder, visual_tokens
-from ..measure import PartialResults, out_of_memory
+from ..errors import ShortVError, one_line
+from ..measure import PartialResults, device_map_for, is_out_of_memory, out_of_memory
 from ..options import Comparison, Placement, Questions
-from ..packaging import Package
+from ..packaging import Package, referenced_weights, require_intact
 from ..records import Evaluation, Row, Speed, library_versions
 from ..samples import encode_samples
-from .baselines import comparisons
-from .changes import Change, Inputs, frozen, frozen_lists
-from .devices import accelerators, device_name
-from .fidelity import Answers, accuracy_by_group, accuracy_of, fidelity_of, measure_fidelity
-from .loading import load_package
-from .notes import notes_on, notes_on_baselines
-from .speed import measure_speed
+from .baselines import paper_baselines
+from .changes import Change, Inputs, frozen_lists, shortv
+from .fidelity import measure_fidelity
+from .report import notes_on
+from .speed import accelerators, device_name, measure_speed
+from .summary import accuracy_by_group, accuracy_of, fidelity_of
 
 if TYPE_CHECKING:
     from ..samples import DrawnSamples, Sample
 
 logger = logging.getLogger(__name__)
 
-_ADVICE = (
-    "load it with `dtype` bfloat16 or spread it with `device_map` auto, or ask for less with `max_new_tokens` and "
-    "`at`. Finished samples are kept"
-)
+
+def require_evaluable(package: Package, comparison: Comparison = Comparison()) -> None:
+    """Refuses a package that cannot be evaluated. None of its code is run.
+
+    Raises:
+        ShortVError: its files are not what its recipe says, the weights that it refers to are not the recipe's, its
+            code is not this release's, it freezes no layer, or `comparison.sweep` does not fit it.
+    """
+    failure = "cannot be evaluated"
+    require_intact(package, failure)
+    if package.recipe.weights == "reference":
+        _, check = referenced_weights(package)
+        if check.passed is False:
+            raise ShortVError(f"{package.name} {failure}: {check.name}: {check.detail}")
+    if not package.recipe.frozen_layers:
+        raise ShortVError(f"{package.name} freezes no layer, so it is its base; evaluate a package that freezes some.")
+    frozen_lists(package, comparison.sweep)
+
+
+def load_package(package: Package, placement: Placement = Placement()) -> tuple[Any, Any]:
+    """Loads a package's processor and its model, which freezes nothing until `freeze_layers` is called.
+
+    Args:
+        package: checked by `require_evaluable`.
+        placement: where the model runs; by default on the accelerator, if there is one.
+
+    Raises:
+        ShortVError: it cannot be loaded, or its weights are not the ones that its config describes.
+    """
+    from transformers import AutoModel, AutoProcessor
+
+    try:
+        model, loading = AutoModel.from_pretrained(
+            package.folder,
+            trust_remote_code=True,
+            dtype=placement.dtype,
+            device_map=device_map_for(placement),
+            max_memory=placement.max_memory,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+        processor = AutoProcessor.from_pretrained(package.folder, trust_remote_code=True)
+    except Exception as error:  # transformers and torch raise many kinds
+        if is_out_of_memory(error):
+            raise
+        raise ShortVError(
+            f"{package.name} cannot be loaded; check it with `shortv-export verify`: {one_line(error)}"
+        ) from error
+    if type(model).__name__ != package.family.model_class or any(loading.values()):
+        raise ShortVError(
+            f"{package.name} loads with another class or other weights than its config describes; "
+            "check it with `shortv-export verify`."
+        )
+    model.freeze_layers([])
+    return model.eval(), processor
 
 
 def evaluate_package(
@@ -53,34 +103,44 @@ def evaluate_package(
 
     Args:
         package: checked by `require_evaluable`.
-        samples: held-out ones.
-        questions: the most tokens of an answer.
+        samples: held-out samples.
+        questions: only `max_new_tokens` is used.
         comparison: what else is compared with the base, and what is timed.
         placement: where the model runs.
-        output: where to save the result. Until then, the results of finished samples are kept beside it
+        output: where to save the result. Until then, results of finished samples are kept beside it
             (``<output>.partial.jsonl``), and an interrupted run resumes from them.
 
     Raises:
         ShortVError: the package cannot be loaded, memory runs out, or the output cannot be written; or as
             `frozen_lists`.
     """
-    recipe = package.recipe
-    changes = [frozen(layers, recipe.num_layers) for layers in frozen_lists(package, comparison.sweep)]
-    with out_of_memory(_ADVICE):
+    recipe, max_new_tokens = package.recipe, questions.max_new_tokens
+    changes = [shortv(layers, recipe.num_layers) for layers in frozen_lists(package, comparison.sweep)]
+    advice = "load it with `dtype` bfloat16 or spread it with `device_map` auto, or ask for less with `max_new_tokens`"
+    with out_of_memory(f"{advice} and `at`. Finished samples are kept"):
         model, processor = load_package(package, placement)
-        prompt = _median_prompt(model, processor, samples.samples)
+        prompt, size = _median_prompt(model, processor, samples.samples)
         if comparison.baselines:
-            changes += comparisons(recipe.frozen_layers, *prompt.size, package.scores)
+            changes += paper_baselines(recipe.frozen_layers, *size, package.scores)
         device = device_name(model)
-        settings = [recipe.sha256, str(model.dtype), device, questions.max_new_tokens, library_versions()]
+        settings = [recipe.sha256, str(model.dtype), device, max_new_tokens, library_versions()]
         finished = PartialResults(output, hashlib.sha256(json.dumps(settings).encode()).hexdigest())
-        max_new_tokens = questions.max_new_tokens
         answers = measure_fidelity(
             model, processor, samples.samples, changes, max_new_tokens=max_new_tokens, finished=finished
         )
         speeds = [_measure_speeds(model, change, prompt, comparison) for change in changes]
     rows = tuple(
-        _row(change, found, speed, samples.samples, prompt, recipe.frozen_layers)
+        Row(
+            name=change.name,
+            frozen_layers=change.frozen_layers,
+            chosen=not change.baseline and change.frozen_layers == recipe.frozen_layers,
+            baseline=change.baseline,
+            flops_ratio=change.flops_ratio(*size),
+            fidelity=fidelity_of(found),
+            accuracy=accuracy_of(found, samples.samples),
+            groups=accuracy_by_group(found, samples.samples),
+            speed=speed,
+        )
         for change, found, speed in zip(changes, answers, speeds, strict=True)
     )
     evaluation = Evaluation(
@@ -93,7 +153,7 @@ def evaluate_package(
         dtype=str(model.dtype).removeprefix("torch."),
         device=device,
         versions=library_versions(),
-        notes=notes_on(samples, rows, on_cpu=not accelerators(model)) + notes_on_baselines(rows, *prompt.size[1:]),
+        notes=notes_on(samples, rows, *size[1:], on_cpu=not accelerators(model)),
         rows=rows,
     )
     if output is not None:
@@ -102,54 +162,26 @@ def evaluate_package(
     return evaluation
 
 
-@dataclass(frozen=True)
-class _Prompt:
+def _median_prompt(
+    model: Any, processor: Any, samples: Sequence[Sample]
+) -> tuple[Inputs, tuple[Sequence[LayerShape], int, int]]:
     """The sample with the median number of tokens, at which speed is measured and FLOPs are counted.
 
-    Attributes:
-        inputs: of the model.
-        size: the decoder layers' shapes, the number of text tokens and the number of visual tokens.
+    Returns:
+        The model's inputs; then the decoder layers' shapes, the number of text tokens and the number of visual tokens.
     """
-
-    inputs: Inputs
-    size: tuple[Sequence[LayerShape], int, int]
-
-
-def _median_prompt(model: Any, processor: Any, samples: Sequence[Sample]) -> _Prompt:
     lengths = [encode_samples(processor, [sample])["input_ids"].shape[1] for sample in samples]
     order = sorted(range(len(samples)), key=lengths.__getitem__)
     inputs = encode_samples(processor, [samples[order[len(order) // 2]]])
     visual = visual_tokens(model.config, inputs["input_ids"])
     shapes = layer_shapes(text_decoder(model).config.to_dict())
-    return _Prompt(inputs, (shapes, int((~visual).sum()), int(visual.sum())))
+    return inputs, (shapes, int((~visual).sum()), int(visual.sum()))
 
 
-def _measure_speeds(model: Any, change: Change, prompt: _Prompt, comparison: Comparison) -> tuple[Speed, ...]:
-    """The speed at the median sample and at the lengths asked for; empty if it was not asked for."""
+def _measure_speeds(model: Any, change: Change, prompt: Inputs, comparison: Comparison) -> tuple[Speed, ...]:
+    """The speed at this prompt and at the lengths asked for; empty if speed is not to be measured."""
     if not comparison.speed:
         return ()
     logger.info("timing %s", change.name)
-    at_data = measure_speed(model, change, inputs=prompt.inputs)
-    return at_data, *(measure_speed(model, change, tokens=length) for length in comparison.at)
-
-
-def _row(
-    change: Change,
-    answers: Sequence[Answers],
-    speed: tuple[Speed, ...],
-    samples: Sequence[Sample],
-    prompt: _Prompt,
-    chosen: tuple[int, ...],
-) -> Row:
-    """What was measured of a change; `chosen` are the frozen layers of the package."""
-    return Row(
-        name=change.name,
-        frozen_layers=change.frozen_layers,
-        chosen=not change.baseline and change.frozen_layers == chosen,
-        baseline=change.baseline,
-        flops_ratio=change.flops_ratio(*prompt.size),
-        fidelity=fidelity_of(answers),
-        accuracy=accuracy_of(answers, samples),
-        groups=accuracy_by_group(answers, samples),
-        speed=speed,
-    )
+    at_prompt = measure_speed(model, change, inputs=prompt)
+    return at_prompt, *(measure_speed(model, change, tokens=tokens) for tokens in comparison.at)

@@ -1,9 +1,9 @@
-"""How close a changed model's answers stay to those of its base, and how many answers of each are right.
+"""Compares the greedy answers of changed models with those of their base, sample by sample.
 
-Each change (see `changes.Change`) is compared with the base's own greedy answer:
+For each sample and each change (see `changes.Change`):
 
-1. The base answers; its distribution before each token of the answer is kept.
-2. The changed model is forced to generate the same tokens; its distributions are compared with the base's.
+1. The base answers. Its distribution before each token of the answer is kept.
+2. The changed model is forced to give the same tokens, and its distributions are compared with the base's.
 3. The changed model answers freely.
 """
 
@@ -19,11 +19,8 @@ from torch import Tensor
 
 from ..base.definition import placed
 from ..measure import PartialResults, log_probabilities
-from ..records import Accuracy, Fidelity
 from ..samples import encode_samples
-from .answers import normalised
 from .changes import UNCHANGED, Change, Inputs
-from .estimates import estimate_of
 
 if TYPE_CHECKING:
     from ..samples import Sample
@@ -31,10 +28,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Answers:
-    """One sample's greedy answers, and how close they are.
+    """The base's and a changed model's greedy answer to one sample, and how close they are.
 
     Attributes:
-        first_token_kl, answer_kl, top1_agreement, exact_match: as in `records.Fidelity`, of this sample.
+        first_token_kl, answer_kl, top1_agreement, exact_match: see `records.Fidelity`.
         base, changed: the answers as text.
     """
 
@@ -55,21 +52,18 @@ def measure_fidelity(
     max_new_tokens: int,
     finished: PartialResults | None = None,
 ) -> list[list[Answers]]:
-    """Compares changed models with their base, one sample at a time: no result depends on other samples.
+    """Compares changed models with their base, one sample at a time, so that no result depends on other samples.
 
     Args:
-        model: the base, a ShortV model that freezes nothing.
-        processor: of the model.
-        samples: to measure on.
-        changes: to measure.
+        model: a ShortV model that freezes nothing, which is the base.
         max_new_tokens: most tokens of an answer.
-        finished: results of an earlier run, which are not measured again; new ones are added.
+        finished: results of an earlier run, which are not measured again; new results are added.
 
     Returns:
-        For each change, the answers of each sample.
+        For each change, the answers to each sample.
 
     Raises:
-        ShortVError: logits that are not finite.
+        ShortVError: logits are not finite.
     """
     from huggingface_hub.utils import tqdm
 
@@ -78,19 +72,18 @@ def measure_fidelity(
         missing = [change for change in changes if finished.get(sample.digest, _key(change)) is None]
         if missing:
             inputs = placed(model, encode_samples(processor, [sample]))
-            base = _answer(model, UNCHANGED, inputs, max_new_tokens)
+            tokens, expected = _answer(model, UNCHANGED, inputs, max_new_tokens)
             for change in missing:
-                forced = _answer(model, change, inputs, len(base.tokens), forced=base.tokens)
-                own = _answer(model, change, inputs, max_new_tokens)
-                divergences = (base.distributions.exp() * (base.distributions - forced.distributions)).sum(-1)
-                same_first = base.distributions[0].argmax() == forced.distributions[0].argmax()
+                _, found = _answer(model, change, inputs, len(tokens), forced=tokens)
+                own, _ = _answer(model, change, inputs, max_new_tokens)
+                divergences = (expected.exp() * (expected - found)).sum(-1)
                 answers = Answers(
                     first_token_kl=divergences[0].item(),
                     answer_kl=divergences.mean().item(),
-                    top1_agreement=bool(same_first),
-                    exact_match=own.tokens == base.tokens,
-                    base=_text(processor, base.tokens),
-                    changed=_text(processor, own.tokens),
+                    top1_agreement=bool(expected[0].argmax() == found[0].argmax()),
+                    exact_match=own == tokens,
+                    base=_text(processor, tokens),
+                    changed=_text(processor, own),
                 )
                 finished.add(sample.digest, _key(change), asdict(answers))
     return [[Answers(**(finished.get(sample.digest, _key(change)) or {})) for sample in samples] for change in changes]
@@ -100,24 +93,15 @@ def _key(change: Change) -> str:
     return json.dumps([change.name, change.frozen_layers])
 
 
-@dataclass(frozen=True)
-class _Answer:
-    """An answer, and the distribution before each of its tokens.
-
-    Attributes:
-        tokens: their ids.
-        distributions: log-probabilities ``(tokens, vocabulary)`` of the model itself: the generation config's changes
-            to them are left out.
-    """
-
-    tokens: list[int]
-    distributions: Tensor
-
-
 def _answer(
     model: Any, change: Change, inputs: Inputs, max_new_tokens: int, forced: Sequence[int] | None = None
-) -> _Answer:
-    """A changed model's greedy answer; with `forced`, these tokens instead."""
+) -> tuple[list[int], Tensor]:
+    """A changed model's greedy answer, or the tokens in `forced` instead.
+
+    Returns:
+        The answer's token ids, and the log-probabilities before each token ``(tokens, vocabulary)``. They are the
+        model's own: the generation config's penalties and suppressed tokens do not change them.
+    """
     from transformers import LogitsProcessorList
 
     processors = LogitsProcessorList([_Forced(forced)] if forced is not None else [])
@@ -131,8 +115,7 @@ def _answer(
             return_dict_in_generate=True,
             output_logits=True,
         )
-    tokens = output.sequences[0, -len(output.logits) :].tolist()
-    return _Answer(tokens, log_probabilities(torch.cat(output.logits)))
+    return output.sequences[0, -len(output.logits) :].tolist(), log_probabilities(torch.cat(output.logits))
 
 
 class _Forced:
@@ -149,39 +132,3 @@ class _Forced:
 
 def _text(processor: Any, tokens: Sequence[int]) -> str:
     return str(processor.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
-
-
-def fidelity_of(answers: Sequence[Answers]) -> Fidelity:
-    """Means over samples."""
-    return Fidelity(
-        len(answers),
-        estimate_of([answer.first_token_kl for answer in answers]),
-        estimate_of([float(answer.top1_agreement) for answer in answers]),
-        estimate_of([answer.answer_kl for answer in answers]),
-        estimate_of([float(answer.exact_match) for answer in answers]),
-    )
-
-
-def accuracy_of(answers: Sequence[Answers], samples: Sequence[Sample]) -> Accuracy | None:
-    """Both models' accuracy over the samples that have an answer; None if none has."""
-    pairs = []
-    for answer, sample in zip(answers, samples, strict=True):
-        if sample.answer is not None:
-            expected = normalised(sample.answer)
-            pairs.append((float(normalised(answer.base) == expected), float(normalised(answer.changed) == expected)))
-    if not pairs:
-        return None
-    base, changed = zip(*pairs, strict=True)
-    difference = [after - before for before, after in pairs]
-    return Accuracy(len(pairs), estimate_of(base), estimate_of(changed), estimate_of(difference))
-
-
-def accuracy_by_group(answers: Sequence[Answers], samples: Sequence[Sample]) -> dict[str, Accuracy]:
-    """The accuracy over the samples of each group that has answers."""
-    groups: dict[str, Accuracy] = {}
-    for group in sorted({sample.group for sample in samples if sample.group is not None}):
-        members = [number for number, sample in enumerate(samples) if sample.group == group]
-        accuracy = accuracy_of([answers[number] for number in members], [samples[number] for number in members])
-        if accuracy is not None:
-            groups[group] = accuracy
-    return groups

@@ -1,4 +1,4 @@
-"""Held-out samples: drawn from the data that layers were chosen by, without the samples that they were chosen by."""
+"""Draws held-out samples: from the data that layers were chosen by, without the samples that they were chosen by."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ if TYPE_CHECKING:
 
 
 def data_of(record: Mapping[str, Any]) -> str | None:
-    """The data that samples were drawn from, as `options.Samples.data`; None for local files.
+    """The data that recorded samples were drawn from; None for local files, whose path is not recorded.
 
     Args:
-        record: of the samples (see `samples.DrawnSamples.record`). It holds no local paths.
+        record: see `samples.DrawnSamples.record`.
     """
     data = record.get("data")
     return data if isinstance(data, str) and data != LOCAL_FILES else None
 
 
 def held_out_from_scores(scores: Scores | None, asked: Samples) -> DrawnSamples:
-    """Draws samples that scores were not measured on, with the seed after the one asked for.
+    """Draws samples that scores were not measured on. The seed is one more than the one asked for.
 
     Args:
-        scores: None if layers are chosen without scores.
+        scores: None if layers are chosen without scores; nothing is then held out.
         asked: by default from the data of the scores.
 
     Raises:
@@ -49,13 +49,12 @@ def held_out_from_scores(scores: Scores | None, asked: Samples) -> DrawnSamples:
 
 
 def held_out_from_package(package: Package, asked: Samples, questions: Questions) -> DrawnSamples:
-    """Draws samples that a package's layers were not chosen by, with the seed after the one asked for.
+    """Draws samples that a package's layers were not chosen by. The seed is one more than the one asked for.
 
     Args:
-        package: the package.
+        package: the package to evaluate.
         asked: by default from the data that the layers were chosen by.
-        questions: `force_overlap` draws also from the samples that the layers were chosen by. `task` and `accuracy`
-            demand samples with answers.
+        questions: with `force_overlap`, nothing is held out; with `task` or `accuracy`, samples need answers.
 
     Returns:
         The samples. Their record also has ``"group_by"``, ``"overlap"`` and perhaps ``"task_id"`` (see
@@ -66,7 +65,7 @@ def held_out_from_package(package: Package, asked: Samples, questions: Questions
             that of `task`; no sample has an answer; or as `draw_samples`.
     """
     selection = package.recipe.selection
-    # The samples of the scores, and those that `max_kl` was measured on.
+    # Layers are chosen by the samples of the scores and by those that `max_kl` was measured on.
     records = [package.scores.calibration] if package.scores is not None else []
     records += [selection["evidence"]["held_out"]] if "held_out" in selection["evidence"] else []
     digests = [_digests(record) for record in records]
@@ -83,7 +82,7 @@ def held_out_from_package(package: Package, asked: Samples, questions: Questions
             raise ShortVError(f"the layers of {package.name} were chosen by local files; name data with `data`.")
     used = [digest for each in digests for digest in each]
     samples = _draw(asked, data, [] if questions.force_overlap else used, questions.group_by)
-    # Nobody knows which samples a list was chosen by that is the paper's or was given.
+    # A list from the paper or from the user does not say which samples it was chosen by.
     known = known and selection["method"] not in ("preset", "given")
     overlap = len({*used} & {sample.digest for sample in samples.samples}) if known else None
     record = {**samples.record, "group_by": questions.group_by, "overlap": overlap}
@@ -98,7 +97,7 @@ def held_out_from_package(package: Package, asked: Samples, questions: Questions
 
 
 def _digests(record: Mapping[str, Any]) -> list[str]:
-    """The recorded samples; none if the record does not name them."""
+    """The digests of the recorded samples; empty if the record does not have them."""
     digests = record.get("sample_digests")
     named = isinstance(digests, list | tuple) and all(isinstance(digest, str) for digest in digests)
     return list(digests) if named and digests else []

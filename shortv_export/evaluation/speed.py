@@ -5,9 +5,10 @@ Both are the same loaded weights and run in turn, so that a slow moment of the m
 
 from __future__ import annotations
 
+import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,9 +20,6 @@ from ..base.definition import input_device, placed, text_decoder, visual_tokens
 from ..errors import ShortVError
 from ..records import Pair, Speed
 from .changes import UNCHANGED, Change, Inputs
-from .devices import accelerators, synchronize
-
-REPEATS = 7
 
 
 def measure_speed(
@@ -30,35 +28,42 @@ def measure_speed(
     *,
     inputs: Inputs | None = None,
     tokens: tuple[int, int] | None = None,
-    repeats: int = REPEATS,
+    repeats: int = 7,
 ) -> Speed:
-    """Times the prefill of a model and of the changed model.
+    """Measures the prefill of a model and of the changed model.
 
     Args:
         model: a ShortV model that freezes nothing, in evaluation mode.
-        change: to measure.
-        inputs: of one sample. The language model alone is timed at its token counts.
-        tokens: instead of `inputs`, numbers of text and visual tokens.
-        repeats: rounds, after one to warm up.
+        change: the change to measure.
+        inputs: of one sample: the whole model is timed up to the first token, and the language model alone at the
+            sample's token counts.
+        tokens: instead of `inputs`, numbers of text and visual tokens; the language model alone is timed.
+        repeats: timed rounds, after one to warm up.
 
     Raises:
         ShortVError: more tokens than the model has positions for.
     """
-    device = input_device(model)
     first_token = None
     if inputs is not None:
         visual = visual_tokens(model.config, inputs["input_ids"])
-        inputs = placed(model, inputs)
-        first_token = _in_turn(model, change, inputs, repeats)
+        first_token = _seconds(model, change, placed(model, inputs), repeats)
     else:
         assert tokens is not None
-        visual = _visual_after_half(*tokens)
-    prompt = _embeddings(model, visual.to(device))
+        visual = torch.zeros(1, sum(tokens), dtype=torch.bool)
+        before = (tokens[0] + 1) // 2  # text before and after the visual tokens, as in a prompt
+        visual[:, before : before + tokens[1]] = True
     num_visual = int(visual.sum())
     num_text = visual.numel() - num_visual
-    prefill = _in_turn(model, change, prompt, repeats)
+    prompt = _embeddings(model, visual.to(input_device(model)))
+    prefill = _seconds(model, change, prompt, repeats)
     counted = Pair(count_flops(model, UNCHANGED, prompt), count_flops(model, change, prompt))
-    expected = _expected_flops(model, change, num_text, num_visual)
+    expected = difference = None
+    if change.flops is not None:
+        shapes = layer_shapes(text_decoder(model).config.to_dict())
+        base = model_flops(shapes, (), num_text, num_visual)
+        expected = Pair(float(base), float(change.flops(shapes, num_text, num_visual)))
+        sides = ((counted.base, expected.base), (counted.changed, expected.changed))
+        difference = max(abs(count - cost) / cost for count, cost in sides)
     speed_up, limit = prefill.base / prefill.changed, counted.base / counted.changed
     return Speed(
         at="given" if inputs is None else "data",
@@ -71,87 +76,39 @@ def measure_speed(
         peak_memory=_peak_memory(model, change, prompt),
         flops=counted,
         expected_flops=expected,
-        flops_difference=None if expected is None else _difference(counted, expected),
+        flops_difference=difference,
         speed_up=speed_up,
         limit=limit,
         share_of_limit=speed_up / limit,
     )
 
 
-def _visual_after_half(text_tokens: int, visual: int) -> Tensor:
-    """``(1, tokens)`` bool: visual tokens between two halves of text, as in a prompt."""
-    before = (text_tokens + 1) // 2
-    mask = torch.zeros(1, text_tokens + visual, dtype=torch.bool)
-    mask[:, before : before + visual] = True
-    return mask
+def accelerators(model: Any) -> list[torch.device]:
+    """The devices besides the CPU that hold parts of a model."""
+    # Parts that wait on disk are on the device "meta".
+    found = {parameter.device for parameter in model.parameters()}
+    return sorted((device for device in found if device.type not in ("cpu", "meta")), key=str)
 
 
-def _embeddings(model: Any, visual: Tensor) -> dict[str, Tensor]:
-    """Inputs of the language model alone: noise, as time does not depend on the values.
-
-    Args:
-        visual: ``(1, tokens)`` bool.
-    """
-    config = text_decoder(model).config
-    most = getattr(config, "max_position_embeddings", visual.numel())
-    if visual.numel() > most:
-        raise ShortVError(f"{visual.numel()} tokens are more than the model's {most} positions; ask for fewer.")
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(*visual.shape, config.hidden_size, generator=generator)
-    return {"inputs_embeds": noise.to(visual.device, model.dtype), "visual_mask": visual}
-
-
-def _run(model: Any, inputs: Inputs) -> Any:
-    return model(**inputs, use_cache=True, logits_to_keep=1)
-
-
-def _in_turn(model: Any, change: Change, inputs: Inputs, repeats: int) -> Pair:
-    """Median seconds of a forward pass, of the base and of the changed model."""
-    seconds: dict[str, list[float]] = {"base": [], "changed": []}
+def device_name(model: Any) -> str:
+    """The name of a model's devices, such as ``"2 x NVIDIA H100"``."""
     devices = accelerators(model)
-    for turn in range(repeats + 1):
-        for side, applied in (("base", UNCHANGED), ("changed", change)):
-            with torch.inference_mode(), applied.apply(model, inputs):
-                synchronize(devices)
-                start = time.perf_counter()
-                _run(model, inputs)
-                synchronize(devices)
-                elapsed = time.perf_counter() - start
-            if turn:  # the first warms up
-                seconds[side].append(elapsed)
-    return Pair(**{side: statistics.median(values) for side, values in seconds.items()})
-
-
-def _peak_memory(model: Any, change: Change, inputs: Inputs) -> Pair | None:
-    """Most bytes in use during a forward pass (see `records.Speed`)."""
-    devices = accelerators(model)
-    if not devices or devices[0].type not in ("cuda", "mps"):
-        return None
-    peaks = {}
-    for side, applied in (("base", UNCHANGED), ("changed", change)):
-        with torch.inference_mode(), applied.apply(model, inputs):
-            synchronize(devices)
-            if devices[0].type == "cuda":
-                for device in devices:
-                    torch.cuda.reset_peak_memory_stats(device)
-                _run(model, inputs)
-                synchronize(devices)
-                peaks[side] = sum(torch.cuda.max_memory_allocated(device) for device in devices)
-            else:
-                torch.mps.empty_cache()
-                _run(model, inputs)
-                synchronize(devices)
-                peaks[side] = torch.mps.driver_allocated_memory()
-    return Pair(**peaks)
+    if not devices:
+        threads = torch.get_num_threads()
+        return f"CPU ({platform.machine()}), {threads} thread{'s' if threads > 1 else ''}"
+    if devices[0].type != "cuda":
+        return devices[0].type
+    number = f"{len(devices)} x " if len(devices) > 1 else ""
+    return number + str(torch.cuda.get_device_name(devices[0]))
 
 
 def count_flops(model: Any, change: Change, inputs: Inputs) -> float:
     """FLOPs of the decoder layers in one forward pass, by torch's counter."""
     names = {id(module): name for name, module in model.named_modules()}
     counter = FlopCounterMode(display=False, custom_mapping=_fused_kernels())
-    # Not inference_mode: there, some operations reach the counter only as a whole.
+    # In inference_mode, the counter sees some operations as a whole and counts nothing inside them.
     with torch.no_grad(), change.apply(model, inputs), counter:
-        _run(model, inputs)
+        _prefill(model, inputs)
     counts = counter.get_flop_counts()
     root = type(model).__name__
     layers = (f"{root}.{names[id(layer)]}" for layer in text_decoder(model).layers)
@@ -159,7 +116,7 @@ def count_flops(model: Any, change: Change, inputs: Inputs) -> float:
 
 
 def _fused_kernels() -> dict[Any, Callable[..., int]]:
-    """FLOPs of fused attention and of experts. Torch's counter knows no attention kernel of a CPU or of MPS."""
+    """FLOPs of fused kernels that torch's counter may not know: attention, on the CPU and MPS too, and experts."""
 
     def attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
         batch, heads, queries, width = query
@@ -174,15 +131,63 @@ def _fused_kernels() -> dict[Any, Callable[..., int]]:
     return found | ({torch.ops.aten._grouped_mm: experts} if hasattr(torch.ops.aten, "_grouped_mm") else {})
 
 
-def _expected_flops(model: Any, change: Change, text_tokens: int, num_visual: int) -> Pair | None:
-    """FLOPs of the decoder layers by the cost model; None for a change that it does not cover."""
-    if change.flops is None:
+def _embeddings(model: Any, visual: Tensor) -> dict[str, Tensor]:
+    """Inputs of the language model alone: noise, as time does not depend on the values."""
+    config = text_decoder(model).config
+    most = getattr(config, "max_position_embeddings", visual.numel())
+    if visual.numel() > most:
+        raise ShortVError(f"{visual.numel()} tokens are more than the model's {most} positions; ask for fewer.")
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(*visual.shape, config.hidden_size, generator=generator)
+    return {"inputs_embeds": noise.to(visual.device, model.dtype), "visual_mask": visual}
+
+
+def _prefill(model: Any, inputs: Inputs) -> None:
+    model(**inputs, use_cache=True, logits_to_keep=1)
+
+
+def _seconds(model: Any, change: Change, inputs: Inputs, repeats: int) -> Pair:
+    """Median seconds of a prefill, with the base and the changed model in turn."""
+    seconds: tuple[list[float], list[float]] = [], []
+    devices = accelerators(model)
+    for _ in range(repeats + 1):
+        for times, side in zip(seconds, (UNCHANGED, change), strict=True):
+            with torch.inference_mode(), side.apply(model, inputs):
+                _synchronize(devices)
+                start = time.perf_counter()
+                _prefill(model, inputs)
+                _synchronize(devices)
+                times.append(time.perf_counter() - start)
+    base, changed = (statistics.median(times[1:]) for times in seconds)  # the first round warms up
+    return Pair(base, changed)
+
+
+def _peak_memory(model: Any, change: Change, inputs: Inputs) -> Pair | None:
+    """Most bytes in use during a prefill (see `records.Speed`)."""
+    devices = accelerators(model)
+    if not devices or devices[0].type not in ("cuda", "mps"):
         return None
-    shapes = layer_shapes(text_decoder(model).config.to_dict())
-    base = model_flops(shapes, (), text_tokens, num_visual)
-    return Pair(float(base), float(change.flops(shapes, text_tokens, num_visual)))
+    on_cuda, peaks = devices[0].type == "cuda", []
+    for side in (UNCHANGED, change):
+        with torch.inference_mode(), side.apply(model, inputs):
+            _synchronize(devices)
+            if on_cuda:
+                for device in devices:
+                    torch.cuda.reset_peak_memory_stats(device)
+            else:
+                torch.mps.empty_cache()
+            _prefill(model, inputs)
+            _synchronize(devices)
+            held = map(torch.cuda.max_memory_allocated, devices) if on_cuda else [torch.mps.driver_allocated_memory()]
+            peaks.append(sum(held))
+    base, changed = peaks
+    return Pair(base, changed)
 
 
-def _difference(counted: Pair, expected: Pair) -> float:
-    pairs = ((counted.base, expected.base), (counted.changed, expected.changed))
-    return max(abs(count - model) / model for count, model in pairs)
+def _synchronize(devices: Sequence[torch.device]) -> None:
+    """Waits until these accelerators have finished their work."""
+    for device in devices:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        elif device.type == "mps":
+            torch.mps.synchronize()

@@ -5,18 +5,3 @@ from .disk import check_space, same_device
 from .folders import carry, link_or_copy, new_folder
 from .hashing import file_sha256
 from .json_file import json_text, read_json, write_json, write_text
-
-__all__ = [
-    "carry",
-    "check_space",
-    "file_sha256",
-    "json_text",
-    "link_or_copy",
-    "model_cards_dir",
-    "modeling_dir",
-    "new_folder",
-    "read_json",
-    "same_device",
-    "write_json",
-    "write_text",
-]

@@ -1,4 +1,4 @@
-"""The folders that are installed with the tool: the remote code, and the templates of cards."""
+"""The folders that are installed with this package."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ def model_cards_dir() -> Path:
 
 
 def _bundled(name: str) -> Path:
-    """Inside the installed package, or beside it in a checkout."""
     package = Path(__file__).resolve().parents[1]
     installed = package / name
-    return installed if installed.is_dir() else package.parent / name
+    return installed if installed.is_dir() else package.parent / name  # beside the package in a checkout

@@ -1,4 +1,4 @@
-"""Free disk space, checked before anything is written."""
+"""Disks: their free space, and which paths share one."""
 
 from __future__ import annotations
 
@@ -10,16 +10,12 @@ from ..errors import ShortVError
 
 
 def check_space(folder: Path, size: int, what: str, advice: str) -> None:
-    """Refuses to write more than fits on the disk.
+    """Checks that `size` more bytes fit on the disk of a folder, which need not exist yet.
 
-    Args:
-        folder: where it would be written; need not exist yet.
-        size: bytes.
-        what: what needs them, for the message: ``"downloading acme/base"``.
-        advice: what to do if they are not free, for the message.
+    The error begins with `what`, such as ``"downloading acme/base"``, and ends with `advice`.
 
     Raises:
-        ShortVError: less is free.
+        ShortVError: they do not fit.
     """
     place = _existing(folder)
     free = shutil.disk_usage(place).free
@@ -28,7 +24,7 @@ def check_space(folder: Path, size: int, what: str, advice: str) -> None:
 
 
 def same_device(one: Path, other: Path) -> bool:
-    """Whether two folders are on the same disk, so that files can be hard-linked. They need not exist yet."""
+    """Whether two folders are on the same disk, so that hard links are possible. They need not exist yet."""
     return os.stat(_existing(one)).st_dev == os.stat(_existing(other)).st_dev
 
 

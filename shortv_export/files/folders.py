@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all, and files that are linked or copied into them."""
+"""Makes folders in one step, and links or copies files."""
 
 from __future__ import annotations
 
@@ -15,16 +15,13 @@ from .hashing import file_sha256
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """Makes the folder `out` whole or not at all.
+    """Makes the folder `out`, complete or not at all; `out` must be missing or empty before.
 
-    Yields a hidden folder beside `out` to write into. It is renamed to `out` at the end. If anything is raised before,
-    it is removed, with the parent folders that were made for it.
-
-    Args:
-        out: must not exist yet, or be an empty folder.
+    Yields a hidden folder beside `out` to write into, and renames it to `out` at the end. After an exception, it is
+    removed, together with new parent folders.
 
     Raises:
-        ShortVError: the disk refuses something.
+        ShortVError: writing failed.
     """
     new_parents = [parent for parent in out.parents if not parent.exists()]
     folder = None
@@ -40,17 +37,17 @@ def new_folder(out: Path) -> Iterator[Path]:
         if folder:
             shutil.rmtree(folder, ignore_errors=True)
         for parent in new_parents:
-            with suppress(OSError):  # not empty: it holds `out`
+            with suppress(OSError):  # not empty, as it holds `out`
                 parent.rmdir()
 
 
 def link_or_copy(source: Path, target: Path) -> bool:
-    """Puts a file where there is none yet: as a hard link if the disk allows, else as a copy.
+    """Makes a new file as a hard link to `source` if the disk allows, else as a copy. Makes its folder, too.
 
-    The target's folder is made. Where the source is a symbolic link, the file behind it is meant, as in a Hub cache.
+    If `source` is a symbolic link, as in a Hub cache, the file that it points to is used.
 
     Returns:
-        Whether it is a link, and so the same file.
+        Whether the target is a hard link.
     """
     source = Path(os.path.realpath(source))
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -62,12 +59,12 @@ def link_or_copy(source: Path, target: Path) -> bool:
 
 
 def carry(source: Path, target: Path, sha256: str) -> None:
-    """Puts a file of the base into the package: weights as a hard link if possible, the rest as a copy.
+    """Puts a file of the base into the package: weights as a hard link if possible, other files as a copy.
 
     Raises:
         ShortVError: the copy does not have this sha256.
     """
-    if target.suffix != ".safetensors":  # small, and people edit it: a link would change the base as well
+    if target.suffix != ".safetensors":  # people edit small files; editing a link would change the base, too
         shutil.copyfile(source, target)
     elif link_or_copy(source, target):
         return

@@ -1,7 +1,6 @@
-"""The sha256 of files. That of a large file is kept in the user's cache, so that weights are read once.
+"""The sha256 of files. Hashes of large files are cached on disk, so that weights are read once.
 
-The key of the cache is the file's inode, size, modification time and sampled blocks. Hard links, as in packages, share
-it; a file that was changed or replaced has another and is read again.
+Hard links to a file share its cache key; a changed or replaced file has another key.
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ from ..errors import ShortVError
 from .json_file import read_json, write_json
 
 _CHUNK = 1 << 20
-_LARGE = 16 << 20  # bytes; smaller files are read each time
+_LARGE = 16 << 20  # bytes; smaller files are not cached
 _SAMPLES = 16
 _SAMPLE_SIZE = 4096
 _MOST_ENTRIES = 4096
-# A file can change again within the resolution of its modification time: one that is newer than this is not cached.
+# Newer files are not cached, since they may change again without a change of their modification time.
 _SETTLED = 2.0  # seconds
 
 _LOCK = threading.Lock()  # files are hashed in several threads
@@ -33,11 +32,13 @@ def file_sha256(path: Path, *, remembered: bool = False) -> str:
 
     Args:
         path: the file.
-        remembered: whether the cached sha256 of a large file may be used. Not for checking a file.
+        remembered: whether a cached hash may be used; not when a file is to be verified.
 
     Raises:
-        ShortVError: it cannot be read.
+        ShortVError: the file cannot be read.
     """
+    from huggingface_hub.utils import tqdm
+
     try:
         with path.open("rb") as file:
             before = os.fstat(file.fileno())
@@ -46,7 +47,8 @@ def file_sha256(path: Path, *, remembered: bool = False) -> str:
             if large and remembered and (known := _load().get(key)):
                 return known
             digest = hashlib.sha256()
-            with _progress(path.name, before.st_size if large else 0) as bar:
+            size, hidden = before.st_size, not large or None  # with None, the Hub client's settings decide
+            with tqdm(total=size, unit="B", unit_scale=True, desc=f"Hashing {path.name}", disable=hidden) as bar:
                 while chunk := file.read(_CHUNK):
                     digest.update(chunk)
                     bar.update(len(chunk))
@@ -60,7 +62,7 @@ def file_sha256(path: Path, *, remembered: bool = False) -> str:
 
 
 def _identity(file: Any, status: os.stat_result) -> str:
-    """The cache key: device, inode, size, modification time and sampled blocks. The file is rewound."""
+    """Cache key: device, inode, size, modification time, sampled blocks. Rewinds the file."""
     samples = hashlib.sha256()
     for number in range(_SAMPLES):
         file.seek(number * (status.st_size - _SAMPLE_SIZE) // (_SAMPLES - 1))
@@ -79,19 +81,12 @@ def _cache() -> Path:
 def _load() -> dict[str, str]:
     try:
         known = read_json(_cache())
-    except ShortVError:  # none yet, or damaged
+    except ShortVError:  # missing or damaged
         return {}
     return known if isinstance(known, dict) else {}
 
 
 def _remember(key: str, sha256: str) -> None:
-    with _LOCK, suppress(ShortVError, OSError):  # a cache that cannot be written costs time, nothing else
+    with _LOCK, suppress(ShortVError, OSError):  # without the cache, hashing only takes longer
         known = {**_load(), key: sha256}
         write_json(_cache(), dict(list(known.items())[-_MOST_ENTRIES:]))
-
-
-def _progress(name: str, size: int) -> Any:
-    """A progress bar in bytes, which is switched off with those of the Hub client's uploads; none for `size` 0."""
-    from huggingface_hub.utils import tqdm
-
-    return tqdm(total=size, unit="B", unit_scale=True, desc=f"Hashing {name}", disable=not size or None)

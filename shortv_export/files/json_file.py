@@ -1,4 +1,4 @@
-"""JSON and text files: read up to a largest size, written whole or not at all."""
+"""Reads JSON files up to a size limit; writes JSON and text files atomically."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from ..errors import ShortVError
 _MAX_JSON_BYTES = 64 * 1024 * 1024
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: str | Path) -> Any:
     """Parses a JSON file.
 
     Raises:
-        ShortVError: missing, unreadable, larger than 64 MiB, or not JSON.
+        ShortVError: the file is missing, unreadable, larger than 64 MiB, or not JSON.
     """
+    path = Path(path)
     try:
         if path.stat().st_size > _MAX_JSON_BYTES:
-            raise ShortVError(f"{path} is larger than {_MAX_JSON_BYTES >> 20} MiB, which no file of its kind is.")
+            raise ShortVError(f"{path} is larger than {_MAX_JSON_BYTES >> 20} MiB, the limit for JSON files.")
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ShortVError(f"{path} does not exist.") from None
@@ -32,24 +33,24 @@ def read_json(path: Path) -> Any:
 
 
 def json_text(value: Any) -> str:
-    """The text of a JSON file of this tool: indented, with the keys in the given order.
+    """Indented JSON, with keys in the given order.
 
     Raises:
-        ValueError: it holds NaN or an infinity.
+        ValueError: `value` holds NaN or an infinity.
     """
     return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON file, whole or not at all (see `json_text` and `write_text`)."""
+    """Writes a JSON file (see `json_text` and `write_text`)."""
     write_text(path, json_text(value))
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file, and its folder if needed. Writes beside it and renames, so that nobody reads half a file.
+    """Writes a text file atomically, by renaming a temporary file beside it. Makes its folder if needed.
 
     Raises:
-        ShortVError: the folder cannot be written, or the text holds a lone surrogate, which JSON can have.
+        ShortVError: the folder is not writable, or the text has a lone surrogate, as parsed JSON may have.
     """
     try:
         data = text.encode()

@@ -4,16 +4,3 @@ from .client import DELAYS, hub_error, is_transient, retry, seconds_to_wait, sta
 from .downloads import download_files
 from .local_file import LocalFile
 from .xet import is_of_xet, xet_storage
-
-__all__ = [
-    "DELAYS",
-    "LocalFile",
-    "download_files",
-    "hub_error",
-    "is_of_xet",
-    "is_transient",
-    "retry",
-    "seconds_to_wait",
-    "status_of",
-    "xet_storage",
-]

@@ -1,4 +1,4 @@
-"""Requests to the Hub: repeated where that helps, and their errors in one line."""
+"""Requests to the Hub: retries, and errors in one line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..errors import ShortVError, one_line
 _T = TypeVar("_T")
 
 DELAYS: tuple[float, ...] = (1, 2, 4, 8, 16)
-"""Seconds between the tries of one request. The client repeats uploads itself, but not these."""
+"""Seconds between the tries of a request. huggingface_hub itself retries uploads only."""
 _TRANSIENT = {408, 429, 500, 502, 503, 504}
 
 
@@ -21,21 +21,20 @@ def retry(
     reasons: Mapping[int, str] | None = None,
     passing: tuple[type[Exception], ...] = (),
 ) -> _T:
-    """Runs an idempotent request until it gets an answer.
+    """Runs an idempotent request, again after transient errors.
 
     Args:
         action: the request.
-        what: what it is about, for messages.
-        reasons: what a refusal's status means here.
-        passing: exceptions that the caller handles.
+        what, reasons: for the error (see `hub_error`).
+        passing: exceptions that are raised unchanged.
 
     Raises:
-        ShortVError: it is refused, or fails again and again.
+        ShortVError: the request is refused, or its last try fails.
     """
     for delay in (*DELAYS, None):
         try:
             return action()
-        except Exception as error:  # told apart by what can be done about it
+        except Exception as error:  # the client raises many kinds
             if isinstance(error, (ShortVError, *passing)):
                 raise
             if delay is None or not is_transient(error):
@@ -45,12 +44,12 @@ def retry(
 
 
 def hub_error(error: Exception, what: str, reasons: Mapping[int, str] | None = None) -> ShortVError:
-    """An exception of huggingface_hub in one line.
+    """Converts an exception of huggingface_hub to an error of one line.
 
     Args:
-        error: the exception. One that is no failure of the network or of the Hub is a bug, and is raised again.
-        what: what was asked for, such as ``"model acme/base"``.
-        reasons: what a refusal's status means here: the end of a sentence that begins with `what`.
+        error: the exception. It is raised again if neither the network nor the Hub can be its cause.
+        what: the subject of the message, such as ``"model acme/base"``.
+        reasons: HTTP status -> what it means for this request, as a predicate for `what`.
     """
     from huggingface_hub import errors, is_offline_mode
 
@@ -68,7 +67,7 @@ def hub_error(error: Exception, what: str, reasons: Mapping[int, str] | None = N
     elif isinstance(error, errors.RevisionNotFoundError):
         reason = "has no such revision; give a branch, a tag or a commit of it"
     elif is_offline_mode():
-        reason = "is not in the cache, and HF_HUB_OFFLINE forbids to download it; unset that variable"
+        reason = "is not in the cache, and HF_HUB_OFFLINE forbids downloads; unset that variable"
     elif isinstance(error, errors.HfHubHTTPError):
         reason = f"was refused by the Hub, try again later: {cause}"
     elif isinstance(error, errors.HFValidationError):
@@ -79,12 +78,12 @@ def hub_error(error: Exception, what: str, reasons: Mapping[int, str] | None = N
 
 
 def status_of(error: BaseException) -> int | None:
-    """The HTTP status of the answer that an exception is about; None if there was none."""
+    """The HTTP status that an exception reports; None if there was no response."""
     return getattr(getattr(error, "response", None), "status_code", None)
 
 
 def is_transient(error: BaseException | None) -> bool:
-    """Whether trying again may help. The client wraps a failed upload, whose reason is the cause."""
+    """Whether another try may help. The causes of an exception count, because the client wraps failed uploads."""
     from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
 
     while error is not None:
@@ -97,7 +96,7 @@ def is_transient(error: BaseException | None) -> bool:
 
 
 def seconds_to_wait(error: BaseException, delay: float) -> float:
-    """The delay, or what the server asks for, at most a minute."""
+    """The server's ``Retry-After``, at most a minute; without it, `delay`."""
     headers = getattr(getattr(error, "response", None), "headers", {})
     asked = headers.get("Retry-After", "")
     return min(float(asked), 60.0) if asked.isdigit() else delay

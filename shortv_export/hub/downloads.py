@@ -1,4 +1,4 @@
-"""Downloads from the Hub, after a look at the disk."""
+"""Downloads from the Hub, if the disk has room."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def download_files(repo_id: str, info: ModelInfo, snapshot: Path, names: Collect
 
     Args:
         repo_id: the repository.
-        info: of the repository at that commit, with the files' metadata.
+        info: the repository at this commit, with the metadata of its files.
         snapshot: the commit's folder in the cache.
         names: the files.
-        what: what is downloaded, for the message: ``"downloading acme/base"``.
+        what: the subject of the error, such as ``"downloading acme/base"``.
 
     Raises:
         ShortVError: the disk is too full.
@@ -29,18 +29,15 @@ def download_files(repo_id: str, info: ModelInfo, snapshot: Path, names: Collect
     from huggingface_hub import snapshot_download
 
     advice = "make room there, or set HF_HOME to a folder on another disk"
-    check_space(snapshot, bytes_to_download(info, snapshot, names), what, advice)
+    check_space(snapshot, _bytes_to_download(info, snapshot, names), what, advice)
     plain_if_xet_fails(lambda: snapshot_download(repo_id, revision=info.sha, allow_patterns=[*names]))
 
 
-def bytes_to_download(info: ModelInfo, snapshot: Path, names: Collection[str]) -> int:
-    """The size of those files of a repository that its folder in the Hub's cache does not hold yet.
-
-    The arguments are those of `download_files`.
-    """
+def _bytes_to_download(info: ModelInfo, snapshot: Path, names: Collection[str]) -> int:
+    """The size of the files that are not in the cache yet."""
     blobs, missing = snapshot.parents[1] / "blobs", 0
     for file in info.siblings or ():
-        # Another commit may have brought the same content.
+        # The cache may have the same content from another commit.
         content = file.lfs.sha256 if file.lfs else file.blob_id
         here = (snapshot / file.rfilename).exists() or (content and (blobs / content).exists())
         if file.rfilename in names and not here:

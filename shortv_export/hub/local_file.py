@@ -1,4 +1,4 @@
-"""A file on this machine, compared with one on the Hub."""
+"""Compares local files with files on the Hub."""
 
 from __future__ import annotations
 
@@ -10,17 +10,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoFile
 
-_CHUNK = 1 << 20
-
 
 @dataclass(frozen=True)
 class LocalFile:
-    """A file as it can be compared with one on the Hub.
+    """A local file, to be compared with a file on the Hub.
 
     Attributes:
-        source: the file, or its content where that is not what lies on disk.
+        source: its path, or its content if the file on disk differs.
         size: bytes.
-        sha256: of the content; of weights as the recipe says, since they are not read for this.
+        sha256: of the content. For weights it comes from the recipe, since reading them takes long.
     """
 
     source: Path | bytes
@@ -28,19 +26,11 @@ class LocalFile:
     sha256: str
 
     def is_at(self, remote: RepoFile | None) -> bool:
-        """Whether the repository's file is this one."""
+        """Whether the file on the Hub has the same content."""
         if remote is None or remote.size != self.size:
             return False
         if remote.lfs:
             return remote.lfs.sha256 == self.sha256
-        return remote.blob_id == self._git_id()
-
-    def _git_id(self) -> str:
-        digest = hashlib.sha1(b"blob %d\0" % self.size)
-        if isinstance(self.source, bytes):
-            digest.update(self.source)
-        else:
-            with self.source.open("rb") as file:
-                while chunk := file.read(_CHUNK):
-                    digest.update(chunk)
-        return digest.hexdigest()
+        # The Hub keeps only small files as git blobs.
+        content = self.source if isinstance(self.source, bytes) else self.source.read_bytes()
+        return remote.blob_id == hashlib.sha1(b"blob %d\0" % self.size + content).hexdigest()

@@ -1,6 +1,6 @@
-"""Xet storage: how the client sends and fetches large files where `hf_xet` is installed.
+"""Xet storage, which the client uses for large files if `hf_xet` is installed.
 
-It has servers of its own. Behind some proxies they cannot be reached; then files go without it.
+Some proxies block its servers; then files are transferred without it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _T = TypeVar("_T")
 
 @contextmanager
 def xet_storage(offered: bool) -> Iterator[None]:
-    """Lets the client use Xet storage in this context, or not. HF_HUB_DISABLE_XET forbids it in any case."""
+    """Turns Xet storage on or off while the context lasts. HF_HUB_DISABLE_XET keeps it off."""
     from huggingface_hub import constants
 
     disabled = constants.HF_HUB_DISABLE_XET
@@ -27,7 +27,7 @@ def xet_storage(offered: bool) -> Iterator[None]:
 
 
 def is_of_xet(error: BaseException) -> bool:
-    """Whether Xet storage failed. Unlike the rest of the client, hf_xet raises Python's own errors."""
+    """Whether Xet storage failed. Unlike the rest of the client, hf_xet raises built-in exceptions."""
     from huggingface_hub import constants, errors
 
     if constants.HF_HUB_DISABLE_XET or importlib.util.find_spec("hf_xet") is None:
@@ -39,7 +39,7 @@ def is_of_xet(error: BaseException) -> bool:
 
 
 def plain_if_xet_fails(action: Callable[[], _T]) -> _T:
-    """Runs a download. If Xet storage fails, which has its own retries, runs it once more without."""
+    """Runs a download. If Xet storage fails, runs it once more without. hf_xet has its own retries."""
     try:
         return action()
     except Exception as error:

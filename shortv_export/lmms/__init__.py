@@ -1,4 +1,4 @@
-"""The standard benchmarks: a model `shortv` for lmms-eval (the extra ``lmms``)."""
+"""The model `shortv` for lmms-eval, to run standard benchmarks on packages (the extra ``lmms``)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def models() -> Any:
-    """The entry point that lmms-eval finds the model `shortv` by, with and without a chat template."""
+    """The entry point where lmms-eval finds the model `shortv`, with and without a chat template."""
     from lmms_eval.models.registry_v2 import ModelManifest
 
     module = "shortv_export.lmms.models"

@@ -1,7 +1,6 @@
-"""lmms-eval's command line, with an exit status that tells failure.
+"""lmms-eval's command line with the exit status 1 after an error, where lmms-eval itself exits with 0.
 
-``python -m shortv_export.lmms --model shortv --model_args pretrained=PACKAGE ...`` takes what ``lmms-eval`` takes.
-After an error it exits with status 1, where lmms-eval prints the error and exits with 0.
+``python -m shortv_export.lmms --model shortv --model_args pretrained=PACKAGE ...`` takes the options of ``lmms-eval``.
 """
 
 from __future__ import annotations
@@ -22,10 +21,10 @@ def main() -> None:
     evaluate = command_line.cli_evaluate_single
 
     def strict(args: Any) -> Any:
-        # lmms-eval goes on after an exception, but not after SystemExit.
+        # lmms-eval catches exceptions, but not SystemExit.
         try:
             if not args.tasks:
-                raise ShortVError("there is nothing to evaluate; name tasks with --tasks.")
+                raise ShortVError("no tasks are given; name them with --tasks.")
             return evaluate(args)
         except Exception as error:
             if not isinstance(error, ShortVError):

@@ -1,8 +1,8 @@
-"""lmms-eval's `llava_hf`, which loads a package and ends at the first error.
+"""lmms-eval's `llava_hf`, which loads a package and stops at the first error.
 
-Prompts, generation settings and all else are inherited, so a package's numbers are comparable with those of its base
-under ``--model llava_hf`` of the same lmms-eval. An error ends the process with status 1: lmms-eval takes an empty
-answer where `generate` fails, and exits with status 0 after other exceptions.
+Prompts and generation settings are inherited, so the results are comparable with those of the base under ``--model
+llava_hf`` of the same lmms-eval. An error ends the process with status 1, since lmms-eval counts a failed `generate`
+as an empty answer and exits with status 0 after other exceptions.
 """
 
 from __future__ import annotations
@@ -26,13 +26,12 @@ from ..packaging import Package
 
 
 class ShortVSimple(llava_hf.LlavaHf):
-    """As with ``--force_simple``.
+    """The model without a chat template, for ``--force_simple``.
 
     Args:
-        pretrained: a package's folder, or a repository. Before its code runs it is checked (see
-            `evaluation.require_evaluable`): a model that freezes nothing, or code of another release, is refused.
+        pretrained: folder or repository of a package. `evaluation.require_evaluable` checks it before its code runs.
         revision: of the repository.
-        device: where it runs; by default the first GPU, if there is one.
+        device: default: the first GPU, or the CPU.
         options: of `llava_hf`.
     """
 
@@ -44,12 +43,12 @@ class ShortVSimple(llava_hf.LlavaHf):
             require_evaluable(package)
             config = AutoConfig.from_pretrained(package.folder, trust_remote_code=True)
             model_class: Any = get_class_from_dynamic_module(config.auto_map["AutoModel"], str(package.folder))
-            # `llava_hf` looks up a model type's class here, and loads the config without remote code.
+            # `llava_hf` loads the config without remote code and looks up the class of its model type in `model_map`.
             AutoConfig.register(config.model_type, model_class.config_class, exist_ok=True)
             llava_hf.model_map[config.model_type] = model_class
             options["trust_remote_code"] = True  # for the processor
             device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-            if this_process().num_processes == 1:  # of several processes, `llava_hf` places each itself
+            if this_process().num_processes == 1:  # with several processes, `llava_hf` places each itself
                 options.setdefault("device_map", device)
             super().__init__(str(package.folder), device=device, **options)
             if tuple(self.model.shortv_report()["frozen_layers"]) != package.recipe.frozen_layers:
@@ -69,12 +68,12 @@ class ShortVSimple(llava_hf.LlavaHf):
 
 
 class ShortV(ShortVSimple, LlavaHfChat):
-    """With the chat template of the model's processor: lmms-eval's default."""
+    """The model with the chat template of its processor, lmms-eval's default."""
 
 
 @contextmanager
 def _errors_end_the_process() -> Iterator[None]:
-    """Ends the process with status 1 at an exception, and at an error that `llava_hf` only logs."""
+    """Ends the process with status 1 at an exception, or at an error that `llava_hf` only logs."""
 
     def end(message: Any) -> None:
         raise SystemExit(f"error: {one_line(message)}")

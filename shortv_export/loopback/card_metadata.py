@@ -1,4 +1,4 @@
-"""The metadata at the top of a card, checked as the Hub checks it."""
+"""Reads the metadata of a model card and checks it as the Hub does."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _MODEL_ID = re.compile(r"[\w.-]+(?:/[\w.-]+)?", re.ASCII)
 
 
 def front_matter(text: str) -> tuple[dict[str, Any], list[str], list[str]]:
-    """A card's metadata, with the errors and the warnings that the Hub would give for it."""
+    """The metadata of a card, and the errors and warnings that the Hub would report."""
     try:
         import yaml
-    except ImportError:  # huggingface_hub installs it; without it nothing is read, and nothing refused
+    except ImportError:  # it comes with huggingface_hub; without it, metadata is neither read nor refused
         return {}, [], []
     block = _FRONT_MATTER.match(text)
     if block is None or not block[1].strip():
@@ -26,11 +26,11 @@ def front_matter(text: str) -> tuple[dict[str, Any], list[str], list[str]]:
     if not isinstance(data, dict):
         return {}, ["YAML metadata must be a mapping"], []
     texts = ("library_name", "pipeline_tag")
-    errors = [f'"{key}" must be a string' for key in texts if not _is_text(data.get(key, ""))]
+    errors = [f'"{key}" must be a string' for key in texts if not isinstance(data.get(key, ""), str)]
     for key in ("tags", "datasets", "metrics", "license", "language", "base_model"):
         value = data.get(key) or []
         items = value if isinstance(value, list) else [value]
-        if not all(map(_is_text, items)) or (key == "tags" and value is not items):
+        if not all(isinstance(each, str) for each in items) or (key == "tags" and value is not items):
             errors.append(f'"{key}" must be an array{"" if key == "tags" else " or a string"}')
         elif key == "base_model":
             wrong = [each for each in items if not _MODEL_ID.fullmatch(each)]
@@ -38,7 +38,3 @@ def front_matter(text: str) -> tuple[dict[str, Any], list[str], list[str]]:
     if data.get("base_model_relation", "finetune") not in ("adapter", "finetune", "merge", "quantized"):
         errors.append('"base_model_relation" must be one of [adapter, finetune, merge, quantized]')
     return json.loads(json.dumps(data, default=str)), errors, []
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)

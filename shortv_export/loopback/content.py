@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
-CHUNK = 1 << 20
-"""Bytes that are read at a time."""
+CHUNK = 1 << 20  # bytes read at a time
 
 
 class ContentStore:
-    """Content by its sha256: a copy in a temporary folder, or the file that was named."""
+    """Content by sha256. It is either a copy in a temporary folder or a file elsewhere on this machine."""
 
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="loopback-hub-")
@@ -23,33 +22,23 @@ class ContentStore:
         return self._paths[sha256]
 
     def store(self, stream: IO[bytes]) -> tuple[str, int]:
-        """Copies what is in `stream`; returns its sha256 and size."""
-        digest, size = hashlib.sha256(), 0
+        """Copies a stream; returns its sha256 and size."""
         with tempfile.NamedTemporaryFile(dir=self._folder.name, delete=False) as copy:
-            for chunk in _chunks(stream):
-                digest.update(chunk)
-                size += len(chunk)
-                copy.write(chunk)
-        sha256 = digest.hexdigest()
-        self._paths[sha256] = Path(copy.name).replace(Path(self._folder.name) / sha256)
-        return sha256, size
+            shutil.copyfileobj(stream, copy, CHUNK)
+        path = Path(copy.name)
+        sha256 = _digest(hashlib.sha256(), path)
+        self._paths[sha256] = path.replace(path.with_name(sha256))
+        return sha256, self._paths[sha256].stat().st_size
 
     def refer(self, path: Path) -> tuple[str, int]:
-        """Takes in a file without copying it; returns its sha256 and size."""
-        digest = hashlib.sha256()
-        with path.open("rb") as file:
-            for chunk in _chunks(file):
-                digest.update(chunk)
-        self._paths[digest.hexdigest()] = path.resolve()
-        return digest.hexdigest(), path.stat().st_size
+        """Adds a file without copying it; returns its sha256 and size."""
+        sha256 = _digest(hashlib.sha256(), path)
+        self._paths[sha256] = path.resolve()
+        return sha256, path.stat().st_size
 
     def blob_id(self, sha256: str, size: int) -> str:
         """Git's id of the content as a blob."""
-        digest = hashlib.sha1(b"blob %d\0" % size)
-        with self._paths[sha256].open("rb") as file:
-            for chunk in _chunks(file):
-                digest.update(chunk)
-        return digest.hexdigest()
+        return _digest(hashlib.sha1(b"blob %d\0" % size), self._paths[sha256])
 
     def close(self) -> None:
         """Deletes the copies."""
@@ -57,7 +46,7 @@ class ContentStore:
 
 
 def lfs_pointer(sha256: str, size: int) -> bytes:
-    """What git holds in place of a file that is stored with LFS."""
+    """The text that git stores in place of an LFS file."""
     return f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
 
 
@@ -68,10 +57,12 @@ def pointer_id(sha256: str, size: int) -> str:
 
 
 def xet_hash(sha256: str) -> str:
-    """An id in the form of Xet's. Clients copy only files that have one from repository to repository."""
+    """A made-up id of the form that Xet uses. Clients copy a file between repositories only if it has one."""
     return hashlib.sha256(f"xet {sha256}".encode()).hexdigest()
 
 
-def _chunks(stream: IO[bytes]) -> Iterator[bytes]:
-    while chunk := stream.read(CHUNK):
-        yield chunk
+def _digest(digest: Any, path: Path) -> str:
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()

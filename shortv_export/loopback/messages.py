@@ -1,4 +1,4 @@
-"""What goes over the wire: requests, replies and refusals."""
+"""Requests, replies and refusals."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import Any
 
 @dataclass
 class Request:
-    """One request as the Hub saw it."""
+    """One request as the Hub received it."""
 
     method: str
-    path: str  # as it was sent: percent-encoded, without the query
+    path: str  # as sent: percent-encoded, without the query
     query: str = ""
     received: int = 0  # bytes of its body
-    status: int = 0  # of the answer; stays 0 if the connection was dropped instead
+    status: int = 0  # of the answer; 0 if the connection was dropped instead
 
 
 @dataclass
 class Reply:
-    """An answer. Its body is bytes, or `length` bytes of a file from `start` on."""
+    """One answer. If `body` is a file, `length` bytes from `start` on are sent."""
 
     status: int
     headers: dict[str, str]
@@ -32,7 +32,7 @@ class Reply:
 
 
 class Refusal(Exception):
-    """An answer other than success. A `violation` is one that a correct client never gets: it goes into `errors`."""
+    """An answer other than success. A correct client never gets a `violation`, so it is added to `errors`."""
 
     def __init__(self, status: int, message: str, code: str = "", violation: bool = False, **body: Any) -> None:
         super().__init__(message)

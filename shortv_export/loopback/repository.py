@@ -1,21 +1,59 @@
-"""A repository: its references, commits and discussions."""
+"""Accounts, and repositories with their references, commits and discussions."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from typing import Any
 
 from .content import lfs_pointer
 from .messages import Refusal
 
 
 @dataclass(frozen=True)
+class Account:
+    """A user, with the rights of one of their tokens."""
+
+    user: str
+    role: str  # of the token: read, write or fineGrained
+    orgs: tuple[str, ...]
+    org_role: str
+    permissions: Mapping[str, Sequence[str]]
+
+    def belongs_to(self, namespace: str) -> bool:
+        return namespace in (self.user, *self.orgs)
+
+    def may_write_to(self, namespace: str) -> bool:
+        return namespace == self.user or (namespace in self.orgs and self.org_role != "read")
+
+    def is_permitted(self, namespace: str | None, repo_id: str | None) -> bool:
+        """Whether the token may write to a namespace or, if that is None, anywhere."""
+        if self.role != "fineGrained":
+            return self.role == "write"
+        if namespace is None:
+            return any(name.endswith(".write") for names in self.permissions.values() for name in names)
+        granted = {*self.permissions.get(namespace, ())}
+        if repo_id is None:
+            return "repo.write" in granted
+        return not (granted | {*self.permissions.get(repo_id, ())}).isdisjoint({"repo.write", "repo.content.write"})
+
+    def fine_grained(self) -> dict[str, Any]:
+        """The permissions in the form of ``whoami-v2``'s ``auth.accessToken.fineGrained``."""
+        scoped = []
+        for name in filter(None, self.permissions):
+            kind = "model" if "/" in name else "user" if name == self.user else "org"
+            entity = {"_id": hashlib.sha256(name.encode()).hexdigest()[:24], "type": kind, "name": name}
+            scoped.append({"entity": entity, "permissions": list(self.permissions[name])})
+        return {"canReadGatedRepos": False, "global": list(self.permissions.get("", ())), "scoped": scoped}
+
+
+@dataclass(frozen=True)
 class File:
-    """One file of a commit's tree."""
+    """One file of a commit."""
 
     sha256: str
     size: int
@@ -29,7 +67,7 @@ class File:
 
 @dataclass(frozen=True)
 class Commit:
-    """One commit: `files` is its whole tree, by path."""
+    """One commit, with all files of the repository at that commit."""
 
     sha: str
     parent: str | None
@@ -37,7 +75,7 @@ class Commit:
     description: str
     author: str
     date: str
-    files: Mapping[str, File]
+    files: Mapping[str, File]  # by path
 
 
 @dataclass
@@ -49,7 +87,7 @@ class Discussion:
     description: str
     author: str
     status: str
-    base: str  # the branch that a pull request is made to; empty for a plain discussion
+    base: str  # the branch that a pull request goes to; empty for a plain discussion
     date: str
 
     @property
@@ -89,7 +127,7 @@ class Repo:
         return next((name for name in names if name in self.refs), None)
 
     def resolve(self, revision: str) -> Commit:
-        """The commit that a reference or the beginning of a commit id names.
+        """The commit of a reference, or of the first seven or more digits of a commit id.
 
         Raises:
             Refusal: there is none.
@@ -103,7 +141,7 @@ class Repo:
         raise Refusal(404, f"Invalid rev id: {revision}", "RevisionNotFound")
 
     def history(self, commit: Commit) -> Iterator[Commit]:
-        """A commit and those before it, newest first."""
+        """A commit and its ancestors, newest first."""
         yield commit
         while commit.parent:
             commit = self.commits[commit.parent]
@@ -112,7 +150,7 @@ class Repo:
     def add_commit(
         self, ref: str | None, files: dict[str, File], message: str, description: str = "", author: str = ""
     ) -> Commit:
-        """Puts a commit on top of a branch or pull request.
+        """Adds a commit to a branch or pull request.
 
         Raises:
             Refusal: `ref` is neither.
@@ -121,13 +159,12 @@ class Repo:
             raise Refusal(400, "Only a branch or a pull request can be committed to")
         parent, date = self.refs.get(ref), now()
         tree = sorted((path, file.oid) for path, file in files.items())
-        # Not git's own id: no client can compute that, so any unique one will do.
+        # Any unique id will do: clients cannot compute git's own.
         identity = json.dumps([self.key, len(self.commits), parent, message, description, author, date, tree])
         sha = hashlib.sha1(identity.encode()).hexdigest()
-        commit = Commit(sha, parent, message, description, author, date, files)
-        self.commits[sha] = commit
+        self.commits[sha] = Commit(sha, parent, message, description, author, date, files)
         self.refs[ref] = sha
-        return commit
+        return self.commits[sha]
 
     def open_discussion(self, title: str, description: str, author: str, status: str, base: str) -> Discussion:
         num = len(self.discussions) + 1

@@ -1,28 +1,32 @@
-"""What the answer to a request is given, and how it is found."""
+"""Finding the answer to a request. The functions in `routes` answer; each gets a `Call`."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import IO, Any
-from urllib.parse import unquote, urlencode
+from email.message import Message
+from typing import IO, TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, unquote, urlencode
 
-from .account import Account
 from .messages import Refusal, Reply, Request, json_reply
-from .repository import Commit, Repo, repo_key
-from .state import HubState
+from .repository import Account, Commit, Repo, repo_key
+
+if TYPE_CHECKING:
+    from .hub import LoopbackHub
 
 
 @dataclass
 class Call:
-    """A request with what its route needs. `repo` and `commit` are set if the path names them."""
+    """A request and what is needed to answer it. `repo` and `commit` are set if the path names them."""
 
-    state: HubState
+    hub: LoopbackHub
     request: Request
     query: dict[str, str]
-    values: dict[str, str]  # the placeholders of the route, filled in
+    values: dict[str, str]  # of the placeholders in the route's path
     body: IO[bytes]
     range: str
     account: Account | None
@@ -46,11 +50,10 @@ class Call:
         return data if isinstance(data, dict) else {}
 
     def readable(self, key: str) -> Repo:
-        """A repository that the caller may know of."""
-        repo = self.state.repos.get(key)
+        """A repository that the caller may see."""
+        repo = self.hub.repos.get(key)
         if repo is None or (repo.private and not (self.account and self.account.belongs_to(repo.namespace))):
-            # As on the Hub, a repository that is hidden looks like one that is missing. Without a token, both look
-            # like a missing login.
+            # As on the Hub, hidden and missing repositories look alike, and without a token both ask for a login.
             raise Refusal(404 if self.account else 401, "Repository not found", "RepoNotFound")
         return repo
 
@@ -60,7 +63,7 @@ class Call:
             raise Refusal(403 if self.account else 401, message, "GatedRepo")
 
     def writer(self, namespace: str | None) -> Account:
-        """The caller, who must have a token that may write and, if a namespace is given, must belong to it."""
+        """The caller, who must be allowed to write to a namespace or, if that is None, anywhere."""
         if self.account is None:
             raise Refusal(401, "Invalid username or password.")
         repo = getattr(self, "repo", None)
@@ -71,18 +74,18 @@ class Call:
         return self.account
 
     def page(self, items: list[Any]) -> Reply:
-        """The page of a list that the query asks for, with a link to the next one."""
+        """The requested page of a list, with a link to the next one."""
         start = int(self.query.get("cursor", 0))
-        end = start + self.state.page_size
+        end = start + self.hub.page_size
         headers: dict[str, str] = {}
         if end < len(items):
             query = urlencode({**self.query, "cursor": end})
-            headers["Link"] = f'<{self.state.url}{self.request.path}?{query}>; rel="next"'
+            headers["Link"] = f'<{self.hub.url}{self.request.path}?{query}>; rel="next"'
         return json_reply(items[start:end], headers=headers)
 
     def stored(self, sha256: str, headers: dict[str, str]) -> Reply:
-        """The content of a file, or the range of it that was asked for."""
-        path = self.state.content[sha256]
+        """The content of a file, or the requested range of it."""
+        path = self.hub.content[sha256]
         size = path.stat().st_size
         wanted = re.fullmatch(r"bytes=(\d*)-(\d*)", self.range)
         if wanted is None or not any(wanted.groups()):
@@ -97,6 +100,9 @@ class Call:
 
 
 Answer = Callable[[Call], Reply]
+Routes = list[tuple[str, re.Pattern[str], Answer]]
+HUB: Routes = []
+STORAGE: Routes = []
 _ID = r"[\w.-]+(?:/[\w.-]+)?"
 _PLACEHOLDERS = {
     "{api}": rf"/api/(?P<kind>models|datasets|spaces)/(?P<id>{_ID})",
@@ -108,26 +114,44 @@ _PLACEHOLDERS = {
 }
 
 
-class Routes:
-    """Functions that answer requests, by method and path. An instance decorates them."""
+def route(method: str, template: str, routes: Routes = HUB) -> Callable[[Answer], Answer]:
+    """A decorator: the function answers requests with this method and path."""
+    for placeholder, pattern in _PLACEHOLDERS.items():
+        template = template.replace(placeholder, pattern)
 
-    def __init__(self) -> None:
-        self._answers: list[tuple[str, re.Pattern[str], Answer]] = []
+    def register(answer: Answer) -> Answer:
+        routes.append((method, re.compile(template, re.ASCII), answer))
+        return answer
 
-    def __call__(self, method: str, template: str) -> Callable[[Answer], Answer]:
-        for placeholder, pattern in _PLACEHOLDERS.items():
-            template = template.replace(placeholder, pattern)
+    return register
 
-        def register(answer: Answer) -> Answer:
-            self._answers.append((method, re.compile(template, re.ASCII), answer))
-            return answer
 
-        return register
+def answer_request(hub: LoopbackHub, request: Request, headers: Message, body: IO[bytes], on_storage: bool) -> Reply:
+    """Answers a request. Violations of the protocol and defects of this Hub are added to `errors`."""
+    # No lock on the storage, so that transfers can run in parallel.
+    with contextlib.nullcontext() if on_storage else hub.lock:
+        try:
+            return _answer(hub, request, headers, body, on_storage)
+        except Refusal as refusal:
+            if refusal.violation:
+                hub.errors.append(f"{request.method} {request.path}: {refusal}")
+            return refusal.reply
+        except Exception:  # a defect of this Hub
+            hub.errors.append(f"{request.method} {request.path}: {traceback.format_exc()}")
+            return json_reply({"error": "Internal error"}, 500)
 
-    def find(self, request: Request) -> tuple[Answer, dict[str, str]] | None:
-        """The function for a request, and what its path has in place of the placeholders."""
-        for method, pattern, answer in self._answers:
-            found = pattern.fullmatch(request.path)
-            if found and method == request.method.replace("HEAD", "GET"):
-                return answer, {name: unquote(value) for name, value in found.groupdict().items() if value}
-        return None
+
+def _answer(hub: LoopbackHub, request: Request, headers: Message, body: IO[bytes], on_storage: bool) -> Reply:
+    authorization = headers.get("Authorization", "")
+    if on_storage and authorization:
+        raise Refusal(400, "A token was sent to the storage", violation=True)
+    for method, pattern, answer in STORAGE if on_storage else HUB:
+        found = pattern.fullmatch(request.path)
+        if found and method == request.method.replace("HEAD", "GET"):
+            account = hub.accounts.get(authorization.removeprefix("Bearer "))
+            if authorization and account is None:
+                raise Refusal(401, "Invalid credentials in Authorization header")
+            values = {name: unquote(value) for name, value in found.groupdict().items() if value}
+            query = dict(parse_qsl(request.query))
+            return answer(Call(hub, request, query, values, body, headers.get("Range", ""), account))
+    raise Refusal(404, f"Unknown route: {request.method} {request.path}", violation=True)

@@ -1,4 +1,4 @@
-"""The HTTP side: reading requests, sending replies, and acting out faults in between."""
+"""The HTTP server: it reads requests, sends replies and makes requests fail on demand."""
 
 from __future__ import annotations
 
@@ -6,29 +6,56 @@ import contextlib
 import socket
 import tempfile
 import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from .content import CHUNK
-from .dispatch import answer_request
-from .faults import Fault, striking
 from .messages import Reply, Request, json_reply
-from .state import HubState
+from .routing import answer_request
+
+if TYPE_CHECKING:
+    from .hub import LoopbackHub
+
+
+@dataclass
+class Fault:
+    """The matching requests from the `first` to the `last`, counted from 1, fail. See `LoopbackHub.fail`."""
+
+    match: Callable[[Request], bool]
+    first: int
+    last: int
+    status: int
+    when: str
+    action: str
+    seconds: float
+    retry_after: int | None = None
+    struck: threading.Event = field(default_factory=threading.Event)
+    seen: int = 0
+
+    def strikes(self, request: Request) -> bool:
+        if not self.match(request):
+            return False
+        self.seen += 1
+        return self.first <= self.seen <= self.last
+
+
+_NO_FAULT = Fault(lambda _: False, 0, 0, 0, "", "", 0.0)
 
 
 class Server(ThreadingHTTPServer):
-    """One origin of the Hub: its own, or that of its storage. `stop` closes the open connections too."""
+    """One origin: the Hub's own, or that of its storage."""
 
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, state: HubState, faults: list[Fault], storage: bool) -> None:
+    def __init__(self, hub: LoopbackHub, storage: bool) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        # A small buffer: if the Hub stops reading, the client soon has to stop sending.
+        # A small buffer, so that a client cannot send much more than the Hub reads.
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 18)
-        self.state = state
-        self.faults = faults
+        self.hub = hub
         self.storage = storage
         self.stopped = threading.Event()
         self.connections: set[socket.socket] = set()
@@ -38,6 +65,7 @@ class Server(ThreadingHTTPServer):
         return self
 
     def stop(self) -> None:
+        """Stops answering and closes the open connections."""
         self.stopped.set()
         self.shutdown()
         self.server_close()
@@ -50,7 +78,7 @@ class _Handler(BaseHTTPRequestHandler):
     """Answers the requests of one connection."""
 
     protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True  # head and body are written apart, and must not wait for an ACK between
+    disable_nagle_algorithm = True  # head and body are sent separately; the body must not wait for an ACK
     server: Server
 
     def setup(self) -> None:
@@ -63,7 +91,7 @@ class _Handler(BaseHTTPRequestHandler):
             super().finish()
 
     def handle(self) -> None:
-        with contextlib.suppress(ConnectionError, ValueError):  # the client went away, or `stop` was called
+        with contextlib.suppress(ConnectionError, ValueError):  # the client disconnected, or `stop` was called
             super().handle()
 
     def log_message(self, format: str, *args: Any) -> None:
@@ -84,7 +112,7 @@ class _Handler(BaseHTTPRequestHandler):
         with tempfile.SpooledTemporaryFile(max_size=CHUNK) as body:
             self._read(request, body)
             if before not in ("status", "hang"):
-                reply = answer_request(self.server.state, request, self.headers, body, self.server.storage)
+                reply = answer_request(self.server.hub, request, self.headers, body, self.server.storage)
         fault.struck.set()
         if "hang" in (before, after):
             self.connection.recv(1, socket.MSG_PEEK)  # returns when the client, or `stop`, closes the connection
@@ -105,13 +133,15 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _serve
 
     def _log(self, request: Request) -> Fault:
-        """Logs a request; returns the fault that strikes it."""
-        with self.server.state.lock:
-            self.server.state.requests.append(request)
-            return striking(self.server.faults, request)
+        """Logs a request; returns the first fault that strikes it."""
+        with self.server.hub.lock:
+            self.server.hub.requests.append(request)
+            # Every fault sees the request, so that each can count.
+            striking = [fault for fault in self.server.hub.faults if fault.strikes(request)]
+        return striking[0] if striking else _NO_FAULT
 
     def _break_off(self, request: Request, fault: Fault) -> None:
-        """Stops reading halfway through the body and drops the connection, at once or after a while."""
+        """Reads half of the body, then drops the connection, at once or after a while."""
         half = request.received // 2
         request.received = 0
         while request.received < half and (chunk := self.rfile.read(min(half - request.received, CHUNK))):
@@ -122,16 +152,16 @@ class _Handler(BaseHTTPRequestHandler):
         self._drop()
 
     def _read(self, request: Request, body: IO[bytes]) -> None:
-        """Receives the whole body, so that the Hub never waits for a client while it holds its lock."""
-        if "Transfer-Encoding" in self.headers:  # the Hub's storage refuses it as well
-            self.server.state.errors.append(f"{request.method} {request.path}: a body of unknown length")
-            raise ConnectionError("the end of the request cannot be found")
+        """Reads the whole body first, so that the Hub never waits for a client while it holds its lock."""
+        if "Transfer-Encoding" in self.headers:  # refused by the Hub's storage too
+            self.server.hub.errors.append(f"{request.method} {request.path}: a body of unknown length")
+            raise ConnectionError("the body has no length")
         left = request.received
         while left and (chunk := self.rfile.read(min(left, CHUNK))):
             body.write(chunk)
             left -= len(chunk)
         if left:
-            raise ConnectionError("the client went away")
+            raise ConnectionError("the client disconnected")
         body.seek(0)
 
     def _send(self, reply: Reply, halfway: bool) -> None:

@@ -1,7 +1,6 @@
-"""The KL divergence of a model from itself with several layers frozen, by whole forward passes.
+"""Measures the KL divergence of a model from itself with several layers frozen, by whole forward passes.
 
-Layer Contribution freezes one layer at a time, and the effects of several layers do not add up. This measures a list
-of frozen layers as a whole, with the stock model and the definition of a frozen layer.
+Layer Contribution freezes one layer at a time, but the effects of several layers do not add up.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..base.definition import frozen_by_definition, placed, text_decoder, visual_tokens
-from .next_token import log_probabilities
+from .layer_contribution import log_probabilities
 
 
 class JointDivergence:
@@ -21,8 +20,7 @@ class JointDivergence:
 
     Args:
         model: a stock model of a supported family, in evaluation mode.
-        inputs: what its processor returns, one sample at a time. The inputs and the base's distribution for each of
-            them stay in memory.
+        inputs: what its processor returns, one sample at a time. They stay in memory, with the base's distributions.
 
     Raises:
         ShortVError: the base gives logits that are not finite.

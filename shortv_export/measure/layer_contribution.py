@@ -4,14 +4,14 @@ The LC of decoder layer *i* for a token set *X* (visual or text tokens) is the K
 position, between the model's next-token distribution and that of the model in which the states of *X* leave layer *i*
 as they entered it.
 
-One walk over the layers serves every ablation. Layers before *i* are not affected by ablating *i*, so layer *j* runs,
-as one batch, the original states and those of the ablations of all layers before *j*. The ablation of layer *j* itself
-is the layer's original output with the rows of *X* taken from its input. That is L(L+1)/2 layer passes per token set
-instead of L² + L, and each layer's weights are needed once. In the last layer only the last prompt position is
-computed.
+One walk over the layers measures every ablation. Ablating layer *i* does not affect the layers before it, so layer *j*
+runs, as one batch, the original states and those of the ablations of all layers before *j*. The ablation of layer *j*
+itself is the layer's original output with the rows of *X* taken from its input. That is L(L+1)/2 layer passes per
+token set instead of L² + L, and each layer's weights are needed once. The last layer computes only the last prompt
+position.
 
-The stock model makes the embeddings, masks and position embeddings, and its decoder layers are called unchanged, with
-any `accelerate` hooks.
+The stock model makes the embeddings, masks and position embeddings. Its decoder layers are called unchanged, with any
+`accelerate` hooks.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from ..base.definition import cache_name, final_norm, placed, text_decoder, visu
 from ..errors import ShortVError
 from ..options import Scoring
 from .memory import out_of_memory
-from .next_token import log_probabilities
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -68,20 +67,20 @@ def layer_contributions(
 ) -> LayerContributions:
     """Measures the Layer Contribution of every decoder layer, for visual and for text tokens.
 
-    Beside the model and one layer call, a batch needs memory for its states: (2L-1) x samples x tokens x hidden size
+    Besides the model and one layer call, a batch needs memory for its states: (2L-1) x samples x tokens x hidden size
     x bytes per value.
 
     Args:
         model: a stock model of a supported family, in evaluation mode; it may be dispatched over devices.
         inputs: what its processor returns, one sample or a left-padded batch at a time.
-        layers: the decoder layers, if not the model's own (see `StreamedLayers`). They are read once per group of
-            batches.
+        layers: the decoder layers, if not the model's own (see `StreamedLayers`). Each group of batches reads them
+            once.
         divergence: `FORWARD` (the paper's Eq. 2) or `REVERSE` (its reference code).
-        max_batch_tokens: most tokens per layer call; one state may be longer.
-        max_state_bytes: most memory for the states of a group of batches that pass each layer together, which saves
-            reading the layers again. With 0, every batch is a group.
-        on_sample: called with visual LC, text LC and visual cosine distance of each finished sample, ``(3, layers)``,
-            in order.
+        max_batch_tokens: most tokens per layer call; a single state may be longer.
+        max_state_bytes: most memory for the states of a group: batches that pass each layer together, so that the
+            layers are read less often. With 0, every batch is a group.
+        on_sample: called for each finished sample, in order, with its visual LC, text LC and visual cosine distance,
+            ``(3, layers)``.
 
     Raises:
         ShortVError: a sample has no visual tokens, has one at the last prompt position, or is padded on the right; the
@@ -119,7 +118,7 @@ class _Batch:
         added: what the stock model adds to the states after each layer but the last, such as deepstack features; or
             None.
         states: ``(2L-1, samples, tokens, hidden)``: the original, then the visual and the text ablation of layer 0,
-            those of layer 1, and so on. The last layer's are not kept, as no layer follows.
+            of layer 1, and so on. No layer follows the last one, so its ablations are not kept.
         outcome: after the last layer, ``(2L, samples, hidden)`` at the last prompt position: all states in their
             order, then the last layer's text ablation.
         cosine_distances: of the original visual states over each layer so far, ``(samples,)`` each.
@@ -138,7 +137,7 @@ class _Batch:
 
     @classmethod
     def prepare(cls, model: PreTrainedModel, inputs: Mapping[str, Tensor], number: int) -> _Batch:
-        """Lets the stock model merge images and text and make masks and positions, without running its layers."""
+        """Runs the stock model up to its layers: it merges images and text, and makes masks and positions."""
         inputs = placed(model, inputs)
         visual = visual_tokens(model.config, inputs["input_ids"])
         mask = inputs.get("attention_mask")
@@ -158,7 +157,7 @@ class _Batch:
         return cls(embeddings, visual, calls, [states if states.any() else None for states in added])
 
     def advance(self, index: int, layer: nn.Module, max_batch_tokens: int) -> None:
-        """Runs every state through decoder layer `index` and adds the ablations of that layer."""
+        """Runs every state through decoder layer `index`, and adds the ablations of that layer."""
         device = next(layer.parameters()).device
         if device.type != "meta":
             self.states, self.visual = self.states.to(device), self.visual.to(device)
@@ -166,7 +165,7 @@ class _Batch:
         before = self.states[0].clone()
         parts = self.states[: 1 + 2 * index].split(max(1, max_batch_tokens // (samples * tokens)))
         if index == len(self.calls) - 1:
-            # Accelerate may run an offloaded layer on another device than that of its input.
+            # Accelerate may run an offloaded layer on another device than its input's.
             rows = [_last_row(layer, part.flatten(0, 1), self._call(index, part)).to(before.device) for part in parts]
             # The text ablation of this layer: the last prompt position leaves it as it entered.
             self.outcome = torch.cat([*rows, before[:, -1]]).view(-1, samples, before.shape[-1])
@@ -185,7 +184,7 @@ class _Batch:
             self.states[: 3 + 2 * index] += added.to(device)
 
     def _call(self, index: int, part: Tensor) -> dict[str, Any]:
-        """The keyword arguments of layer `index` for a part of the states: values per sample are repeated for each."""
+        """The keyword arguments of layer `index` for a part of the states: each sample's values once per state."""
         samples = part.shape[1]
 
         def repeated(value: Any, dim: int = 0) -> Any:
@@ -198,7 +197,7 @@ class _Batch:
         return {name: repeated(value) for name, value in self.calls[index].items()}
 
     def contributions(self, model: PreTrainedModel, divergence: str) -> Tensor:
-        """After the last layer: visual LC, text LC and visual cosine distance, ``(samples, 3, layers)`` float64."""
+        """Visual LC, text LC and visual cosine distance, ``(samples, 3, layers)`` float64; after the last layer."""
         head: Any = model.get_output_embeddings()
         logits = head(final_norm(text_decoder(model))(self.outcome))
         distributions = log_probabilities(logits)
@@ -213,19 +212,28 @@ class _Batch:
         return torch.stack([visual, text, cosine_distance]).permute(2, 0, 1)
 
 
-def _cosine_distance(before: Tensor, after: Tensor, visual: Tensor) -> Tensor:
-    """1 - cosine similarity of the visual tokens' states, mean per sample: ``(samples,)`` float32.
+def log_probabilities(logits: Tensor) -> Tensor:
+    """Log-probabilities over the last dimension, on the CPU.
 
-    Args:
-        before, after: ``(samples, tokens, hidden)``.
-        visual: ``(samples, tokens)`` bool.
+    They are float64, because small KL divergences are sums of differences that nearly cancel.
+
+    Raises:
+        ShortVError: a logit is not finite.
     """
+    values = logits.cpu().double().log_softmax(-1)
+    if not bool(values.isfinite().all()):
+        raise ShortVError("the model gives logits that are not finite; use `dtype` bfloat16 or float32.")
+    return values
+
+
+def _cosine_distance(before: Tensor, after: Tensor, visual: Tensor) -> Tensor:
+    """1 - cosine similarity of the visual tokens' states ``(samples, tokens, hidden)``, mean per sample, float32."""
     distance = 1 - nn.functional.cosine_similarity(before.float(), after.float(), dim=-1)
     return distance.where(visual, 0).sum(1) / visual.sum(1)
 
 
 def _groups(batches: Iterable[_Batch], max_state_bytes: int) -> Iterator[list[_Batch]]:
-    """Batches that pass each layer together: at least one, and another one while one of the same size would fit."""
+    """Groups batches: at least one, and more as long as another one of the last one's size would fit."""
     group: list[_Batch] = []
     size = 0
     for batch in batches:
@@ -241,7 +249,7 @@ def _groups(batches: Iterable[_Batch], max_state_bytes: int) -> Iterator[list[_B
 class _Recorder(nn.Module):
     """Stands in for a decoder layer: records its arguments and returns zeros.
 
-    The next layer's input is therefore what the model itself adds between the two layers.
+    The next layer's input is then what the model itself adds between the two layers.
     """
 
     def __init__(self, calls: list[dict[str, Any]]) -> None:
@@ -255,7 +263,7 @@ class _Recorder(nn.Module):
 
 @contextmanager
 def _recorded_calls(text_model: Any) -> Iterator[list[dict[str, Any]]]:
-    """Within this context, the text model's decoder layers only record the arguments of their calls."""
+    """Replaces the text model's decoder layers by recorders of their arguments, in this context."""
     calls: list[dict[str, Any]] = []
     layers = text_model.layers
     text_model.layers = nn.ModuleList(_Recorder(calls) for _ in range(text_model.config.num_hidden_layers))
@@ -266,7 +274,7 @@ def _recorded_calls(text_model: Any) -> Iterator[list[dict[str, Any]]]:
 
 
 class _KeysAndValuesStored(Exception):
-    """Ends a layer's call once its keys and values are known."""
+    """Ends a layer's call once its keys and values are stored."""
 
 
 class _KeysAndValues:
@@ -276,7 +284,7 @@ class _KeysAndValues:
         self.keys_and_values: tuple[Tensor, Tensor] | None = None
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Number of tokens before those of the call."""
+        """Number of tokens before those of the call. In the second call, that is all but one."""
         return 0 if self.keys_and_values is None else self.keys_and_values[0].shape[2] - 1
 
     def update(self, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -287,15 +295,9 @@ class _KeysAndValues:
 
 
 def _last_row(layer: nn.Module, hidden_states: Tensor, call: dict[str, Any]) -> Tensor:
-    """A decoder layer's output at the last token: keys and values of all tokens, everything else for that token only.
+    """A stock decoder layer's output at the last token, ``(rows, hidden)``, for states ``(rows, tokens, hidden)``.
 
-    Args:
-        layer: a stock decoder layer.
-        hidden_states: ``(rows, tokens, hidden)``.
-        call: the layer's keyword arguments.
-
-    Returns:
-        ``(rows, hidden)``.
+    Only keys and values are computed for all tokens. `call` are the layer's keyword arguments.
     """
     if not hasattr(layer, "self_attn"):  # linear attention passes a state from token to token
         return layer(hidden_states, **call)[:, -1]

@@ -1,21 +1,26 @@
-"""How much memory a measurement needs, estimated before it starts, and how much is free."""
+"""Where a process runs its model, how much memory is free there, and how much a measurement will need."""
 
 from __future__ import annotations
 
 import math
 import os
+import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import torch
 
 from ..base import LayerShape
 from ..errors import ShortVError
-from ..options import MaxMemory
+from ..options import MaxMemory, Placement, parse_max_memory
+from .streaming import CheckpointLayers, stored_tensors
 
 if TYPE_CHECKING:
-    import torch
+    from accelerate import PartialState
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,7 @@ class MemoryNeed:
         return self.weights + self.states + self.layer_call
 
     def describe(self, free: int) -> str:
-        """The numbers in one line, beside the free bytes."""
+        """What is needed and what is free, in one line."""
         return (
             f"{_gigabytes(self.total)} for a sample of {self.tokens} tokens (weights {_gigabytes(self.weights)}, "
             f"states {_gigabytes(self.states)}, a layer call {_gigabytes(self.layer_call)}); "
@@ -50,7 +55,7 @@ class MemoryNeed:
         """Checks that one sample fits into the free bytes.
 
         Raises:
-            ShortVError: it does not; the message names the options that need less.
+            ShortVError: it does not fit; the message names the options that need less.
         """
         if self.total > free:
             levers = ["`max_batch_tokens`", "`dtype` bfloat16"]
@@ -63,12 +68,12 @@ class MemoryNeed:
 def estimate(
     weights: int, shapes: Sequence[LayerShape], tokens: int, value_bytes: int, max_batch_tokens: int
 ) -> MemoryNeed:
-    """The memory that one sample needs.
+    """Estimates the memory that one sample needs.
 
     Args:
         weights: bytes of the resident weights (see `weight_bytes`).
         shapes: of the decoder layers.
-        tokens: number of tokens of the sample.
+        tokens: of the sample.
         value_bytes: bytes per number of the hidden states.
         max_batch_tokens: see `layer_contributions`.
     """
@@ -83,30 +88,66 @@ def estimate(
 
 
 def weight_bytes(files: Sequence[Path], value_bytes: int, *, stream: bool) -> int:
-    """The bytes of a checkpoint's weights that stay in memory, from the shapes in its safetensors headers.
+    """Bytes of a checkpoint's weights that stay in memory. Reads only the headers of its files.
 
     Args:
         files: its safetensors files, in the folder of its config.
         value_bytes: bytes per number once loaded.
         stream: whether its decoder layers are read one at a time.
     """
-    from safetensors import safe_open
     from transformers import AutoConfig
 
-    from .streaming import CheckpointLayers
-
     checkpoint = CheckpointLayers(AutoConfig.from_pretrained(files[0].parent))
-    layers: dict[int, int] = {}
-    others = 0
-    for file in files:
-        with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 (not a mapping)
-                size = math.prod(tensors.get_slice(name).get_shape()) * value_bytes
-                if (layer := checkpoint.layer_of(name)) is not None:
-                    layers[layer] = layers.get(layer, 0) + size
-                else:
-                    others += size
-    return others + (max(layers.values(), default=0) if stream else sum(layers.values()))
+    sizes: Counter[int | None] = Counter()
+    for _, name, tensor in stored_tensors(files):
+        sizes[checkpoint.layer_of(name)] += math.prod(tensor.get_shape()) * value_bytes
+    outside_layers = sizes.pop(None, 0)
+    return outside_layers + (max(sizes.values(), default=0) if stream else sum(sizes.values()))
+
+
+def stored_dtype(files: Sequence[Path]) -> torch.dtype:
+    """The dtype of the first floating-point tensor in these safetensors files; float32 if there is none."""
+    floats = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    found = (floats.get(tensor.get_dtype()) for _, _, tensor in stored_tensors(files))
+    return next((dtype for dtype in found if dtype), torch.float32)
+
+
+def this_process() -> PartialState:
+    """This process among those that `accelerate launch` or `torchrun` started: number, count and device."""
+    from accelerate import PartialState
+
+    # Without `cpu=True` on a machine without accelerators, every process would count as the only one.
+    return PartialState(cpu=not torch.accelerator.is_available())
+
+
+def device_map_for(placement: Placement) -> Any:
+    """The ``device_map`` to load a model with.
+
+    Returns:
+        The one given, ``"auto"`` if memory is limited, or else this process's accelerator. None means the CPU.
+
+    Raises:
+        ShortVError: a memory limit is not a size.
+    """
+    check_max_memory(placement.max_memory)
+    device = this_process().device
+    if placement.device_map is None and placement.max_memory:
+        return "auto"
+    if placement.device_map is None and device.type != "cpu":
+        return {"": str(device)}
+    return placement.device_map
+
+
+def check_max_memory(max_memory: MaxMemory | None) -> None:
+    """Checks that every memory limit is a size.
+
+    Raises:
+        ShortVError: a limit is not a size.
+    """
+    for size in (max_memory or {}).values():
+        if not isinstance(size, int) or size < 0:
+            # A list of limits may hold commas and spaces, but a size may not.
+            parse_max_memory("cpu=" + re.sub(r"[\s,]", "?", str(size)))
 
 
 def available_memory() -> int:
@@ -117,29 +158,15 @@ def available_memory() -> int:
     with suppress(ValueError, OSError):  # no container, or one without a limit ("max")
         group = Path("/sys/fs/cgroup")
         limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
-        # The kernel gives back cached files when memory is needed.
+        # The kernel frees cached files when memory is needed.
         cache = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())["inactive_file"]
         free = min(free, limit - used + int(cache))
     return free
 
 
-def stored_dtype(files: Sequence[Path]) -> torch.dtype:
-    """The dtype of the first floating-point tensor in these safetensors files; float32 if there is none."""
-    import torch
-    from safetensors import safe_open
-
-    stored = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-    for file in files:
-        with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118
-                if found := stored.get(tensors.get_slice(name).get_dtype()):
-                    return found
-    return torch.float32
-
-
 def free_bytes(device: torch.device, max_memory: MaxMemory | None = None) -> int:
-    """The memory that this process may use on a device: its share of what is free, and at most its limit."""
-    import torch
+    """Bytes that this process may use on a device: its share of what is free, and at most its limit."""
+    from accelerate.utils import convert_file_size_to_int
 
     place: int | str
     if device.type == "cuda":
@@ -150,13 +177,11 @@ def free_bytes(device: torch.device, max_memory: MaxMemory | None = None) -> int
         place = "cpu"
     if max_memory is None or place not in max_memory:
         return free
-    return min(free, _bytes(max_memory[place]))
+    return min(free, convert_file_size_to_int(max_memory[place]))
 
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether an error of PyTorch means that memory ran out."""
-    import torch
-
     return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
 
 
@@ -173,25 +198,6 @@ def out_of_memory(advice: str) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise ShortVError(f"out of memory; {advice}.") from None
-
-
-def check_max_memory(max_memory: MaxMemory | None) -> None:
-    """Checks that every limit is a size.
-
-    Raises:
-        ShortVError: one is not.
-    """
-    for size in (max_memory or {}).values():
-        _bytes(size)
-
-
-def _bytes(size: int | str) -> int:
-    from accelerate.utils import convert_file_size_to_int
-
-    try:
-        return int(convert_file_size_to_int(size))
-    except (ValueError, OverflowError):
-        raise ShortVError(f"{size!r:.60} is not an amount of memory; give one such as 20GiB or 500MB.") from None
 
 
 def _gigabytes(size: int) -> str:

@@ -1,4 +1,4 @@
-"""Results of finished samples, kept beside the output so that an interrupted run resumes."""
+"""Keeps the results of finished samples beside the output, so that an interrupted run resumes."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ..errors import ShortVError
 class PartialResults:
     """Results of finished samples, in memory and as JSON lines in ``<output>.partial.jsonl``.
 
-    Each process appends to its own file and reads those of all, so the number of processes may change between runs.
+    Each process appends to its own file and reads the files of all, so the number of processes may change between
+    runs. A result is found by the sample's digest and the name of what was measured.
 
     Args:
-        output: the file of the final result; None keeps nothing on disk.
-        settings: a digest of everything that a result depends on besides its key. Lines with other settings are
-            ignored.
+        output: file of the final result; None keeps nothing on disk.
+        settings: digest of everything else that results depend on. Lines with other settings are ignored.
         process: number of this process.
     """
 
@@ -42,16 +42,11 @@ class PartialResults:
             self.values[record["sample"], record["what"]] = record["values"]
 
     def get(self, sample: str, what: str) -> dict[str, Any] | None:
-        """The result of a measurement on a sample; None if there is none yet.
-
-        Args:
-            sample: the sample's digest.
-            what: the name of the measurement.
-        """
+        """Returns a result; None if there is none yet."""
         return self.values.get((sample, what))
 
     def add(self, sample: str, what: str, values: dict[str, Any]) -> None:
-        """Keeps the result of a measurement on a sample.
+        """Keeps a result.
 
         Raises:
             ShortVError: it cannot be written.
@@ -63,7 +58,7 @@ class PartialResults:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
-                # A new line first: the file may end in half a line of an interrupted run.
+                # The file may end in half a line of an interrupted run.
                 file.write(f"\n{json.dumps(record)}\n")
         except OSError as error:
             raise ShortVError(f"cannot write {self.path}: {error.strerror}.") from None

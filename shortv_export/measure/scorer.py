@@ -1,14 +1,14 @@
-"""Scores of a base: Layer Contributions of samples, measured by one or more processes; resumable."""
+"""Scores a base: measures Layer Contributions on samples, in one or more processes; resumes when interrupted."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,19 +17,16 @@ from ..base import BaseModel, load_base, load_processor
 from ..errors import ShortVError
 from ..options import Placement, Scoring
 from ..records import Scores, library_versions
+from ..samples import DrawnSamples, Sample, encode_samples
 from .layer_contribution import FORWARD, REVERSE, layer_contributions
-from .memory import check_max_memory, estimate, free_bytes, stored_dtype, weight_bytes
+from .memory import device_map_for, estimate, free_bytes, stored_dtype, this_process, weight_bytes
 from .partial_results import PartialResults
-from .placement import device_map_for, this_process
 from .streaming import load_streamed
-
-if TYPE_CHECKING:
-    from ..samples import DrawnSamples, Sample
 
 logger = logging.getLogger(__name__)
 
 STREAM_STATE_BYTES = 4 * 1024**3
-"""Most memory for hidden states while streaming: the more samples fit, the fewer times the weights are read."""
+"""Most memory for hidden states while streaming. The more samples fit, the less often the weights are read."""
 
 _DIVERGENCES = {"forward": FORWARD, "reverse": REVERSE}
 _MEASUREMENT = "layer contribution"
@@ -39,21 +36,21 @@ _VALUES = ("visual", "text", "visual_cosine_distance")
 class Scorer:
     """Measures a base's Layer Contributions: means over samples, and standard errors.
 
-    A call measures those of its samples that have no result yet. The first that needs the model loads it, and it stays
-    loaded. Under `accelerate launch` or `torchrun` the samples are divided among the processes, and each process
-    returns the scores of all samples. A sample is a batch of its own, without padding, so the scores depend neither on
-    the number of processes nor on interruptions.
+    A call measures the samples that have no result yet. The model is loaded when it is first needed, and stays loaded.
+    Under `accelerate launch` or `torchrun` the samples are divided among the processes, and each process returns the
+    scores of all samples. A sample is a batch of its own, without padding, so the scores depend neither on the number
+    of processes nor on interruptions.
 
     Args:
         base: the base model.
-        scoring: how to score. While streaming, decoder layers are read from disk one at a time.
-        placement: where the base runs: by default on this process's accelerator, if it has one. While streaming,
+        scoring: how to score.
+        placement: where the base runs; by default on this process's accelerator, if it has one. With `stream`,
             `max_memory` limits what this process uses.
         output: where `save` writes the scores. Until then, the results of finished samples are kept beside it
-            (``<output>.partial.jsonl``), and an interrupted run resumes from them.
+            (see `PartialResults`), and an interrupted run resumes from them.
 
     Raises:
-        ShortVError: both `stream` and `device_map`, or a limit of memory that is not a size.
+        ShortVError: both `stream` and `device_map` are given, or a memory limit is not a size.
     """
 
     def __init__(
@@ -66,10 +63,10 @@ class Scorer:
     ) -> None:
         if scoring.stream and placement.device_map is not None:
             raise ShortVError("`stream` and `device_map` exclude each other; leave out one of them.")
-        check_max_memory(placement.max_memory)
         self.base = base
         self.scoring = scoring
         self.placement = placement
+        self.device_map = device_map_for(placement)
         self.divergence = _DIVERGENCES[scoring.divergence]
         self.output = output
         self.process = this_process()
@@ -81,10 +78,10 @@ class Scorer:
         self.max_state_bytes = 0
 
     def __call__(self, samples: DrawnSamples) -> Scores:
-        """The scores of these samples.
+        """Scores these samples.
 
         Raises:
-            ShortVError: as `layer_contributions`; too little memory; a result cannot be written.
+            ShortVError: as `layer_contributions`; or too little memory; or a result cannot be written.
         """
         from accelerate.utils import reduce
 
@@ -99,7 +96,7 @@ class Scorer:
                 self._load(missing)
             self._measure(missing, len(share))
 
-        # Each process fills in its own share. Adding zeros is exact, so the sum equals what one process would have.
+        # Each process fills in its own share. Adding zeros is exact, so the sum is what one process would have.
         values = torch.zeros(len(samples.samples), 3, self.base.num_layers, dtype=torch.float64)
         for number, sample in zip(numbers, share, strict=True):
             found = self.finished.get(sample.digest, _MEASUREMENT) or {}
@@ -109,10 +106,10 @@ class Scorer:
         return _summary(values, self.base, samples, self.divergence)
 
     def save(self, scores: Scores) -> None:
-        """Writes the scores, which all processes have, and deletes the partial results.
+        """Writes the scores, which every process has, and deletes the partial results.
 
         Raises:
-            ShortVError: they cannot be written.
+            ShortVError: the file cannot be written.
         """
         if self.output is None:
             raise ValueError("there is no output to save to")
@@ -123,8 +120,6 @@ class Scorer:
 
     def _measure(self, samples: Sequence[Sample], total: int) -> None:
         from huggingface_hub.utils import tqdm
-
-        from ..samples import encode_samples
 
         bar = tqdm(
             desc="Scoring samples",
@@ -153,10 +148,7 @@ class Scorer:
 
     def _load(self, samples: Sequence[Sample]) -> None:
         """Loads the model, if the longest of the samples will fit beside it."""
-        from ..samples import encode_samples
-
-        base, device, placement = self.base, self.process.device, self.placement
-        stream = self.scoring.stream
+        base, device, placement, stream = self.base, self.process.device, self.placement, self.scoring.stream
         self.processor = load_processor(base)
         tokens = max(encode_samples(self.processor, [sample])["input_ids"].shape[1] for sample in samples)
         files = [base.path / name for name in base.files if name.endswith(".safetensors")]
@@ -164,7 +156,7 @@ class Scorer:
         weights = weight_bytes(files, value_bytes, stream=stream)
         need = estimate(weights, base.layer_shapes, tokens, value_bytes, self.scoring.max_batch_tokens)
         if not stream and (placement.device_map or placement.max_memory):
-            # Accelerate places the weights; the rest must fit into the memory that they leave.
+            # Accelerate places the weights; the rest must fit into the memory that is left.
             self._load_whole()
             devices = {parameter.device for parameter in self.model.parameters() if not parameter.is_meta}
             need = replace(need, weights=0)
@@ -181,28 +173,22 @@ class Scorer:
             self._load_whole()
 
     def _load_whole(self) -> None:
-        placement = self.placement
-        self.model, _ = load_base(
-            self.base,
-            dtype=placement.dtype,
-            device_map=device_map_for(placement),
-            max_memory=placement.max_memory,
-        )
+        where = {"device_map": self.device_map, "max_memory": self.placement.max_memory}
+        self.model, _ = load_base(self.base, dtype=self.placement.dtype, **where)
 
 
 def _dtype(base: BaseModel, files: Sequence[Path], dtype: str) -> torch.dtype:
-    """The dtype that the weights will be loaded as; ``"auto"`` is that of the config, or else of the files."""
+    """The dtype that the weights will be loaded as. For ``"auto"``, the config names it, or else the files have it."""
     if dtype == "auto":
-        configured = base.config.get("dtype") or base.config.get("torch_dtype")
-        if not configured:
+        dtype = base.config.get("dtype") or base.config.get("torch_dtype") or ""
+        if not dtype:
             return stored_dtype(files)
-        dtype = configured
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else None
     return found if isinstance(found, torch.dtype) else torch.float32
 
 
 def _summary(values: Tensor, base: BaseModel, samples: DrawnSamples, divergence: str) -> Scores:
-    """The scores from visual LC, text LC and visual cosine distance of each sample, ``(samples, 3, layers)``."""
+    """Averages visual LC, text LC and visual cosine distance of each sample, ``(samples, 3, layers)``."""
     visual, text, cosine_distance = values.unbind(1)
     num_samples = len(values)
     error = visual.std(0) / num_samples**0.5 if num_samples > 1 else torch.zeros_like(visual[0])
@@ -227,3 +213,46 @@ def _settings(base: BaseModel, dtype: str, divergence: str) -> str:
         stats = {name: [(stat := (base.path / name).stat()).st_size, stat.st_mtime_ns] for name in base.files}
     what = [base.repo_id, base.revision, stats, base.config, dtype, divergence, library_versions()]
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
+
+def score_in_rounds(
+    scorer: Callable[[DrawnSamples], Scores],
+    draw: Callable[[int, bool], DrawnSamples],
+    select: Callable[[Scores], tuple[int, ...]],
+    first: int,
+    most: int,
+) -> Scores:
+    """Scores in rounds, each with half as many samples more than the one before.
+
+    Stops once the selection has stayed the same for two rounds, at `most` samples, or when the data has no more.
+
+    Args:
+        scorer: samples -> scores. A `Scorer` measures only the new samples of each round.
+        draw: number of samples, and whether fewer are allowed -> samples.
+        select: scores -> frozen layers.
+        first: number of samples in the first round. The data must have that many.
+        most: largest number of samples.
+
+    Returns:
+        The scores of the last round; their `until_stable` records the rounds.
+    """
+    rounds: list[int] = []
+    selections: list[tuple[int, ...]] = []
+    number = first
+    while True:
+        samples = draw(number, bool(rounds))
+        found = len(samples.samples)
+        if not rounds or found > rounds[-1]:
+            scores = scorer(samples)
+            rounds.append(found)
+            selections.append(select(scores))
+            changed = len({*selections[-1]} - {*selections[-2]}) if len(selections) > 1 else None
+            news = "" if changed is None else f"; {changed} of {len(selections[-1])} selected layers are new"
+            logger.info("round %d: %d samples%s", len(rounds), found, news)
+        stable = len(selections) > 2 and len({*selections[-3:]}) == 1
+        if stable or found < number or number >= most:
+            verdict = "the selection is stable" if stable else "the selection is not stable"
+            logger.info("%s after %d samples", verdict, rounds[-1])
+            record = {"num_frozen": len(selections[-1]), "rounds": rounds, "stable": stable}
+            return replace(scores, until_stable=record)
+        number = min(most, number + max(1, number // 2))

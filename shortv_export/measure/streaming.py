@@ -1,4 +1,4 @@
-"""Reads a stock model's decoder layers from disk one at a time, for models that are larger than memory."""
+"""Reads a stock model's decoder layers from disk one at a time, for models larger than memory."""
 
 from __future__ import annotations
 
@@ -17,12 +17,22 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 
+def stored_tensors(files: Sequence[Path]) -> Iterator[tuple[Path, str, Any]]:
+    """File, name and header (``get_shape()``, ``get_dtype()``) of each tensor in safetensors files."""
+    from safetensors import safe_open
+
+    for file in files:
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (not a mapping)
+                yield file, name, tensors.get_slice(name)
+
+
 class CheckpointLayers:
-    """Which tensors of a checkpoint belong to which decoder layer, by transformers' own renamings and conversions.
+    """Tells which decoder layer a tensor of a checkpoint belongs to, as transformers renames and converts tensors.
 
     Args:
         config: of the stock model.
-        dtype: of its layers; None takes that of the config.
+        dtype: of its layers; by default that of the config.
 
     Attributes:
         model: the stock model, without weights.
@@ -45,7 +55,7 @@ class CheckpointLayers:
         self._prefix = next(f"{name}." for name, module in self.model.named_modules() if module is self.layers)
 
     def layer_of(self, name: str) -> int | None:
-        """The number of the decoder layer that a tensor of the checkpoint belongs to; None if it is of no layer."""
+        """The number of a tensor's decoder layer; None if the tensor belongs to no layer."""
         from transformers.core_model_loading import rename_source_key
 
         prefix = self.model.base_model_prefix
@@ -57,14 +67,9 @@ class CheckpointLayers:
 
 
 class StreamedLayers:
-    """The decoder layers of a checkpoint, read from its safetensors files one at a time and dropped after use.
+    """Stock decoder layers, read in order from a checkpoint's safetensors files.
 
-    Iterating yields stock layers in order. A layer loses its weights when the next one is read.
-
-    Args:
-        files: the checkpoint's safetensors files.
-        config: of the stock model.
-        dtype, device: of the layers.
+    Only one layer has weights at a time: it loses them when the next one is read.
 
     Raises:
         ShortVError: a tensor of a layer is missing or has another shape.
@@ -73,19 +78,15 @@ class StreamedLayers:
     def __init__(
         self, files: Sequence[Path], config: PreTrainedConfig, dtype: torch.dtype, device: torch.device
     ) -> None:
-        from safetensors import safe_open
-
         self.dtype = dtype
         self.device = device
         self.checkpoint = CheckpointLayers(config, dtype)
         self.layers = self.checkpoint.layers
         # For each layer, {file: names of the layer's tensors in it}.
         self.places: list[dict[Path, list[str]]] = [{} for _ in self.layers]
-        for file in files:
-            with safe_open(file, framework="pt") as tensors:
-                for name in tensors.keys():  # noqa: SIM118 (not a mapping)
-                    if (number := self.checkpoint.layer_of(name)) is not None:
-                        self.places[number].setdefault(file, []).append(name)
+        for file, name, _ in stored_tensors(files):
+            if (number := self.checkpoint.layer_of(name)) is not None:
+                self.places[number].setdefault(file, []).append(name)
 
     def __len__(self) -> int:
         return len(self.layers)
@@ -104,7 +105,6 @@ class StreamedLayers:
             layer.to("meta")
 
     def _load(self, number: int, layer: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
-        """Loads a layer's weights as transformers does."""
         from transformers.core_model_loading import convert_and_load_state_dict_in_model
         from transformers.modeling_utils import LoadStateDictConfig
 
@@ -122,12 +122,7 @@ class StreamedLayers:
 def load_streamed(
     folder: Path, files: Sequence[Path], *, dtype: str = "auto", device: torch.device | str = "cpu"
 ) -> tuple[PreTrainedModel, StreamedLayers]:
-    """The stock model without its decoder layers, and the layers to stream.
-
-    Args:
-        folder: of the checkpoint.
-        files: its safetensors files.
-        dtype, device: of the model and of the layers.
+    """Loads a checkpoint's stock model without its decoder layers, and prepares the layers to be streamed.
 
     Raises:
         ShortVError: the checkpoint lacks a tensor.
@@ -137,7 +132,7 @@ def load_streamed(
     config = AutoConfig.from_pretrained(folder)
     num_layers = config.get_text_config().num_hidden_layers
     config.get_text_config().num_hidden_layers = 0
-    with _quiet():  # it warns about every decoder tensor, which this model has no layer for
+    with _quiet():  # transformers warns about every decoder tensor, as the model has no layer for it
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
             folder, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True
         )
@@ -147,7 +142,7 @@ def load_streamed(
         raise ShortVError(f"the checkpoint lacks the tensors {missing}; download it again.")
     model.config.get_text_config().num_hidden_layers = num_layers
     layers = StreamedLayers(files, model.config, model.dtype, torch.device(device))
-    # Some decoders keep lists with one entry per layer, or numbers of layers; made for no layers, these are empty.
+    # Some decoders keep lists with one entry per layer, or numbers of layers. Take those of the full model.
     empty = text_decoder(model)
     for name, value in vars(text_decoder(layers.checkpoint.model)).items():
         if not name.startswith("_") and isinstance(value, int | list | tuple | dict | set):
@@ -157,7 +152,7 @@ def load_streamed(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Within this context, transformers neither warns about tensors that are left out nor shows progress bars."""
+    """Keeps transformers from warning about missing tensors and from showing progress bars."""
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

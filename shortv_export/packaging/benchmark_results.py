@@ -1,21 +1,19 @@
 """What an evaluation adds to a package: its file, the figure of a sweep, and the Hub's ``.eval_results/*.yaml``.
 
-The Hub's format is for benchmarks: data sets there whose ``eval.yaml`` names their tasks
-(https://huggingface.co/docs/hub/eval-results). A result on any other data set has no place in it.
+The Hub's format is for benchmarks only: data sets whose ``eval.yaml`` names their tasks
+(https://huggingface.co/docs/hub/eval-results).
 """
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from ..errors import ShortVError
 from ..files import json_text
-from ..records import EVALUATION_NAME, RESULTS_FOLDER, SWEEP_NAME, Evaluation, Recipe
+from ..records import EVALUATION_NAME, HUB_ID, RESULTS_FOLDER, SWEEP_NAME, Evaluation, Recipe
 from .figures import draw_sweep
 
 _BENCHMARK = "eval.yaml"
-_HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+", re.ASCII)
 
 
 def evaluation_files(evaluation: Evaluation) -> dict[str, bytes]:
@@ -33,7 +31,7 @@ def check_evaluation(evaluation: Evaluation, recipe: Recipe) -> None:
     """Refuses an evaluation of another package.
 
     Raises:
-        ShortVError: the recipe that it names, its base or its layers are others.
+        ShortVError: it names another recipe, base or list of layers.
     """
     base = {"repo_id": recipe.base.repo_id, "revision": recipe.base.revision}
     if evaluation.base != base or evaluation.num_layers != recipe.num_layers:
@@ -50,15 +48,15 @@ def check_evaluation(evaluation: Evaluation, recipe: Recipe) -> None:
 
 
 def check_task(task_id: str, data: dict[str, Any]) -> None:
-    """Refuses samples that are not those of a benchmark's task.
+    """Refuses samples that do not belong to a benchmark's task.
 
     Args:
-        task_id: of the benchmark, as its ``eval.yaml`` names it.
-        data: the samples (see `samples.DrawnSamples`).
+        task_id: as the benchmark's ``eval.yaml`` names it.
+        data: the record of the samples (see `samples.DrawnSamples`).
 
     Raises:
-        ShortVError: the samples are not of one data set on the Hub, this is no benchmark, or it has no such task for
-            their configuration and split.
+        ShortVError: the samples are not from a single data set on the Hub, it is not a benchmark, or it has no such
+            task for their configuration and split.
     """
     import yaml
     from huggingface_hub import hf_hub_download
@@ -66,7 +64,7 @@ def check_task(task_id: str, data: dict[str, Any]) -> None:
 
     sources = data["sources"]
     if len(sources) != 1 or "repo_id" not in sources[0]:
-        raise ShortVError("`task` names a benchmark on the Hub, but the samples are not of one data set there.")
+        raise ShortVError("`task` names a benchmark on the Hub, but the samples are not from a single data set there.")
     source = sources[0]
     name, revision = source["repo_id"], source["revision"]
     try:
@@ -75,7 +73,7 @@ def check_task(task_id: str, data: dict[str, Any]) -> None:
             tasks = yaml.safe_load(file.read(1 << 20))["tasks"]
         settings = {task["id"]: (task.get("config", "default"), task.get("split")) for task in tasks}
     except EntryNotFoundError:
-        raise ShortVError(f"{name} is no benchmark: it has no {_BENCHMARK}; leave out `task`.") from None
+        raise ShortVError(f"{name} is not a benchmark: it has no {_BENCHMARK}; leave out `task`.") from None
     except (HTTPError, OSError, ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError):
         raise ShortVError(f"the {_BENCHMARK} of {name} cannot be read; leave out `task`.") from None
     if task_id not in settings:
@@ -86,7 +84,7 @@ def check_task(task_id: str, data: dict[str, Any]) -> None:
 
 
 def _results_yaml(evaluation: Evaluation) -> tuple[str, str]:
-    """A name and a file of the Hub's format: the package's accuracy, in percent. Its date is that of the commit."""
+    """The name and the text of a results file: the package's accuracy in percent. The commit dates it."""
     import yaml
     from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
@@ -94,7 +92,7 @@ def _results_yaml(evaluation: Evaluation) -> tuple[str, str]:
     sources = data.get("sources")
     source = sources[0] if isinstance(sources, list) and len(sources) == 1 and isinstance(sources[0], dict) else {}
     named = [data["task_id"], source.get("repo_id"), source.get("revision")]
-    right = all(isinstance(name, str) for name in named) and _HUB_ID.fullmatch(str(source.get("repo_id")))
+    right = all(isinstance(name, str) for name in named) and HUB_ID.fullmatch(source["repo_id"])
     if not right or accuracy is None:
         raise ShortVError("the evaluation names a benchmark's task, but has no accuracy on one data set of the Hub.")
     entry = EvalResultEntry(

@@ -1,7 +1,7 @@
-"""A base and a selection become a package: the folder that is published.
+"""Makes a package from a base and a selection of layers.
 
-Weights are never written anew: each file of the base is carried bit for bit, weights as hard links where the file
-system allows it. A package adds the remote code, a ``config.json`` that names it, the recipe and the card.
+The base's files are carried over bit for bit, as hard links where the file system allows it. A package adds the remote
+code, a ``config.json`` that names it, the recipe and the card.
 """
 
 from __future__ import annotations
@@ -35,23 +35,20 @@ from .card import render_card, template_sha256
 from .card_metadata import Inherited, inherited_metadata, plain_line, recorded_metadata
 from .contents import carried_files, code_sha256, layers_problem, own_fields
 from .figures import draw_scores
-from .inspection import look_at_recipe
+from .inspection import check_same_base, look_at_recipe
 from .package import Package
-from .pinned_base import check_same_base
 from .tokenizer import tokenizer_classes, with_class
-
-_TEXT_TOKENS = 64  # as in the paper
 
 
 @dataclass(frozen=True)
 class Draft:
-    """A package that can be made: whatever could stand in its way has been looked at.
+    """A package that can be made: folder, disk and licence have been checked.
 
     Attributes:
-        base: its base; the weights need not have been downloaded yet.
+        base: the base; its weights need not have been downloaded yet.
         out: the folder to make, absolute; missing or empty.
-        inherited: what its card takes over from the base's.
-        weights: ``"copy"``, or ``"reference"`` for a package whose code loads those of its base on the Hub.
+        inherited: what the card takes over from the base's card.
+        weights: ``"copy"``, or ``"reference"`` for a package whose code loads the weights from the base on the Hub.
     """
 
     base: BaseModel
@@ -61,11 +58,11 @@ class Draft:
 
     @classmethod
     def of(cls, base: BaseModel, out: Path, contents: Contents = Contents()) -> Draft:
-        """Decides the licence, and looks at the folder and the disk.
+        """Checks the folder and the disk, and decides the licence.
 
         Raises:
-            ShortVError: `out` is a file or not empty; the disk is too full; no licence is known; a base that is
-                not on the Hub cannot be referenced.
+            ShortVError: `out` is a file or not empty; the disk is too full; no licence is known; the base should be
+                referenced but is not on the Hub.
         """
         out = Path(os.path.abspath(out))
         _check_empty(out)
@@ -73,21 +70,19 @@ class Draft:
         if weights not in WEIGHTS:
             raise ShortVError(f"`weights` is {weights!r}; choose one of: {', '.join(WEIGHTS)}.")
         if weights == "reference" and not (base.repo_id and base.revision):
-            raise ShortVError(
-                f"{base.name} is a folder, which nobody else can load weights from; leave out `weights`."
-            )
+            raise ShortVError(f"{base.name} is a folder, which others cannot load weights from; leave out `weights`.")
         inherited = inherited_metadata(base, contents.license)
         _check_room(base, out, weights)
         return cls(base, out, inherited, weights)
 
 
 def build_package(draft: Draft, selection: Selection, scores: Scores | None = None) -> Package:
-    """Makes a package: whole or not at all. The same arguments give the same bytes.
+    """Makes a package, whole or not at all. The same arguments give the same bytes.
 
     Args:
-        draft: what it is made of; the base's weights have been fetched.
+        draft: the base, whose weights have been fetched, and the folder.
         selection: which layers to freeze.
-        scores: what the layers were selected by. The recipe keeps them, and the card's figure shows them.
+        scores: by which the layers were selected; for the recipe and the card's figure.
 
     Raises:
         ShortVError: the folder cannot be written; the selection or the scores are for another model.
@@ -108,17 +103,11 @@ def build_package(draft: Draft, selection: Selection, scores: Scores | None = No
 
 
 def rebuild_package(base: BaseModel, out: Path, recipe: Recipe, evaluation: Evaluation | None = None) -> Package:
-    """Makes the package that a recipe describes, byte for byte; or nothing.
-
-    Args:
-        base: the recipe's base, from the Hub or as a folder with the same files.
-        out: the folder to make, missing or empty.
-        recipe: of a package.
-        evaluation: of the package, if its recipe has one.
+    """Makes the package of a recipe again, byte for byte, or nothing. Its evaluation is needed if it has one.
 
     Raises:
-        ShortVError: as in `build_package`; the base's files are not the recipe's; this release or its libraries make
-            something else of the recipe.
+        ShortVError: as in `build_package`; the base's files are not the recipe's; this release or its libraries
+            would make another package.
     """
     out = Path(os.path.abspath(out))
     _check_empty(out)
@@ -139,7 +128,7 @@ def rebuild_package(base: BaseModel, out: Path, recipe: Recipe, evaluation: Eval
 
 
 def add_measured(folder: Path, recipe: Recipe, evaluation: Evaluation) -> Recipe:
-    """Writes the files that an evaluation adds to a package; returns the recipe that names them.
+    """Writes the files that an evaluation adds to a package, and returns the recipe with their hashes.
 
     Raises:
         ShortVError: the evaluation is of another package.
@@ -155,15 +144,18 @@ def add_measured(folder: Path, recipe: Recipe, evaluation: Evaluation) -> Recipe
 def _derive(
     base: BaseModel, selection: Selection, scores: Scores | None, inherited: Inherited
 ) -> tuple[dict[str, Any], bytes | None]:
-    """The fields of a recipe that follow from a base and a selection; and the card's figure, if there are scores."""
+    """The recipe's fields that follow from a base and a selection; and the card's figure, if there are scores."""
     figure = draw_scores(scores, selection.frozen_layers) if scores else None
+    text = selection.budget.get("text_tokens", 64)  # the paper's number
+    visual = selection.budget.get("visual_tokens", base.prompt_visual_tokens)
+    ratio = flops_ratio(base.layer_shapes, selection.frozen_layers, text, visual)
     fields = {
         "family": base.family.model_type,
         "num_layers": base.num_layers,
         "frozen_layers": selection.frozen_layers,
         "selection": asdict(selection),
         "scores": asdict(scores) if scores else None,
-        "cost": _cost(base, selection),
+        "cost": {"text_tokens": text, "visual_tokens": visual, "flops_ratio": ratio},
         "card": {**asdict(inherited), "template": template_sha256()},
         "figure": hashlib.sha256(figure).hexdigest() if figure else None,
         "code": code_sha256(base.family),
@@ -174,7 +166,7 @@ def _derive(
 def _fill(
     folder: Path, base: BaseModel, recipe: Recipe, figure: bytes | None, evaluation: Evaluation | None = None
 ) -> Recipe:
-    """Writes every file of a package; returns the recipe as it was written."""
+    """Writes every file of a package, and returns the recipe that was written."""
     if evaluation is not None:
         recipe = add_measured(folder, recipe, evaluation)
     for name, entry in carried_files(recipe).items():
@@ -194,22 +186,22 @@ def _fill(
 
 
 def _check_same_recipe(made: Recipe, recipe: Recipe) -> None:
-    """Refuses a recipe that this release would not write for the same package."""
-    before, after = (json.loads(json_text(each.to_dict())) for each in (recipe, made))
-    figures = [{**each["measured"], FIGURE_NAME: each["figure"]} for each in (before, after)]
-    if any(figures[0][name] != figures[1].get(name) for name in figures[0] if name.endswith(".png")):
+    """Refuses a recipe other than the one that this release has made of it."""
+    figures, made_figures = ({**each.measured, FIGURE_NAME: each.figure} for each in (recipe, made))
+    if any(figures[name] != made_figures.get(name) for name in figures if name.endswith(".png")):
         drawn = ", ".join(f"{name} {recipe.versions.get(name)}" for name in ("matplotlib", "pillow"))
-        raise ShortVError(f"the figure comes out different here; install what drew it: {drawn}.")
+        raise ShortVError(f"the figure differs when drawn here; install the libraries that drew it: {drawn}.")
+    before, after = (json.loads(json_text(each.to_dict())) for each in (recipe, made))
     if changed := [name for name in before if before[name] != after[name]]:
         version = recipe.versions["shortv-export"]
         raise ShortVError(
-            f"this release makes something else of the recipe's {changed[0]}; install the one that wrote it: "
+            f"the recipe's {changed[0]} would be different with this release; install the release that wrote it: "
             f"pip install shortv-export=={plain_line(version)}."
         )
 
 
 def _check_empty(out: Path) -> None:
-    """Refuses a folder that a package cannot be made in."""
+    """Refuses an output path that is not free."""
     if out.is_dir():
         if any(out.iterdir()):
             raise ShortVError(f"{out} exists and is not empty; name another output folder.")
@@ -218,7 +210,7 @@ def _check_empty(out: Path) -> None:
 
 
 def _check_room(base: BaseModel, out: Path, weights: str) -> None:
-    """Refuses a disk that is too full for weights that have to be copied. On one disk they are hard links."""
+    """Refuses a disk that is too full for the weights. They need space only if they come from another disk."""
     if weights == "copy" and not same_device(base.path, out):
         check_space(
             out,
@@ -235,12 +227,10 @@ def _check_fit(base: BaseModel, selection: Selection, scores: Scores | None) -> 
         raise ShortVError(f"the selection is for {selection.num_layers} layers, but {base.name} has {layers}.")
     if reason := layers_problem(selection.frozen_layers, layers):
         raise ShortVError(f"the selection's frozen layers {reason}.")
-    if scores is None:
-        return
-    if len(scores.visual) != layers:
+    if scores is not None and len(scores.visual) != layers:
         raise ShortVError(f"the scores are for {len(scores.visual)} layers, but {base.name} has {layers}.")
     for key, ours in (("repo_id", base.repo_id), ("revision", base.revision)):
-        theirs = scores.base.get(key)
+        theirs = scores and scores.base.get(key)
         if ours and theirs and ours != theirs:
             raise ShortVError(f"the scores were measured on {theirs}, not on {ours}; measure them on {base.name}.")
 
@@ -252,11 +242,3 @@ def _config(base: BaseModel, recipe: Recipe) -> str:
         return json_text({**fields, **own_fields(base.family, recipe)})
     except ValueError:
         raise ShortVError(f"the {CONFIG_NAME} of {base.name} holds NaN or Infinity; write a number.") from None
-
-
-def _cost(base: BaseModel, selection: Selection) -> dict[str, Any]:
-    """The share of the base's FLOPs (paper, Eq. 5), at the selection's prompt length or the paper's."""
-    text = selection.budget.get("text_tokens", _TEXT_TOKENS)
-    visual = selection.budget.get("visual_tokens", base.prompt_visual_tokens)
-    ratio = flops_ratio(base.layer_shapes, selection.frozen_layers, text, visual)
-    return {"text_tokens": text, "visual_tokens": visual, "flops_ratio": ratio}

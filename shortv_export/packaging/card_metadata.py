@@ -20,9 +20,9 @@ _LINK = re.compile(r"https?://\S+|[\w-][\w.-]*", re.ASCII)  # on the web, or a f
 
 @dataclass(frozen=True)
 class Inherited:
-    """What the card takes over from the base's card, as the Hub's metadata names it.
+    """What the card takes over from the base's card, under the names of the Hub's metadata.
 
-    Of these, `license_given` says that the licence is the user's word instead: the base's card names none, or another.
+    `license_given`: the licence comes from the option `license`, and differs from the base's card.
     """
 
     license: str
@@ -33,14 +33,14 @@ class Inherited:
 
 
 def inherited_metadata(base: BaseModel, license: str | None = None) -> Inherited:
-    """The licence and the languages of a base.
+    """Reads the licence and the languages from a base's card.
 
     Args:
-        base: the base, whose ``README.md`` is read if it has one.
-        license: the user's word for the licence; it wins over the base's card.
+        base: the base; it may have no card.
+        license: the option; it wins over the base's card.
 
     Raises:
-        ShortVError: no licence is known, or it is none that the Hub's metadata can hold.
+        ShortVError: no licence is known, or it is not a licence identifier.
     """
     metadata = _front_matter(base.path / CARD_NAME)
     languages = metadata.get("language") or []
@@ -54,22 +54,22 @@ def inherited_metadata(base: BaseModel, license: str | None = None) -> Inherited
     chosen = license or str(inherited)
     if not _LICENSE.fullmatch(chosen):
         raise ShortVError(
-            f"{plain_line(chosen)!r} is no licence identifier, such as apache-2.0; set it with `license`."
+            f"{plain_line(chosen)!r} is not a licence identifier such as apache-2.0; set one with `license`."
         )
     if chosen != inherited:
         return Inherited(chosen, language=language, license_given=True)
     name, link = (_short_text(metadata.get(key)) for key in ("license_name", "license_link"))
     if link and base.repo_id and "://" not in link and link not in base.files:
-        # A path into the base's repository, whose file the package does not carry.
+        # A file of the base's repository that the package does not carry.
         link = f"https://huggingface.co/{base.repo_id}/blob/{base.revision}/{quote(link.lstrip('/'))}"
     return Inherited(chosen, name, link if link and _LINK.fullmatch(link) else None, language)
 
 
 def recorded_metadata(record: dict[str, Any]) -> Inherited:
-    """What a recipe says that the card inherits.
+    """The same from a recipe's `card`, which may come from anywhere.
 
     Raises:
-        ShortVError: it is not what `inherited_metadata` gives.
+        ShortVError: it is not what `inherited_metadata` returns.
     """
     try:
         fields = {name: value for name, value in record.items() if name != "template"}
@@ -85,18 +85,18 @@ def recorded_metadata(record: dict[str, Any]) -> Inherited:
     except (LookupError, TypeError):
         right = False
     if not right:
-        raise ShortVError("the recipe's card is not what this tool writes: its licence or languages are none.")
+        raise ShortVError("the recipe's card is not what this tool writes: its licence or languages are not valid.")
     return inherited
 
 
 def plain_line(text: Any) -> str:
-    """Text from elsewhere, made harmless: printable characters on one line, at most 200 of them."""
+    """Foreign text, made harmless: printable characters on one line, at most 200 of them."""
     line = " ".join(str(text).split())
     return "".join(character for character in line if character.isprintable())[:200]
 
 
 def _front_matter(path: Path) -> dict[str, Any]:
-    """The metadata block of a card; empty where there is none, or none that can be read."""
+    """The metadata block of a card; empty if there is none or it cannot be read."""
     import yaml
     from huggingface_hub.repocard import REGEX_YAML_BLOCK
 

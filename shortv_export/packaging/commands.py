@@ -2,35 +2,32 @@
 
 from __future__ import annotations
 
-import re
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from ..base import BaseModel
 from ..options import Budget, Choice, Comparison, Contents, Placement, Questions, Samples, Scoring, to_words
-from ..records import Evaluation, Recipe
+from ..records import HUB_ID, Evaluation, Recipe
+from ..samples import LOCAL_FILES
 from .card_metadata import Inherited, plain_line
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
-_COMMAND_WIDTH = 78  # what the Hub's page shows without scrolling, and room for a backslash
+_COMMAND_WIDTH = 78  # what the Hub's page shows without scrolling, minus room for a backslash
 
 
 def calibration_facts(recipe: Recipe) -> dict[str, Any]:
     """What the card says about the samples that the layers were scored on."""
-    record = recipe.scores["calibration"] if recipe.scores else {}
-    return {**sample_facts(record), "num_samples": recipe.scores["num_samples"] if recipe.scores else None}
+    scores = recipe.scores or {"calibration": {}, "num_samples": None}
+    return {**sample_facts(scores["calibration"]), "num_samples": scores["num_samples"]}
 
 
 def sample_facts(record: dict[str, Any]) -> dict[str, Any]:
-    """What the card says about the samples of a record (see `samples.DrawnSamples`), which may come from anywhere."""
+    """What the card says about a record of samples (see `samples.DrawnSamples`), which may come from anywhere."""
     sources = record.get("sources")
-    sources = sources if isinstance(sources, list) else []
-    sources = [source for source in sources if isinstance(source, dict)]
+    sources = [source for source in sources if isinstance(source, dict)] if isinstance(sources, list) else []
     names = [source.get("repo_id") for source in sources]
     return {
-        # Only what looks like a Hub id.
-        "datasets": [name for name in names if isinstance(name, str) and _HUB_ID.fullmatch(name)],
+        "datasets": [name for name in names if isinstance(name, str) and HUB_ID.fullmatch(name)],
         "data": record.get("data") if names and all(names) else "DATA",
         "seed": record.get("seed"),
         "videos": _videos(record, sources),
@@ -38,7 +35,7 @@ def sample_facts(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _videos(record: dict[str, Any], sources: list[dict[str, Any]]) -> str | None:
-    """How many of what the samples show are videos, and of how many frames; None for images alone."""
+    """The numbers of videos, their frames and images in the samples; None if there are only images."""
     images, videos = (record.get(f"num_{kind}") for kind in ("images", "videos"))
     if type(videos) is not int or videos < 1:
         return None
@@ -68,7 +65,7 @@ def package_commands(base: BaseModel, recipe: Recipe, inherited: Inherited) -> l
     held_out = recipe.selection["evidence"].get("held_out") or {}
     data = held_out.get("data")
     drawn = Samples(
-        data="DATA" if data == "local files" else data and plain_line(data),
+        data="DATA" if data == LOCAL_FILES else data and plain_line(data),
         num_samples=held_out.get("num_samples", Samples.num_samples),
         seed=budget.get("seed", Samples.seed),
     )
@@ -85,17 +82,18 @@ def package_commands(base: BaseModel, recipe: Recipe, inherited: Inherited) -> l
 
 
 def evaluate_command(evaluation: Evaluation, repo_id: str) -> str:
-    """The command line that measures this again."""
+    """The command line that measures this evaluation again."""
     data, chosen = evaluation.data, evaluation.chosen
-    drawn_with = data.get("seed")
+    seed = data.get("seed")
+    group_by, task = (None if data.get(key) is None else plain_line(data[key]) for key in ("group_by", "task_id"))
     samples = Samples(
         data=plain_line(sample_facts(data)["data"] or "DATA"),
         num_samples=chosen.fidelity.num_samples,
-        seed=drawn_with - 1 if type(drawn_with) is int else 0,  # held-out samples are drawn with the next seed
+        seed=seed - 1 if type(seed) is int else 0,  # held-out samples are drawn with the next seed
     )
     questions = Questions(
-        group_by=_shown(data.get("group_by")),
-        task=_shown(data.get("task_id")),
+        group_by=group_by,
+        task=task,
         force_overlap=data.get("overlap", 0) != 0,
         max_new_tokens=evaluation.max_new_tokens,
     )
@@ -106,17 +104,13 @@ def evaluate_command(evaluation: Evaluation, repo_id: str) -> str:
         at=tuple((speed.text_tokens, speed.visual_tokens) for speed in chosen.speed if speed.at == "given"),
     )
     words = ["shortv-export", "evaluate", repo_id]
-    words += to_words(samples, "data", "num_samples", *(["seed"] if type(drawn_with) is int else []))
+    words += to_words(samples, "data", "num_samples", *(["seed"] if type(seed) is int else []))
     words += to_words(questions, "max_new_tokens") + to_words(Placement(plain_line(evaluation.dtype)), "dtype")
     return _command(words + to_words(comparison))
 
 
-def _shown(value: Any) -> str | None:
-    return None if value is None else plain_line(value)
-
-
 def _command(words: list[str]) -> str:
-    """A command line as one types it. A long one is broken before options, so that a page shows all of it."""
+    """A command line with quoted words. A long one is broken before options, so that a page shows all of it."""
     import shlex
 
     lines: list[str] = []

@@ -1,4 +1,4 @@
-"""What a package holds, by its recipe: its files, its code, and its own fields in ``config.json``."""
+"""What a package with a given recipe holds: its files, its code, and its own fields in ``config.json``."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ from ..records import CARD_NAME, CONFIG_NAME, FIGURE_NAME, RECIPE_NAME, TOKENIZE
 
 
 def expected_files(recipe: Recipe) -> set[str]:
-    """The names of all files of a package, no more and no less."""
+    """The names of all files of a package."""
     names = {*carried_files(recipe), *recipe.code, *recipe.measured, CONFIG_NAME, RECIPE_NAME, CARD_NAME}
-    if recipe.tokenizer_class:
-        names.add(TOKENIZER_CONFIG_NAME)
-    return names | {FIGURE_NAME} if recipe.figure else names
+    optional = {TOKENIZER_CONFIG_NAME: recipe.tokenizer_class, FIGURE_NAME: recipe.figure}
+    return names | {name for name, present in optional.items() if present}
 
 
 def carried_files(recipe: Recipe) -> dict[str, dict[str, Any]]:
-    """The base's files that a package holds unchanged: name to sha256 and size."""
+    """The base's files that a package holds unchanged: name to ``{"sha256", "size"}``."""
     carried = dict(recipe.base.files)
     if recipe.tokenizer_class:
         del carried[TOKENIZER_CONFIG_NAME]

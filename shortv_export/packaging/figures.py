@@ -1,7 +1,4 @@
-"""The figures of a card: PNGs without a background, which read on light and on dark pages.
-
-The same values give the same bytes.
-"""
+"""The figures of a card: transparent PNGs. The same values give the same bytes."""
 
 from __future__ import annotations
 
@@ -12,18 +9,19 @@ from typing import Any
 
 from ..records import Estimate, Row, Scores
 
-# There is no background: these are dark enough for a white page and light enough for a dark one.
+# Readable on white and on dark pages.
 INK = "#7a828e"
 VISUAL = "#d9691e"
 TEXT = "#4285d6"
 
 
 def draw_scores(scores: Scores, frozen_layers: tuple[int, ...]) -> bytes:
-    """The Layer Contributions: visual and text curves on a log scale, the frozen layers marked."""
+    """Draws the Layer Contributions of visual and text tokens on a log scale, with the frozen layers shaded."""
     from matplotlib.ticker import MaxNLocator
 
     layers = range(len(scores.visual))
-    floor = _floor(scores)
+    # The lower end of the log scale: half the smallest contribution above rounding errors.
+    floor = min((value for value in (*scores.visual, *scores.text) if value > 1e-9), default=1e-9) / 2
     with _figure(1) as (png, (axes,)):
         for index, layer in enumerate(frozen_layers):
             label = "frozen" if index == 0 else None
@@ -35,7 +33,7 @@ def draw_scores(scores: Scores, frozen_layers: tuple[int, ...]) -> bytes:
             shown = [max(value, floor) for value in values]
             axes.plot(layers, shown, color=color, marker=marker, markersize=4.5, linewidth=1.6, label=name)
             zero = [layer for layer in layers if values[layer] < floor]
-            # A log scale has no zero: such a layer sits on the floor with an open marker.
+            # A log scale has no zero: open markers on the floor stand for it.
             axes.plot(zero, [floor] * len(zero), marker, color=color, markerfacecolor="white", markersize=6)
         axes.set_yscale("log")
         axes.set_xlim(-0.5, len(scores.visual) - 0.5)
@@ -46,11 +44,7 @@ def draw_scores(scores: Scores, frozen_layers: tuple[int, ...]) -> bytes:
 
 
 def draw_sweep(rows: tuple[Row, ...]) -> bytes:
-    """Fidelity and, where it was measured, speed against the number of frozen layers; the chosen number is marked.
-
-    Args:
-        rows: of a sweep, by number of frozen layers; one is the chosen one.
-    """
+    """Draws fidelity and, if measured, speed against the number of frozen layers, with the chosen number shaded."""
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
     counts = [len(row.frozen_layers or ()) for row in rows]
@@ -83,14 +77,14 @@ def draw_sweep(rows: tuple[Row, ...]) -> bytes:
 
 @contextmanager
 def _figure(panels: int) -> Iterator[tuple[io.BytesIO, list[Any]]]:
-    """So many axes side by side to draw on, and the PNG, which is there afterwards."""
+    """Yields a buffer and axes side by side. The buffer holds the PNG when the context ends."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     png = io.BytesIO()
-    with matplotlib.rc_context(matplotlib.rcParamsDefault):  # not what the user's matplotlibrc says
+    with matplotlib.rc_context(matplotlib.rcParamsDefault):  # ignores the user's matplotlibrc
         figure = Figure(figsize=(8, 3.6), dpi=160, layout=ConstrainedLayoutEngine(wspace=0.06))
         figure.patch.set_alpha(0)
         all_axes = list(figure.subplots(1, panels, squeeze=False)[0])
@@ -101,20 +95,15 @@ def _figure(panels: int) -> Iterator[tuple[io.BytesIO, list[Any]]]:
             axes.grid(axis="y", color=INK, alpha=0.25, linewidth=0.6)
             for spine in axes.spines.values():
                 spine.set_visible(False)
-        # One row above the panels, whatever number of curves they have.
+        # One legend for all panels, in a row above them.
         named = [found for axes in all_axes for found in zip(*axes.get_legend_handles_labels(), strict=True)]
         figure.legend(*zip(*named, strict=True), loc="outside upper right", ncols=5, frameon=False, labelcolor=INK)
         FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})
 
 
 def _bars(estimates: list[Estimate]) -> list[list[float]]:
-    """How far the intervals reach below and above the means; nowhere for a single sample."""
+    """The lengths of the error bars below and above the means; 0 for a single sample."""
     ends = [(estimate.mean, estimate.low, estimate.high) for estimate in estimates]
     low = [mean - (mean if low is None else min(low, mean)) for mean, low, _ in ends]
     high = [(mean if high is None else max(high, mean)) - mean for mean, _, high in ends]
     return [low, high]
-
-
-def _floor(scores: Scores) -> float:
-    """The lowest value a log scale shows: half the smallest contribution that is more than rounding."""
-    return min((value for value in (*scores.visual, *scores.text) if value > 1e-9), default=1e-9) / 2

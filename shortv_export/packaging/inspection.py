@@ -1,15 +1,25 @@
-"""A package's files are compared with its recipe. Nothing of the package is run."""
+"""Compares files with a recipe: those of a package, or of the base that it pins. Nothing is run."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
-from ..base import FAMILIES, check_code
+from ..base import FAMILIES, BaseModel, check_code, resolve_base
 from ..errors import ShortVError
 from ..files import file_sha256, read_json
-from ..records import CONFIG_NAME, FIGURE_NAME, NOT_OURS, RECIPE_NAME, TOKENIZER_CONFIG_NAME, Recipe
+from ..records import (
+    CONFIG_NAME,
+    FIGURE_NAME,
+    NOT_OURS,
+    RECIPE_NAME,
+    TOKENIZER_CONFIG_NAME,
+    WEIGHT_FILES,
+    BaseRecord,
+    Recipe,
+)
 from .benchmark_results import check_evaluation
 from .contents import carried_files, code_sha256, expected_files, layers_problem, own_fields
 from .package import Package
@@ -17,13 +27,7 @@ from .package import Package
 
 @dataclass(frozen=True)
 class Check:
-    """One check.
-
-    Attributes:
-        name: what was checked.
-        passed: whether it is right; None if it could not be checked.
-        detail: what was seen.
-    """
+    """The result of one check, with what was found. `passed` is None if it could not be checked."""
 
     name: str
     passed: bool | None
@@ -31,24 +35,20 @@ class Check:
 
 
 def inspect_package(package: Package, *, weights: bool = True) -> list[Check]:
-    """Compares a package's files with its recipe, without running any of them.
-
-    Args:
-        package: the package.
-        weights: hash the weight files too, which reads all of them.
+    """Compares a package's files with its recipe. Hashing the `weights` too means reading all of them.
 
     Returns:
         The checks in order, up to and including the first that failed.
     """
-    looks: tuple[tuple[str, Callable[[], str]], ...] = (
-        ("recipe", lambda: look_at_recipe(package.recipe)),
-        ("files", lambda: _look_at_files(package)),
-        ("hashes", lambda: _look_at_hashes(package, weights)),
-        ("remote code", lambda: _look_at_code(package)),
-        ("config", lambda: _look_at_config(package)),
-    )
+    looks: dict[str, Callable[[], str]] = {
+        "recipe": lambda: look_at_recipe(package.recipe),
+        "files": lambda: _look_at_files(package),
+        "hashes": lambda: _look_at_hashes(package, weights),
+        "remote code": lambda: _look_at_code(package),
+        "config": lambda: _look_at_config(package),
+    }
     checks: list[Check] = []
-    for name, look in looks:
+    for name, look in looks.items():
         try:
             checks.append(Check(name, True, look()))
         except ShortVError as error:
@@ -57,11 +57,11 @@ def inspect_package(package: Package, *, weights: bool = True) -> list[Check]:
 
 
 def require_intact(package: Package, failure: str, *, weights: bool = True) -> None:
-    """Refuses a package whose files are not what its recipe says.
+    """Refuses a package whose files are not those of its recipe.
 
     Args:
-        package: the package.
-        failure: what that means here, such as ``"is not a complete package"``.
+        package: to inspect.
+        failure: what the error says of it, such as ``"is not a complete package"``.
         weights: hash the weight files too.
 
     Raises:
@@ -72,11 +72,43 @@ def require_intact(package: Package, failure: str, *, weights: bool = True) -> N
             raise ShortVError(f"{package.name} {failure}: {check.name}: {check.detail}")
 
 
-# Each look returns what it saw, or raises a ShortVError that says what is wrong.
+def check_same_base(base: BaseModel, recorded: BaseRecord) -> None:
+    """Compares a base's files with those that a recipe records.
+
+    Raises:
+        ShortVError: a file is missing or differs.
+    """
+    if missing := sorted(recorded.files.keys() - set(base.files)):
+        raise ShortVError(f"{base.name} is not the recipe's base: it has no {missing[0]}.")
+    found = base.record()
+    for name, entry in recorded.files.items():
+        if found.files[name] != entry:
+            raise ShortVError(f"{base.name} is not the recipe's base: its {name} differs.")
+    if found.config_sha256 != recorded.config_sha256:
+        raise ShortVError(f"{base.name} is not the recipe's base: its {CONFIG_NAME} differs.")
+
+
+def referenced_weights(package: Package) -> tuple[Path, Check]:
+    """Downloads the base whose weights a package refers to, and compares it with the recipe.
+
+    Returns:
+        The base's snapshot in the Hub's cache, and the check. The path is empty if the check failed.
+    """
+    recorded = package.recipe.base
+    try:
+        base = resolve_base(str(recorded.repo_id), revision=recorded.revision)
+        check_same_base(base, recorded)
+    except ShortVError as error:
+        return Path(), Check("base", False, str(error))
+    weights = [name for name in recorded.files if name.endswith(WEIGHT_FILES)]
+    return base.path, Check("base", True, f"{base.name} has the recipe's {len(weights)} weight files")
+
+
+# Each look returns what it found, or raises a ShortVError that says what is wrong.
 
 
 def look_at_recipe(recipe: Recipe) -> str:
-    """Checks what a recipe says against itself and against this release."""
+    """Checks that a recipe is consistent and that this release knows its family."""
     if recipe.family not in FAMILIES:
         raise ShortVError(f"{RECIPE_NAME} names the family {recipe.family!r:.40}, which this release does not know.")
     if reason := layers_problem(recipe.frozen_layers, recipe.num_layers):
@@ -97,21 +129,21 @@ def _look_at_files(package: Package) -> str:
 
 def _look_at_hashes(package: Package, weights: bool) -> str:
     folder, recipe, carried = package.folder, package.recipe, carried_files(package.recipe)
-    files = {n: e for n, e in carried.items() if weights or not n.endswith(".safetensors")}
-    # Sizes first: a truncated shard is found at once, without reading the ones before it.
+    # Sizes first: they show a truncated file without reading the others.
     for name, entry in carried.items():
         if (size := (folder / name).stat().st_size) != entry["size"]:
             raise ShortVError(f"{name} has {size} bytes, not the base's {entry['size']}.")
+    files = {name: entry for name, entry in carried.items() if weights or not name.endswith(".safetensors")}
     for name, entry in files.items():
         if file_sha256(folder / name) != entry["sha256"]:
             raise ShortVError(f"{name} differs from the base's file: its sha256 is not the recipe's.")
     if recipe.tokenizer_class:
         _ = package.base_tokenizer_config  # compares it
-    if recipe.figure and file_sha256(folder / FIGURE_NAME) != recipe.figure:
-        raise ShortVError(f"{FIGURE_NAME} was changed after the package was made.")
-    for name, sha256 in recipe.measured.items():
-        if file_sha256(folder / name) != sha256:
-            raise ShortVError(f"{name} was changed after the package was evaluated.")
+    made = {FIGURE_NAME: recipe.figure} if recipe.figure else {}
+    for event, hashes in (("made", made), ("evaluated", recipe.measured)):
+        for name, sha256 in hashes.items():
+            if file_sha256(folder / name) != sha256:
+                raise ShortVError(f"{name} was changed after the package was {event}.")
     if package.evaluation is not None:
         check_evaluation(package.evaluation, recipe)
     return f"{len(files)} files of the base, {sum(entry['size'] for entry in files.values()):,} bytes"
@@ -135,12 +167,11 @@ def _look_at_config(package: Package) -> str:
     config = read_json(folder / CONFIG_NAME)
     if not isinstance(config, dict):
         raise ShortVError(f"{CONFIG_NAME} is not a JSON object.")
-    expected = {"shortv_base": None, **own_fields(package.family, recipe)}
-    for name, value in expected.items():
+    for name, value in {"shortv_base": None, **own_fields(package.family, recipe)}.items():
         if config.get(name) != value:
             raise ShortVError(f"{CONFIG_NAME}: {name} is not what the recipe says.")
     check_code(package.name, config)
-    # A processor's or tokenizer's auto_map would make loaders run code that nobody looked at.
+    # Loaders run the code that auto_map in a processor's or tokenizer's config names, and nobody checked that code.
     for name in sorted({*carried_files(recipe), *([TOKENIZER_CONFIG_NAME] if recipe.tokenizer_class else [])}):
         if name.endswith("config.json") and '"auto_map":' in json.dumps(read_json(folder / name)):
             raise ShortVError(f"{name} names remote code of its own (auto_map), which a package does not carry.")

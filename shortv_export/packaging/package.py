@@ -25,18 +25,16 @@ from ..records import (
 from .contents import expected_files
 from .tokenizer import with_class
 
-_ADDED_TO_CONFIG = ("auto_map", "frozen_layers", "shortv_base")
-
 
 @dataclass(frozen=True)
 class Package:
-    """A finished package whose files are on this machine. Nothing of it has been checked or run.
+    """A finished package whose files are on this machine. None of them has been checked or run.
 
     Attributes:
         name: as the user wrote it.
-        folder: its files: the folder itself, or a snapshot in the Hub's cache.
+        folder: of its files: the package's own, or a snapshot in the Hub's cache.
         commit: of a repository; None for a folder.
-        files: the names of all files in the folder or the repository, whether they belong to the package or not.
+        files: the names of all files in the folder or repository, also of those that are not the package's.
     """
 
     name: str
@@ -46,11 +44,7 @@ class Package:
 
     @classmethod
     def open(cls, name: str | Path, *, revision: str | None = None) -> Package:
-        """Opens a folder, or a repository, of which the package's files are downloaded.
-
-        Args:
-            name: a folder or a repository id.
-            revision: branch, tag or commit of the repository.
+        """Opens a folder; or downloads a repository's package, at a branch, tag or commit, and opens it.
 
         Raises:
             ShortVError: there is no such package, or it cannot be downloaded.
@@ -60,11 +54,11 @@ class Package:
             return _download(str(name), revision)
         if revision is not None:
             raise ShortVError(f"{name} is a folder, which has no revisions; leave out `revision`.")
-        return cls(str(name), folder.absolute(), None, frozenset(_listing(folder)))
+        return cls(str(name), folder.absolute(), None, _listing(folder))
 
     @staticmethod
     def is_at(name: str | Path) -> bool:
-        """Whether a folder holds a package, and not a base."""
+        """Whether `name` is a folder with a package."""
         return (Path(name) / RECIPE_NAME).is_file()
 
     @cached_property
@@ -78,7 +72,7 @@ class Package:
 
     @cached_property
     def scores(self) -> Scores | None:
-        """The scores that its layers were selected by, if they were."""
+        """The scores that its layers were selected by, if any."""
         scores = self.recipe.scores
         return None if scores is None else Scores.from_dict(scores, RECIPE_NAME)
 
@@ -89,7 +83,7 @@ class Package:
 
     @property
     def family(self) -> Family:
-        """How its base became a ShortV model."""
+        """The family of its base."""
         return FAMILIES[self.recipe.family]
 
     @property
@@ -99,26 +93,25 @@ class Package:
 
     @property
     def base(self) -> BaseModel:
-        """What is known of the base from the package alone, whose folder has its small files."""
-        recipe = self.recipe
-        pinned = recipe.base.repo_id, recipe.base.revision
-        return BaseModel(
-            self.name, *pinned, self.folder, self.base_config, self.family, tuple(sorted(recipe.base.files))
-        )
+        """Its base, as far as the package's own files describe it."""
+        base, config = self.recipe.base, self.base_config
+        files = tuple(sorted(base.files))
+        return BaseModel(self.name, base.repo_id, base.revision, self.folder, config, self.family, files)
 
     @property
     def base_config(self) -> dict[str, Any]:
-        """The base's own ``config.json`` again."""
+        """The base's ``config.json``, restored from the package's."""
         config = read_json(self.folder / CONFIG_NAME)
-        kept = {name: value for name, value in config.items() if name not in _ADDED_TO_CONFIG}
+        added = ("auto_map", "frozen_layers", "shortv_base")
+        kept = {name: value for name, value in config.items() if name not in added}
         return {**kept, "model_type": self.family.model_type, "architectures": [self.family.base_class]}
 
     @property
     def base_tokenizer_config(self) -> str:
-        """The base's own ``tokenizer_config.json`` again, for a package that names another class in its own.
+        """The base's ``tokenizer_config.json``, restored from that of a package that names another tokenizer class.
 
         Raises:
-            ShortVError: it is not the one that the recipe names.
+            ShortVError: its hash is not the recipe's.
         """
         recipe = self.recipe
         assert recipe.tokenizer_class
@@ -129,17 +122,16 @@ class Package:
         return text
 
 
-def _listing(folder: Path) -> set[str]:
-    """The names of what a folder holds, and of what its folder of results holds."""
-    names = {entry.name for entry in folder.iterdir()}
-    if RESULTS_FOLDER in names and (folder / RESULTS_FOLDER).is_dir():
-        inside = {f"{RESULTS_FOLDER}/{entry.name}" for entry in (folder / RESULTS_FOLDER).iterdir()}
-        names = (names - {RESULTS_FOLDER}) | inside
-    return names
+def _listing(folder: Path) -> frozenset[str]:
+    """The names of what is in a folder and in its folder of results."""
+    found, results = set(folder.iterdir()), folder / RESULTS_FOLDER
+    if results.is_dir():
+        found = found - {results} | set(results.iterdir())
+    return frozenset(path.relative_to(folder).as_posix() for path in found)
 
 
 def _download(repo_id: str, revision: str | None) -> Package:
-    """Downloads the files that the recipe of a repository names; of a foreign repository, none."""
+    """Downloads the files that a repository's recipe names, and no others."""
     from huggingface_hub import HfApi, hf_hub_download, snapshot_download
     from huggingface_hub.errors import EntryNotFoundError, HFValidationError, HTTPError, OfflineModeIsEnabled
 
@@ -148,7 +140,7 @@ def _download(repo_id: str, revision: str | None) -> Package:
             info = HfApi().model_info(repo_id, revision=revision, files_metadata=True)
         except OfflineModeIsEnabled:
             folder = Path(snapshot_download(repo_id, revision=revision, local_files_only=True))
-            return Package(repo_id, folder, folder.name, frozenset(_listing(folder)))
+            return Package(repo_id, folder, folder.name, _listing(folder))
         names = frozenset(sibling.rfilename for sibling in info.siblings or ())
         if RECIPE_NAME not in names:
             raise ShortVError(f"{repo_id} has no {RECIPE_NAME}: it was not published by shortv-export.")

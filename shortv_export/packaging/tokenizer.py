@@ -1,32 +1,26 @@
-"""Which tokenizer class a package names, so that it splits text as its base does.
+"""The tokenizer class that a package names, so that it splits text as its base does.
 
-For some architectures transformers knows that the class which their repositories name is wrong, and by the config's
-model type takes another: for LLaVA, ``tokenizer.json`` as it stands instead of a `LlamaTokenizer`, which would split
-the text after an image otherwise. Of a package's own model type it knows no such thing. A package of such a base
-therefore names the class that the base gets; all else in its ``tokenizer_config.json`` stays as it is.
+Some repositories name a tokenizer class that is wrong, and transformers replaces it by the config's model type. For
+LLaVA it takes ``tokenizer.json`` as it is, since `LlamaTokenizer` would split the text after an image differently.
+transformers does not do this for a package's own model type. So the package names the class that transformers gives
+the base. The rest of its ``tokenizer_config.json`` is the base's.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from typing import TYPE_CHECKING
 
+from ..base import BaseModel
 from ..errors import ShortVError, one_line
 from ..records import TOKENIZER_CONFIG_NAME
 
-if TYPE_CHECKING:
-    from ..base import BaseModel
-
 
 def tokenizer_classes(base: BaseModel) -> dict[str, str | None] | None:
-    """The class that a base's ``tokenizer_config.json`` names, and the one that a package of it has to name.
-
-    Args:
-        base: with its files here.
+    """The tokenizer classes that a base names (None if it names none) and that a package of it has to name.
 
     Returns:
-        ``{"base", "package"}``, where the base may name none; None if they need not differ.
+        ``{"base", "package"}``; None if the package can name the same class.
 
     Raises:
         ShortVError: the tokenizer cannot be loaded.
@@ -42,7 +36,7 @@ def tokenizer_classes(base: BaseModel) -> dict[str, str | None] | None:
         )
     except Exception as error:  # transformers and tokenizers raise many kinds
         raise ShortVError(f"{base.name}: its tokenizer cannot be loaded: {one_line(error)}") from error
-    if right == "MistralCommonBackend":  # of a package that not everyone has; without it, transformers takes this
+    if right == "MistralCommonBackend":  # needs mistral-common; without it, transformers takes the other
         right = "TokenizersBackend"
     if right == plain:
         return None
@@ -51,9 +45,7 @@ def tokenizer_classes(base: BaseModel) -> dict[str, str | None] | None:
 
 
 def with_class(text: str, before: str | None, after: str | None) -> str:
-    """A ``tokenizer_config.json`` that names another class, all else in its place.
-
-    Doing so there and back gives the same text.
+    """Replaces the class in the text of a ``tokenizer_config.json``. Swapping back gives the same text.
 
     Args:
         text: of the file.
@@ -61,7 +53,7 @@ def with_class(text: str, before: str | None, after: str | None) -> str:
         after: the class that it is to name; None for none.
 
     Raises:
-        ShortVError: the text is no JSON object, or does not name `before` just once.
+        ShortVError: the text is not a JSON object, or does not name `before` exactly once.
     """
     try:
         fields = json.loads(text)

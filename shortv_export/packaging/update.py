@@ -1,6 +1,6 @@
-"""A package takes in its evaluation: the files, the recipe that names them, and the card that shows them.
+"""Adds an evaluation to its package: its files, their hashes in the recipe, and the measured sections of the card.
 
-The recipe's hash changes, and with it the package's tag on the Hub. What was published before keeps its own tag.
+The recipe's hash changes, and with it the package's tag on the Hub. A version published before keeps its own tag.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..errors import ShortVError
 from ..files import json_text, link_or_copy, write_text
-from ..records import CARD_NAME, NOT_OURS, RECIPE_NAME, Evaluation, Recipe, library_versions
+from ..records import CARD_NAME, HUB_ID, NOT_OURS, RECIPE_NAME, Evaluation, Recipe, library_versions
 from .build import add_measured
 from .card import UNNAMED, render_card
 from .card_metadata import plain_line
@@ -22,7 +22,7 @@ from .contents import expected_files
 from .inspection import require_intact
 from .package import Package
 
-_NAMED = re.compile(r'^model_id = "([\w.-]+/[\w.-]+)"$', re.ASCII | re.MULTILINE)
+_MODEL_ID = re.compile(rf'^model_id = "({HUB_ID.pattern})"$', re.ASCII | re.MULTILINE)
 
 
 def require_updatable(package: Package, *, sweep: bool = False) -> None:
@@ -30,41 +30,40 @@ def require_updatable(package: Package, *, sweep: bool = False) -> None:
 
     Args:
         package: a folder.
-        sweep: whether the evaluation will have one, of which the card shows a figure.
+        sweep: whether the evaluation will have a sweep, which the card shows in a figure.
 
     Raises:
-        ShortVError: it is damaged; its card was edited or written by another release; its folder
-            cannot be replaced; the figure would be drawn by other libraries than the package's own.
+        ShortVError: it is damaged; its card was edited or written by another release; its folder cannot be replaced;
+            the installed libraries are not those that drew the package's figures.
     """
     name, folder = package.name, package.folder
     require_intact(package, "is not a complete package", weights=False)
     if _card_text(package) != _render(package, package.recipe, package.tag, package.evaluation):
         raise ShortVError(
-            f"the card of {name} is not as this release writes it, and would lose text; package the base again."
+            f"the card of {name} was edited or is of another release, and would lose text; package the base again."
         )
     if not os.access(folder.resolve().parent, os.W_OK):
         raise ShortVError(f"cannot write in {folder.resolve().parent}, where {folder.name} would be replaced.")
-    if sweep:
-        installed = library_versions("matplotlib", "pillow")
-        for library in ("matplotlib", "pillow"):
-            drawn_with = package.recipe.versions.get(library, installed[library])
-            if drawn_with != installed[library]:
-                raise ShortVError(
-                    f"the figures of {name} were drawn with {library} {plain_line(drawn_with)}; install that one."
-                )
+    installed = library_versions("matplotlib", "pillow")
+    for library in ("matplotlib", "pillow") if sweep else ():
+        drawn_with = package.recipe.versions.get(library, installed[library])
+        if drawn_with != installed[library]:
+            raise ShortVError(
+                f"the figures of {name} were drawn with {library} {plain_line(drawn_with)}; install that version."
+            )
 
 
 def add_evaluation(package: Package, evaluation: Evaluation) -> Package:
-    """Puts an evaluation into its package, in place of an earlier one: all of it or nothing.
+    """Adds an evaluation to its package, or replaces an earlier one: all of it or nothing.
 
-    The new folder is made beside the old one, of hard links where nothing changes, and takes its place.
+    The new folder is made beside the old one, with hard links to the unchanged files, and then replaces it.
 
     Args:
-        package: checked by `require_updatable`.
+        package: a folder, checked by `require_updatable`.
         evaluation: of this package.
 
     Returns:
-        The package as it is now.
+        The updated package.
 
     Raises:
         ShortVError: the evaluation is of another package, or the folder cannot be replaced.
@@ -72,7 +71,7 @@ def add_evaluation(package: Package, evaluation: Evaluation) -> Package:
     folder = package.folder.resolve()
     before = package.recipe
     unchanged = expected_files(before) - before.measured.keys() - {RECIPE_NAME, CARD_NAME}
-    hidden = None  # holds what is being made and, for a moment, what it replaces
+    hidden = None  # holds the new folder and then, for a moment, the old one
     try:
         hidden = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         new, old = hidden / "new", hidden / "old"
@@ -84,7 +83,7 @@ def add_evaluation(package: Package, evaluation: Evaluation) -> Package:
         write_text(new / CARD_NAME, _render(package, recipe, Package.open(new).tag, evaluation))
         os.rename(folder, old)
         os.rename(new, folder)
-        for name in NOT_OURS:  # what git and the Hub put there stays
+        for name in NOT_OURS:
             if (old / name).exists():
                 os.rename(old / name, folder / name)
     except OSError as error:
@@ -103,7 +102,7 @@ def _card_text(package: Package) -> str:
 
 
 def _render(package: Package, recipe: Recipe, tag: str, evaluation: Evaluation | None) -> str:
-    """The card anew, for the repository that the card names now."""
-    named = _NAMED.search(_card_text(package))
+    """The card, rendered for the repository that the present card names."""
+    named = _MODEL_ID.search(_card_text(package))
     repo_id = named[1] if named else UNNAMED
     return render_card(package.base, recipe, tag=tag, repo_id=repo_id, evaluation=evaluation)

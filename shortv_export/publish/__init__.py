@@ -3,5 +3,3 @@
 from .forecast import Forecast, forecast_push
 from .push import Push, push_package
 from .repository import look_at
-
-__all__ = ["Forecast", "Push", "forecast_push", "look_at", "push_package"]

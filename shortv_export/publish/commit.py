@@ -1,4 +1,4 @@
-"""One commit is made, on top of the state that was seen, or not at all."""
+"""Makes one commit on top of the state that was seen, or none."""
 
 from __future__ import annotations
 
@@ -7,44 +7,45 @@ from dataclasses import replace
 
 from ..errors import ShortVError, one_line
 from ..hub import DELAYS, hub_error, is_of_xet, is_transient, retry, seconds_to_wait, status_of, xet_storage
+from .permissions import TOKENS
 from .plan import Plan
 from .repository import GIT_ATTRIBUTES, NO_WRITING, Repository, list_files
 
 
 def prepare(repository: Repository) -> Repository:
-    """Makes the repository and the branch if they are missing.
+    """Creates the repository and the branch if they are missing.
 
     Raises:
-        ShortVError: the token may not; somebody else made the repository meanwhile.
+        ShortVError: the token may not create them, or somebody else created the repository meanwhile.
     """
     api, repo_id, branch = repository.api, repository.repo_id, repository.branch
     if not repository.exists:
         retry(
             lambda: api.create_repo(repo_id, private=repository.target.private or None, exist_ok=True),
             repo_id,
-            {403: "cannot be created: the token may not create it"},
+            {403: f"cannot be created: the token may not create it; use one that may, from {TOKENS}"},
         )
     if branch != "main" and branch not in repository.branches:
         retry(lambda: api.create_branch(repo_id, branch=branch, revision=repository.head, exist_ok=True), repo_id)
     if not repository.exists:
         repository = replace(repository, exists=True, head=_head(repository))
         if set(list_files(api, repo_id, str(repository.head))) - {GIT_ATTRIBUTES}:
-            raise ShortVError(f"somebody else made {repo_id} during this push; look at it, then push again.")
+            raise ShortVError(f"somebody else created {repo_id} during this push; look at it, then push again.")
     return repository
 
 
 def make_commit(repository: Repository, plan: Plan, message: str) -> tuple[str, str, Plan]:
-    """Makes the one commit, on top of `repository.head` or not at all.
+    """Makes the commit on top of `repository.head`, or none.
 
-    If an answer is lost, the repository is looked at before anything is sent again. If the Hub does not copy the
-    weights (from another region, for example), they are uploaded. If Xet storage fails (behind a proxy, for
-    example), they are uploaded without it.
+    After an error, the repository is looked at before anything is sent again: the commit may have arrived. If the Hub
+    does not copy the weights (from another region, for example), they are uploaded. If Xet storage fails (behind a
+    proxy, for example), they are uploaded without it.
 
     Returns:
-        The commit; the address of the repository or of the pull request; the plan as it was carried out.
+        The commit; the URL of the repository or of the pull request; the plan as it was carried out.
 
     Raises:
-        ShortVError: the Hub refuses it, cannot be reached, or the repository was changed meanwhile.
+        ShortVError: the Hub refuses the commit or cannot be reached, or the repository was changed meanwhile.
     """
     repo_id, create_pr = repository.repo_id, repository.target.create_pr
     if create_pr and (found := _find_pull_request(repository, plan, message)):
@@ -63,10 +64,10 @@ def make_commit(repository: Repository, plan: Plan, message: str) -> tuple[str, 
                     create_pr=create_pr,
                 )
             return info.oid, info.pr_url or repository.url, plan
-        except Exception as error:  # told apart by what can be done about it
+        except Exception as error:  # the client raises many kinds
             moved, transient = status_of(error) == 412, is_transient(error)
             if xet and is_of_xet(error):
-                xet = False  # it has its own retries, which took minutes
+                xet = False  # Xet has retried by itself, for minutes
             elif not moved and not transient:
                 if not plan.copied:
                     raise hub_error(error, repo_id, NO_WRITING) from error
@@ -93,7 +94,7 @@ def _head(repository: Repository) -> str:
 
 
 def _find_pull_request(repository: Repository, plan: Plan, message: str) -> tuple[str, str] | None:
-    """An open pull request of this user that holds the package: from an earlier run, or one whose answer was lost."""
+    """Commit and URL of this user's open pull request with the package, which an earlier try may have made."""
     api, repo_id = repository.api, repository.repo_id
 
     def find() -> tuple[str, str] | None:

@@ -1,4 +1,4 @@
-"""What pushing a base would do, told without its weights and scores."""
+"""Forecasts what pushing a base would do, without its weights and scores."""
 
 from __future__ import annotations
 
@@ -17,17 +17,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a push of a base would do, as far as one can tell without its package.
+    """What a push of a base would do, as far as is known before the package is made.
 
     Attributes:
         repo_id: with its namespace.
         url: of the repository.
-        exists: whether it is there yet.
-        frozen_layers: None if they are to be measured first.
-        copied: names of the base's files that the Hub copies from the base's repository.
-        uploaded: names of those that this machine sends.
+        exists: whether the repository exists.
+        frozen_layers: None if they are still to be measured.
+        copied, copied_bytes: names and total size of the base's files that the Hub copies from the base's repository.
+        uploaded, uploaded_bytes: those of the base's files that this machine uploads.
         made: names of the files that this tool writes; small, but of unknown size.
-        copied_bytes, uploaded_bytes: size of `copied` and `uploaded`.
         dry_run: True.
     """
 
@@ -65,17 +64,17 @@ def forecast_push(
     weights: str = "copy",
     evaluated: bool = False,
 ) -> Forecast:
-    """What `push_package` would do with a package of this base. Nothing is changed, and no weights are needed.
+    """What `push_package` would do with a package of this base. Changes nothing and needs no weights.
 
     Args:
-        base: as `resolve_base` returns it, with or without weights.
-        repository: to publish to.
-        selection: which layers are frozen; None if they are to be measured.
-        weights: ``"copy"``, or ``"reference"`` for a package without them.
+        base: from `resolve_base`, with or without weights.
+        repository: where to publish, from `look_at`.
+        selection: which layers are frozen; None if they are still to be measured.
+        weights: as `options.Contents.weights`.
         evaluated: whether the package is evaluated before it is pushed.
 
     Raises:
-        ShortVError: the Hub does not tell how large the base's files are.
+        ShortVError: the Hub does not give the sizes of the base's files.
     """
     carried = [name for name in base.files if weights == "copy" or not name.endswith(WEIGHT_FILES)]
     remote = files_of_base(repository.api, base.repo_id, base.revision, carried)
@@ -86,7 +85,7 @@ def forecast_push(
     if not base.repo_id:
         sizes = {name: (base.path / name).stat().st_size for name in carried}
     if missing := [name for name in carried if name not in sizes]:
-        raise ShortVError(f"{base.name} could not be asked for the size of {missing[0]}; try again.")
+        raise ShortVError(f"the Hub did not give the size of {base.name}'s {missing[0]}; try again later.")
     made = {*base.family.code, CONFIG_NAME, RECIPE_NAME, CARD_NAME}
     if selection is None or selection.method in ("lc", "cosine"):
         made.add(FIGURE_NAME)

@@ -1,4 +1,4 @@
-"""What one commit does: files to add, to copy and to delete."""
+"""Plans a commit: the files to add, to copy and to delete."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Plan:
         content: the package's files, by name.
         added, deleted: names of the files that the commit adds and deletes.
         copied: those of `added` that the Hub copies from the base's repository.
-        recipe: of the package.
-        not_copied: why the Hub would not copy them.
+        recipe: the package's recipe.
+        not_copied: why the Hub did not copy the weights, if it was asked to.
     """
 
     content: dict[str, LocalFile]
@@ -46,7 +46,7 @@ class Plan:
 
     @property
     def uploaded_bytes(self) -> int:
-        """Size of the added files that this machine sends."""
+        """Size of the added files that this machine uploads."""
         return sum(self.content[name].size for name in self.added if name not in self.copied)
 
     @property
@@ -55,12 +55,12 @@ class Plan:
         return sum(self.content[name].size for name in self.copied)
 
     def differences(self, files: Mapping[str, RepoFile]) -> list[str]:
-        """Names of the files in which a repository is not what the commit makes it."""
+        """Names of the files in which a repository differs from the result of the commit."""
         changed = [name for name, file in self.content.items() if not file.is_at(files.get(name))]
         return changed + [name for name in self.deleted if name in files]
 
     def operations(self) -> list[Any]:
-        """The commit as the client takes it. Each try needs new ones, since the client marks them on the way.
+        """The commit's operations for huggingface_hub, which changes them: each try needs new ones.
 
         Raises:
             ShortVError: a file is not what the recipe says.
@@ -78,7 +78,7 @@ class Plan:
                 continue
             content = self.content[name].source
             addition = CommitOperationAdd(name, content)
-            if isinstance(content, Path):  # the client would read it again for each try
+            if isinstance(content, Path):  # otherwise huggingface_hub hashes the file for each try
                 addition.upload_info.sha256 = bytes.fromhex(file_sha256(content, remembered=True))
             if addition.upload_info.sha256.hex() != self.content[name].sha256:
                 raise ShortVError(f"{name} is damaged: its sha256 is not the recipe's; package the base again.")
@@ -87,10 +87,10 @@ class Plan:
 
 
 def plan_commit(package: Package, repository: Repository) -> Plan:
-    """What has to be committed, so that a repository holds a package and nothing of an earlier one.
+    """Plans a commit after which the repository holds the package, and no file that only an earlier package had.
 
     Raises:
-        ShortVError: the repository's recipe cannot be read, and `overwrite` was not asked for.
+        ShortVError: the repository's recipe cannot be read, and `overwrite` is not set.
     """
     content = _content(package, repository.repo_id)
     added = tuple(name for name, file in content.items() if not file.is_at(repository.files.get(name)))
@@ -102,7 +102,7 @@ def plan_commit(package: Package, repository: Repository) -> Plan:
 
 
 def _content(package: Package, repo_id: str) -> dict[str, LocalFile]:
-    """The files to publish, by name. A card that does not name its repository yet gets the name."""
+    """The files to publish, by name. The card gets the name of its repository."""
     content, carried = {}, carried_files(package.recipe)
     for name in sorted(expected_files(package.recipe)):
         path = package.folder / name
@@ -117,7 +117,7 @@ def _content(package: Package, repo_id: str) -> dict[str, LocalFile]:
 
 
 def _outdated(repository: Repository) -> Iterable[str]:
-    """The files of what was published before: those of its last package, or all of a foreign repository."""
+    """The files to replace: those of the last package, or with `overwrite` all of a foreign repository."""
     overwrite = repository.target.overwrite
     everything = set(repository.files) - {GIT_ATTRIBUTES}
     if RECIPE_NAME not in repository.files:
@@ -138,7 +138,7 @@ def _outdated(repository: Repository) -> Iterable[str]:
 
 
 def files_of_base(api: HfApi, repo_id: str | None, revision: str | None, names: Sequence[str]) -> dict[str, RepoFile]:
-    """What the base's repository holds of these files; nothing if it has none or cannot be asked."""
+    """Those of the files that the base's repository has; none if the Hub cannot be asked."""
     from huggingface_hub.errors import HFValidationError, HTTPError
     from huggingface_hub.hf_api import RepoFile
 
@@ -152,5 +152,5 @@ def files_of_base(api: HfApi, repo_id: str | None, revision: str | None, names: 
 
 
 def can_be_copied(file: RepoFile) -> bool:
-    """Whether the client can copy a file between repositories: it needs the file's Xet hash."""
+    """Whether the Hub can copy a file to another repository, which takes its Xet hash."""
     return bool(file.lfs and file.xet_hash)

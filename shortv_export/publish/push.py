@@ -1,7 +1,7 @@
-"""A package is published: in one commit, on top of exactly the state that was seen, and compared afterwards.
+"""Publishes a package in one commit on top of exactly the state that was seen, and compares the result.
 
-The Hub itself copies the weights that the base's repository holds; the rest is uploaded. The tag is named after the
-recipe's hash, so that the card can say which revision to load.
+The Hub copies the weights that the base's repository has; the rest is uploaded. The tag is named after the recipe's
+hash, so that the card can say which revision to load.
 """
 
 from __future__ import annotations
@@ -19,20 +19,17 @@ from .repository import Repository, list_files
 
 @dataclass(frozen=True)
 class Push:
-    """What a push did, or, for a dry run, would do.
+    """What a push did, or would do without `dry_run`.
 
     Attributes:
         repo_id: with its namespace.
         url: of the repository, or of the pull request.
-        commit: that holds the package; None for a dry run that would make one.
-        tag: that pins it; for a pull request, the one it gets when it is pushed again after the merge.
-        named_tag: the second tag that was asked for.
-        changed: whether a commit is needed; a re-run finds nothing to do.
-        added, deleted: names of the files in the commit.
-        uploaded_bytes: size of the added files that this machine sends.
-        copied_bytes: size of those that the Hub copies from the base's repository.
-        not_copied: why it would not, where it was asked to; they were uploaded.
-        dry_run: nothing was changed.
+        commit: holds the package; None for a dry run that would make one.
+        tag: pins the package; after a pull request it is missing until the package is pushed again after the merge.
+        named_tag: the second tag, as asked for with `tag`.
+        changed: whether a commit is needed; False if the repository holds the package already.
+        added, deleted, uploaded_bytes, copied_bytes, not_copied: as in `plan.Plan`.
+        dry_run: whether nothing was changed.
     """
 
     repo_id: str
@@ -66,7 +63,7 @@ class Push:
 
     @property
     def snippet(self) -> str:
-        """The code that loads exactly this model."""
+        """Python code that loads exactly this model."""
         return (
             "from transformers import AutoModel, AutoProcessor\n"
             "\n"
@@ -82,18 +79,18 @@ class Push:
 
 
 def push_package(package: Package, repository: Repository) -> Push:
-    """Publishes a package: one commit, then its tag. Nothing is committed if the repository holds it already.
+    """Publishes a package: one commit, then its tags. Commits nothing if the repository holds the package already.
 
-    Interrupted at any point, the repository holds either its old state or the whole package. Running it again
-    completes it, without sending again what has arrived.
+    Interrupted at any point, it leaves the repository's old state or the whole package. Pushing again completes the
+    push, without uploading again what has arrived.
 
     Args:
-        package: a folder. Its files are checked first; the hashes of weights when they are uploaded.
-        repository: where to publish, and how, from `look_at`.
+        package: a folder. Its files are checked first, but weights are hashed only when they are uploaded.
+        repository: where and how to publish, from `look_at`.
 
     Raises:
-        ShortVError: the package is damaged; the token, the repository or the network does not allow it;
-            somebody else changed the repository since it was looked at.
+        ShortVError: the package is damaged; the token, the repository or the network does not allow the push; or
+            somebody else changed the repository since `look_at`.
     """
     require_intact(package, "is not a complete package", weights=False)
     target, recipe_tag = repository.target, package.tag

@@ -1,4 +1,4 @@
-"""The repository to publish to, as it was found before anything is changed."""
+"""Looks at the repository to publish to, before anything is changed."""
 
 from __future__ import annotations
 
@@ -11,30 +11,29 @@ from ..errors import ShortVError, one_line
 from ..hub import LocalFile, retry
 from ..options import Target
 from ..records import RECIPE_NAME
-from .permissions import check_permissions, check_role
+from .permissions import TOKENS, check_permissions, check_role
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
 
-NO_WRITING = {403: "cannot be written to: the token may not write to this repository"}
-GIT_ATTRIBUTES = ".gitattributes"
-"""The Hub puts this file into every new repository."""
+NO_WRITING = {403: f"cannot be written to: the token may not write to it; use one that may, from {TOKENS}"}
+GIT_ATTRIBUTES = ".gitattributes"  # the Hub puts it into every new repository
 _TAG = re.compile(r"\w[\w.+-]*", re.ASCII)
 
 
 @dataclass(frozen=True)
 class Repository:
-    """A repository to publish to, as it was found. A push commits on top of exactly this state, or not at all.
+    """The state of a repository to publish to. A push commits on top of exactly this state, or not at all.
 
     Attributes:
         api: a client with the token.
-        user: whose token it is.
+        user: the token's user.
         repo_id: with its namespace.
-        target: what was asked for.
-        exists: whether it is there yet.
+        target: where and how to publish.
+        exists: whether the repository exists.
         head: the commit to build on; None if the repository does not exist.
-        files: the tree at `head`.
+        files: the files at `head`, by path.
         tags, branches: name to commit.
     """
 
@@ -59,10 +58,9 @@ class Repository:
         return f"{self.api.endpoint}/{self.repo_id}"
 
     def check_tag(self, tag: str, content: Mapping[str, LocalFile]) -> None:
-        """Refuses a tag of this name on another model: whoever pinned it relies on it. Its card may be older.
+        """Raises a ShortVError if the tag exists on another model. A tag never moves, as people pin it.
 
-        Raises:
-            ShortVError: there is one.
+        An older card or figure under the tag is no other model.
         """
         if tag not in self.tags:
             return
@@ -75,14 +73,14 @@ class Repository:
 
 
 def look_at(repo_id: str, target: Target = Target()) -> Repository:
-    """Finds out everything that can be known before anything is changed.
+    """Looks at a repository and checks everything that can be checked before a push.
 
     Args:
         repo_id: ``user/name``, or ``name`` for the token's user.
         target: where and how to publish.
 
     Raises:
-        ShortVError: a push would fail or do harm, and why.
+        ShortVError: a push would fail, or would overwrite what this tool did not publish.
     """
     from huggingface_hub import HfApi, get_token, is_offline_mode
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
@@ -102,11 +100,11 @@ def look_at(repo_id: str, target: Target = Target()) -> Repository:
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise ShortVError(f"{repo_id!r} is no repository id: {one_line(error)}") from None
+        raise ShortVError(f"{repo_id!r} is no repository id; give user/name: {one_line(error)}") from None
     try:
         info = retry(lambda: api.model_info(repo_id), repo_id, passing=(RepositoryNotFoundError,))
     except GatedRepoError:
-        raise ShortVError(f"{repo_id} is gated, and the token has no access to it.") from None
+        raise ShortVError(f"{repo_id} is gated, and the token has no access; ask for it on its Hub page.") from None
     except RepositoryNotFoundError:
         _check_creation(account, repo_id, target)
         return Repository(api, user, repo_id, target, False, None, {}, {}, {})
@@ -131,11 +129,10 @@ def look_at(repo_id: str, target: Target = Target()) -> Repository:
 
 
 def _check_target(target: Target) -> None:
-    """Refuses options that contradict each other, and a tag that git would refuse."""
+    """Refuses options that contradict each other, and invalid names of tags."""
     if target.create_pr and target.branch:
         raise ShortVError("a pull request is opened against main; leave out either `create_pr` or `branch`.")
-    tag = target.tag
-    if tag is None:
+    if (tag := target.tag) is None:
         return
     if target.create_pr:
         raise ShortVError("a pull request is not tagged; push again with `tag` after the merge.")
@@ -144,13 +141,16 @@ def _check_target(target: Target) -> None:
 
 
 def _check_creation(account: Mapping[str, Any], repo_id: str, target: Target) -> None:
-    """Refuses to make a repository where the token may not."""
+    """Refuses to create a repository where the user may not."""
     namespace = repo_id.split("/")[0]
     roles = {organisation["name"]: organisation.get("roleInOrg") for organisation in account.get("orgs", ())}
     if namespace not in (account["name"], *roles):
-        raise ShortVError(f"{repo_id} does not exist, and {namespace} is neither you nor your organisation.")
+        raise ShortVError(
+            f"{repo_id} does not exist, and {namespace} is neither you nor your organisation; "
+            f"push to {account['name']}/{repo_id.split('/')[1]} instead."
+        )
     if roles.get(namespace) == "read":
-        raise ShortVError(f"{repo_id} does not exist, and you may only read in {namespace}.")
+        raise ShortVError(f"{repo_id} does not exist, and you may only read in {namespace}; ask to become a writer.")
     if target.create_pr:
         raise ShortVError(f"{repo_id} does not exist; push without `create_pr` to make it.")
     check_permissions(account, repo_id, exists=False, create_pr=False)

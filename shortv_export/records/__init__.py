@@ -17,6 +17,7 @@ from .file_names import (
     CONFIG_NAME,
     EVALUATION_NAME,
     FIGURE_NAME,
+    HUB_ID,
     INDEX_NAME,
     NOT_OURS,
     RECIPE_NAME,
@@ -24,40 +25,9 @@ from .file_names import (
     SWEEP_NAME,
     TOKENIZER_CONFIG_NAME,
     WEIGHT_FILES,
+    WEIGHTS,
     WEIGHTS_NAME,
 )
-from .recipe import WEIGHTS, BaseRecord, Recipe
+from .recipe import BaseRecord, Recipe, library_versions
 from .scores import Scores
 from .selection import Selection
-from .versions import library_versions
-
-__all__ = [
-    "CARD_NAME",
-    "CONFIG_NAME",
-    "EVALUATION_NAME",
-    "FIGURE_NAME",
-    "INDEX_NAME",
-    "NOT_OURS",
-    "NO_CPU_MEMORY",
-    "NO_WIDTH",
-    "RECIPE_NAME",
-    "RESULTS_FOLDER",
-    "SINGLE_SAMPLE",
-    "SWEEP_NAME",
-    "TOKENIZER_CONFIG_NAME",
-    "WEIGHTS",
-    "WEIGHTS_NAME",
-    "WEIGHT_FILES",
-    "Accuracy",
-    "BaseRecord",
-    "Estimate",
-    "Evaluation",
-    "Fidelity",
-    "Pair",
-    "Recipe",
-    "Row",
-    "Scores",
-    "Selection",
-    "Speed",
-    "library_versions",
-]

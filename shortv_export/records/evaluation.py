@@ -1,4 +1,4 @@
-"""``evaluation.json``: how close a package is to its base, how accurate and how fast."""
+"""``evaluation.json``: how close a package is to its base, how accurate it is and how fast."""
 
 from __future__ import annotations
 
@@ -18,11 +18,10 @@ NO_CPU_MEMORY = "Peak memory is not measured on a CPU, where one process cannot 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over samples and its 95 % confidence interval, a percentile bootstrap over the samples.
+    """A mean over samples, with its 95 % confidence interval by the percentile bootstrap over the samples.
 
     Attributes:
-        mean: over the samples.
-        low, high: the interval; None for a single sample, which has none.
+        low, high: the interval; None for a single sample.
     """
 
     mean: float
@@ -37,7 +36,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Pair:
-    """The same quantity for the base and for the changed model."""
+    """The same quantity of the base and of the changed model."""
 
     base: float
     changed: float
@@ -45,14 +44,14 @@ class Pair:
 
 @dataclass(frozen=True)
 class Fidelity:
-    """How close the changed model stays to its base, over `num_samples` samples.
+    """How close the changed model stays to its base.
 
     Attributes:
-        num_samples: samples.
+        num_samples: number of samples.
         first_token_kl: KL(base || changed) of the first answer token, in nats.
         top1_agreement: share of samples whose most likely first answer token is the same.
-        answer_kl: KL(base || changed), averaged over the tokens of the base's greedy answer, which both models read
-            (teacher forcing), in nats.
+        answer_kl: KL(base || changed), averaged over the tokens of the base's greedy answer, in nats. Both models read
+            this answer (teacher forcing).
         exact_match: share of samples with the same greedy answer, token for token.
     """
 
@@ -65,11 +64,10 @@ class Fidelity:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Share of greedy answers that are equal to the data's after normalisation, by the rules of the VQA challenge.
+    """Share of greedy answers that equal the data's answer, normalised by the rules of the VQA challenge.
 
     Attributes:
-        num_samples: samples with an answer.
-        base, changed: accuracy of each model.
+        num_samples: number of samples with an answer.
         difference: changed - base, with the interval of the paired differences.
     """
 
@@ -81,22 +79,21 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Speed:
-    """The prefill of the base and of the changed model: one sequence, both models in turn in one process; medians.
+    """The prefill of one sequence by both models, which take turns in one process. All times are medians.
 
     Attributes:
         at: ``"data"``, the token counts of the sample with the median length, or ``"given"``.
         text_tokens, visual_tokens: of the prompt.
         repeats: number of rounds after a warm-up.
-        first_token_seconds: of the whole model with its vision tower, up to the logits of the first answer token;
-            None at given counts, for which there is no image.
-        prefill_seconds: of the language model alone, on embeddings of these token counts.
+        first_token_seconds: the whole model with its vision tower, up to the logits of the first answer token; None at
+            given token counts, since there is no image.
+        prefill_seconds: the language model alone, on embeddings.
         tokens_per_second: prompt tokens over `prefill_seconds`.
-        peak_memory: bytes during the prefill, weights included: on CUDA the allocator's peak, on MPS what the driver
-            holds after it; None on a CPU.
+        peak_memory: bytes during the prefill, weights included: on CUDA the allocator's peak, on MPS the driver's
+            memory after it; None on a CPU.
         flops: of the decoder layers, by torch's counter, which counts causal attention as full attention.
-        expected_flops: of the cost model (`base.model_flops`) for these frozen layers; None for a change that it does
-            not know.
-        flops_difference: the larger relative difference between the counted and the expected.
+        expected_flops: by the cost model (`base.model_flops`); None for a change that the cost model does not cover.
+        flops_difference: the larger relative difference between `flops` and `expected_flops`.
         speed_up: base over changed, of `prefill_seconds`.
         limit: base over changed, of `flops`.
         share_of_limit: `speed_up` over `limit`.
@@ -120,19 +117,18 @@ class Speed:
 
 @dataclass(frozen=True)
 class Row:
-    """Everything measured of one change to the base.
+    """All measurements of one change to the base.
 
     Attributes:
-        name: of the change.
+        name: the name of the change.
         frozen_layers: layer numbers; None for a method that does not freeze layers.
-        chosen: whether it is the package itself.
-        baseline: whether it is another method, measured for comparison.
+        chosen: whether this is the package itself.
+        baseline: whether this is another method, measured for comparison.
         flops_ratio: prefill FLOPs over the base's, by the cost model for the sample with the median length; None for
-            a change that it does not know.
-        fidelity: to the base.
+            a change that the cost model does not cover.
         accuracy: None for data without answers.
-        groups: accuracy for each value of the column `group_by`.
-        speed: at each prompt length; empty if it was not measured.
+        groups: value of the column `group_by` -> accuracy.
+        speed: one entry per prompt length; empty if not measured.
     """
 
     name: str
@@ -151,17 +147,16 @@ class Evaluation:
     """``evaluation.json``.
 
     Attributes:
-        package: ``{"repo_id", "revision"}`` of a repository, both None for a folder.
+        package, base: ``{"repo_id", "revision"}``, both None for a folder.
         recipe_sha256: see `Recipe.sha256`.
-        base: ``{"repo_id", "revision"}``.
-        num_layers: of the language model.
-        data: the samples (see `DrawnSamples.record`), and ``"overlap"``, how many of them the layers were chosen by
-            (None if that is unknown); ``"group_by"``, the column of the groups; for a benchmark its ``"task_id"``.
-        max_new_tokens: most tokens of an answer.
+        num_layers: number of decoder layers.
+        data: the samples (see `DrawnSamples.record`); ``"overlap"``: how many of them chose the layers, None if
+            unknown; ``"group_by"``: the column of the groups; for a benchmark its ``"task_id"``.
+        max_new_tokens: the length limit of answers.
         dtype: of the weights.
         device: its name.
-        versions: of the libraries.
-        notes: what a reader of the numbers must know.
+        versions: the versions of the libraries used.
+        notes: limits of the numbers, for their readers.
         rows: first ShortV, by number of frozen layers, then the baselines.
     """
 
@@ -187,7 +182,7 @@ class Evaluation:
 
     @property
     def sweep(self) -> tuple[Row, ...]:
-        """The rows of ShortV, by number of frozen layers (0 included); empty if there is only one."""
+        """The rows of ShortV, by number of frozen layers (from 0); empty if there is only one."""
         rows = [row for row in self.rows if row.frozen_layers is not None and not row.baseline]
         return tuple(sorted(rows, key=lambda row: len(row.frozen_layers or ()))) if len(rows) > 1 else ()
 
@@ -204,16 +199,16 @@ class Evaluation:
         """Reads an ``evaluation.json``.
 
         Raises:
-            ShortVError: the file is missing, no JSON, or not what `save` writes.
+            ShortVError: the file is missing, not JSON, or not a valid evaluation.
         """
         return cls.from_dict(read_json(path), str(path))
 
     @classmethod
     def from_dict(cls, data: Any, name: str) -> Evaluation:
-        """The evaluation in a parsed JSON object; `name` is where it came from, for messages.
+        """The evaluation in parsed JSON; messages call it `name`.
 
         Raises:
-            ShortVError: it holds anything else.
+            ShortVError: `data` is not valid.
         """
         evaluation = validated(cls, data, f"{name} is not an evaluation", "write one with `shortv-export evaluate`")
         if data.get("format") != FORMAT or [row.chosen for row in evaluation.rows].count(True) != 1:

@@ -1,4 +1,9 @@
-"""The names of the files in a base and in a package."""
+"""The names of repositories, and of files in bases and packages."""
+
+import re
+
+HUB_ID = re.compile(r"\w[\w.-]*(?:/\w[\w.-]*)?", re.ASCII)
+"""The id of a repository on the Hub; some old repositories have no namespace. For `fullmatch`."""
 
 CONFIG_NAME = "config.json"
 CARD_NAME = "README.md"
@@ -6,7 +11,9 @@ TOKENIZER_CONFIG_NAME = "tokenizer_config.json"
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
 WEIGHT_FILES = (".safetensors", ".safetensors.index.json")
-"""How the names of weight files and of their index end."""
+"""Endings of the names of weight files and of their index."""
+WEIGHTS = ("copy", "reference")
+"""Where a package's weights are: copied into it, or only in the base's repository, from which they are loaded."""
 
 RECIPE_NAME = "shortv.json"
 FIGURE_NAME = "layer_contribution.png"
@@ -15,4 +22,4 @@ SWEEP_NAME = "frozen_layers_sweep.png"
 RESULTS_FOLDER = ".eval_results"
 
 NOT_OURS = {".gitattributes", ".cache", ".git"}
-"""What git, the Hub and `hf download --local-dir` put beside a package's files."""
+"""Entries that git, the Hub and `hf download --local-dir` add to a package's folder."""

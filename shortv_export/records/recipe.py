@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +14,22 @@ from .file_names import TOKENIZER_CONFIG_NAME
 from .validation import validated
 
 FORMAT = 1
-WEIGHTS = ("copy", "reference")
-"""Where a package's weights are: in it, or in the base's repository."""
-HUB_ID = re.compile(r"\w[\w.-]*(?:/\w[\w.-]*)?", re.ASCII)
-"""The name of a repository on the Hub, whose namespace some old ones lack; for `fullmatch`."""
+
+
+def library_versions(*more: str) -> dict[str, str]:
+    """The installed versions of the libraries that results depend on, and of the distributions in `more`."""
+    return {name: version(name) for name in ("shortv-export", "transformers", "torch", "huggingface-hub", *more)}
 
 
 @dataclass(frozen=True)
 class BaseRecord:
-    """Which base a package was made of, and the hashes to check another copy of it.
+    """The base of a package, with hashes to check another copy of it.
 
     Attributes:
         repo_id: on the Hub; None for a local folder, whose path stays private.
         revision: the commit; None for a local folder.
         config_sha256: of its ``config.json``.
-        files: name to ``{"sha256", "size"}``, of its weights and of every file that the package holds unchanged.
+        files: name -> ``{"sha256", "size"}`` of its weights and of every file that the package takes over unchanged.
     """
 
     repo_id: str | None
@@ -46,17 +47,17 @@ class Recipe:
         family: the base's ``model_type``, a key of `base.FAMILIES`.
         num_layers: number of decoder layers.
         frozen_layers: sorted layer numbers.
-        weights: ``"copy"``, or ``"reference"`` where the package has none and loads the base's.
-        selection: a `Selection`, as an object.
-        scores: a `Scores`, as an object, if the selection rests on one.
+        weights: one of `WEIGHTS`.
+        selection: a `Selection`, as a JSON object.
+        scores: the `Scores` that the layers were selected by, as a JSON object; None without scores.
         cost: ``{"text_tokens", "visual_tokens", "flops_ratio"}``.
-        card: what the card takes over from the base's card, and as ``"template"`` the sha256 of the card's template.
+        card: metadata from the base's card, and as ``"template"`` the sha256 of the card's template.
         figure: sha256 of the card's figure of the scores; None without scores.
-        code: sha256 of each remote-code file.
-        versions: of the libraries that made the package.
-        tokenizer_class: ``{"base", "package"}``: the tokenizer class that each one's ``tokenizer_config.json`` names,
-            if the package names another; else None.
-        measured: sha256 of each file that an evaluation added to the package; empty if there was none.
+        code: name -> sha256 of each remote-code file.
+        versions: the versions of the libraries that made the package.
+        tokenizer_class: ``{"base", "package"}``: the tokenizer classes in both ``tokenizer_config.json`` files if they
+            differ, else None.
+        measured: name -> sha256 of each file that an evaluation added to the package.
     """
 
     base: BaseRecord
@@ -77,7 +78,7 @@ class Recipe:
 
     @property
     def sha256(self) -> str:
-        """The hash of the recipe without evaluation, by which an evaluation names the package that it measured."""
+        """The hash of the recipe without `measured`; an evaluation names the package that it measured by it."""
         return hashlib.sha256(json_text(replace(self, measured={}).to_dict()).encode()).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
@@ -86,10 +87,10 @@ class Recipe:
 
     @classmethod
     def load(cls, path: Path) -> Recipe:
-        """Reads a ``shortv.json``, which may come from anywhere. Its types, hashes and file names are checked.
+        """Reads a ``shortv.json``. It is untrusted: all types, hashes and file names are checked.
 
         Raises:
-            ShortVError: the file is missing, no JSON, of another format, or not what this class writes.
+            ShortVError: the file is missing, not JSON, of another format, or not a valid recipe.
         """
         from .recipe_schema import RecipeSchema
 
@@ -101,6 +102,6 @@ class Recipe:
         validated(RecipeSchema, data, f"{path} is not a ShortV recipe")
         if data["tokenizer_class"] and TOKENIZER_CONFIG_NAME not in data["base"]["files"]:
             raise ShortVError(f"{path} names a tokenizer class of a base without {TOKENIZER_CONFIG_NAME}.")
-        # The values stay as they were read, so that the recipe is written again with the same bytes.
+        # The values stay as they were read, not as pydantic converts them, so that writing gives the same bytes.
         fields = {"base": BaseRecord(**data["base"]), "frozen_layers": tuple(data["frozen_layers"])}
         return cls(**(data | fields))

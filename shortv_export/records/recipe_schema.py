@@ -1,4 +1,4 @@
-"""What a ``shortv.json`` may hold. It imports pydantic, so it is only imported when a recipe is read."""
+"""The schema of ``shortv.json``. This module imports pydantic, so it is only imported to read a recipe."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, Field
 
-from .recipe import HUB_ID, WEIGHTS
+from .file_names import HUB_ID, WEIGHTS
 from .scores import Scores
 from .validation import STRICT
 
 
 def _like(pattern: str, what: str) -> AfterValidator:
-    """Accepts text that matches as a whole, with ASCII letters only."""
+    """Accepts text that matches the whole pattern, in which ``\\w`` means ASCII only."""
     compiled = re.compile(pattern, re.ASCII)
 
     def check(text: str) -> str:
@@ -97,7 +97,7 @@ class _TokenizerClass(_Strict):
 
 
 class RecipeSchema(_Strict):
-    """The fields of a `Recipe`. All of them must be there."""
+    """The fields of a `Recipe`, all of them required."""
 
     base: _Base
     family: str

@@ -1,4 +1,4 @@
-"""Which layers are frozen, and why."""
+"""The frozen layers of a package, and the reasons for them."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ class Selection:
 
     Attributes:
         frozen_layers: sorted layer numbers.
-        num_layers: of the language model.
+        num_layers: number of decoder layers.
         method: ``"lc"`` (lowest Layer Contribution), ``"cosine"`` (lowest cosine distance), ``"random"``, ``"preset"``
             (the paper's Table 8) or ``"given"``.
         budget: the option that set the number of layers, such as ``{"num_frozen": 19}``; the seed of a random choice.
-        source: for a preset, what to cite.
-        evidence: what the choice rests on besides scores: ``"boundary"`` (a `selection.Boundary`), ``"probes"`` (a
-            list of ``{"num_frozen", "kl", "standard_error"}``, measured to keep `max_kl`) and ``"held_out"`` (the
-            samples that these were measured on; see `DrawnSamples.record`).
+        source: the citation of a preset.
+        evidence: measurements besides scores: ``"boundary"`` (a `selection.Boundary`), ``"probes"`` (a list of
+            ``{"num_frozen", "kl", "standard_error"}``, measured for `max_kl`) and ``"held_out"`` (the samples of the
+            probes; see `DrawnSamples.record`).
     """
 
     frozen_layers: tuple[int, ...]

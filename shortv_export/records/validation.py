@@ -13,25 +13,25 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 STRICT: ConfigDict = {"strict": True, "extra": "forbid", "allow_inf_nan": False}
-"""A record's ``__pydantic_config__``: no text for a number, no bool for an integer, no field that is not declared."""
+"""A record's ``__pydantic_config__``: no text for a number, no bool for an integer, no undeclared fields."""
 
 
 def validated(kind: type[T], data: Any, refusal: str, advice: str = "") -> T:
-    """Parsed JSON as a `kind`, a dataclass or a pydantic model. Lists become tuples where tuples are declared.
+    """Converts parsed JSON to a dataclass or pydantic model `kind`. Declared tuples are read from lists.
 
     Args:
-        kind: what is declared.
+        kind: the dataclass or pydantic model.
         data: the parsed JSON.
-        refusal: how the error begins, such as ``"evaluation.json is not an evaluation"``.
-        advice: how it ends: what to do.
+        refusal: the beginning of the error, such as ``"evaluation.json is not an evaluation"``.
+        advice: the end of the error: what to do.
 
     Raises:
-        ShortVError: `data` is something else.
+        ShortVError: `data` does not have the declared types.
     """
     from pydantic import TypeAdapter, ValidationError
 
     try:
-        # Strict types accept a list for a tuple, and an integer for a float, in JSON only.
+        # In strict mode, only JSON input may give a list for a tuple or an integer for a float.
         return TypeAdapter(kind).validate_json(json.dumps(data, allow_nan=False))
     except ValidationError as error:
         reason = _reason(error)
@@ -39,13 +39,13 @@ def validated(kind: type[T], data: Any, refusal: str, advice: str = "") -> T:
         reason = "it is nested too deeply"
     except ValueError:
         reason = "it has a number that is not finite"
-    except ShortVError as error:  # of a record's own check
+    except ShortVError as error:  # from `__post_init__` of a record
         reason = one_line(error).rstrip(".")
     raise ShortVError(f"{refusal}: {reason}{advice and '; '}{advice}.") from None
 
 
 def _reason(error: ValidationError) -> str:
-    """The first thing that is wrong. Keys from the file are quoted and cut."""
+    """The first problem that pydantic found. Keys from the file are untrusted, so they are quoted and shortened."""
     found = error.errors(include_url=False)[0]
     path, message = found["loc"], found["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
@@ -56,5 +56,5 @@ def _reason(error: ValidationError) -> str:
         return f"it has an unknown field {place}"
     if not path:
         return message
-    # The first part of the path is a declared field; the others may be keys from the file.
+    # The first part of the path is a declared field. Other parts may be keys from the file.
     return f"its {path[0]} is missing, or not what belongs there ({place}: {message})"

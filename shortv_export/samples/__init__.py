@@ -3,5 +3,3 @@
 from .decode import Sample
 from .draw import LOCAL_FILES, DrawnSamples, draw_samples
 from .encode import encode_samples
-
-__all__ = ["LOCAL_FILES", "DrawnSamples", "Sample", "draw_samples", "encode_samples"]

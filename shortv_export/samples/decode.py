@@ -1,4 +1,4 @@
-"""A row of a data set becomes a sample: images or videos, a question and perhaps an answer."""
+"""Turns a row of a data set into a sample: images or videos, a question and perhaps an answer."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sample:
-    """What a model is shown and asked.
+    """What a model is shown and asked: at least one image or video, and a question.
 
     Attributes:
-        images: RGB; at least one, if there are no videos.
+        images: RGB.
         question: the user's text.
-        answer: of the data set, if it has one.
+        answer: of the data set; None if it has none.
         digest: sha256 of the question and the pixels of all images and frames.
-        group: the value of the column that results are grouped by, if any.
-        videos: at least one, if there are no images.
+        group: value of the column that results are grouped by, if any.
+        videos: as chosen frames.
     """
 
     images: tuple[Image.Image, ...]
@@ -37,27 +37,28 @@ class Sample:
 
 
 def sample_of(row: dict[str, Any], source: Source, group_by: str | None = None) -> Sample:
-    """The sample of a row; `group_by` is the column of its group.
+    """Decodes a row. `group_by` names the column of `Sample.group`.
 
     Raises:
         OSError, ValueError, SyntaxError: the row has no image and no video, or one that cannot be read.
-        ShortVError: a column holds something else.
+        ShortVError: a column holds something else; or PyAV is needed and not installed.
     """
     images: tuple[Image.Image, ...] = ()
     videos: tuple[Clip, ...] = ()
     if source.image or source.images:
-        cell = row[source.image_key]
+        column = source.image or "image"
+        cell = row[column]
         cells = cell if isinstance(cell, list) else [] if cell is None else [cell]
-        images = tuple(_image(each, source, source.image_key) for each in cells)
+        images = tuple(_image(each, source, column) for each in cells)
     if source.video and row[source.video]:
         videos = (_video(row[source.video], source, source.video),)
     if not images and not videos:
         raise ValueError(f"the row has no {'video' if source.video else 'image'}")
     question = source.prompt if source.question is None else row[source.question]
     if not isinstance(question, str):
-        kind = type(question).__name__
+        found = type(question).__name__
         raise ShortVError(
-            f"{source.path}: its column {source.question!r} holds {kind}, not text; name another column."
+            f"{source.path}: its column {source.question!r} holds {found}, not text; name another column."
         )
     if source.suffix:
         question = f"{question}\n{source.suffix}"
@@ -77,32 +78,26 @@ def sample_of(row: dict[str, Any], source: Source, group_by: str | None = None) 
 def _digest(images: tuple[Image.Image, ...], videos: tuple[Clip, ...], question: str) -> str:
     digest = hashlib.sha256()
 
-    def add(image: Image.Image) -> None:
-        digest.update(f"{image.width}x{image.height}:".encode() + image.tobytes())
+    def add(images: tuple[Image.Image, ...]) -> None:
+        for image in images:
+            digest.update(f"{image.width}x{image.height}:".encode() + image.tobytes())
 
-    for image in images:
-        add(image)
+    add(images)
     for clip in videos:
         digest.update(f"video of {len(clip.frames)} frames at {clip.fps}:".encode())
-        for frame in clip.frames:
-            add(frame)
+        add(clip.frames)
     digest.update(question.encode())
     return digest.hexdigest()
 
 
 def _image(cell: Any, source: Source, column: str) -> Image.Image:
-    """The image of a cell; raises what `sample_of` does."""
     from datasets import Image
 
     return Image().decode_example(_undecoded(cell, source, column, "image")).convert("RGB")
 
 
 def _video(cell: Any, source: Source, column: str) -> Clip:
-    """The video of a cell, a file or a list of images; raises what `sample_of` does.
-
-    Raises:
-        ShortVError: also if PyAV is not installed.
-    """
+    """The video of a cell, which holds a file or a list of images."""
     from datasets.utils.file_utils import xopen
 
     assert source.frames is not None
@@ -119,16 +114,9 @@ def _video(cell: Any, source: Source, column: str) -> Clip:
 
 
 def _undecoded(cell: Any, source: Source, column: str, kind: str) -> dict[str, Any]:
-    """A cell as ``{"bytes", "path"}``, one of them None. It may also be bytes or, in local data, a path.
-
-    Raises:
-        ValueError: the cell is empty, or names a file of this machine in data of the Hub.
-        ShortVError: the column holds something else.
-    """
+    """A cell as ``{"bytes", "path"}``, one of them None. The cell may also be bytes or, in local data, a path."""
     local = source.local
-    if cell is None:
-        raise ValueError(f"the row has no {kind}")
-    if isinstance(cell, bytes):
+    if cell is None or isinstance(cell, bytes):
         cell = {"bytes": cell, "path": None}
     elif isinstance(cell, str) and local is not None:
         folder = local if local.is_dir() else local.parent
@@ -138,6 +126,7 @@ def _undecoded(cell: Any, source: Source, column: str, kind: str) -> dict[str, A
         raise ShortVError(f"{source.path}: its column {column!r} holds {found}, not {kind}s; name another column.")
     if cell["bytes"] is None and cell["path"] is None:
         raise ValueError(f"the row has no {kind}")
+    # Data of the Hub must not open files of this machine.
     if local is None and cell["bytes"] is None and "://" not in cell["path"]:
         raise ValueError(f"the row names a local file instead of holding its {kind}")
     return cell

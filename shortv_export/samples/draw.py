@@ -14,15 +14,14 @@ from .rows import DataSet, reading
 from .source import PAPER, Source
 
 LOCAL_FILES = "local files"
-"""What a record has as ``"data"`` for files and folders, whose paths stay out of it."""
+"""Stands in a record as ``"data"`` for files and folders, as records hold no local paths."""
 
 
 @dataclass(frozen=True)
 class DrawnSamples:
-    """Samples, and the record of what they are.
+    """Samples in the order drawn, and a record of what they are.
 
     Attributes:
-        samples: in the order drawn.
         record: ``{"data", "sources", "seed", "num_samples", "num_images", "num_videos", "skipped", "digest",
             "sample_digests"}``. Each source has its repository and commit or its format, its configuration, split,
             keys (see `source`), and its numbers of samples and of skipped rows. No local paths.
@@ -35,7 +34,7 @@ class DrawnSamples:
 def draw_samples(
     asked: Samples, *, exclude: Collection[str] = (), allow_fewer: bool = False, group_by: str | None = None
 ) -> DrawnSamples:
-    """Draws samples in random order. Up to a quarter as many unreadable rows are skipped and counted.
+    """Draws samples in random order. Skips and counts unreadable rows, at most a quarter of the number asked for.
 
     Args:
         asked: the data (None: the paper's mix), number and seed. The same values give the same samples; a larger
@@ -51,19 +50,25 @@ def draw_samples(
     if asked.num_samples < 1:
         raise ShortVError(f"`num_samples` is {asked.num_samples}; ask for at least 1.")
     data = "paper" if asked.data is None else asked.data
-    if data == "paper":
-        # Half of each; the GQA half is the larger one of an odd number.
+    shares = {data: asked.num_samples}
+    if data == "paper":  # half of each; of an odd number, GQA has one more
         shares = {PAPER[0]: asked.num_samples - asked.num_samples // 2, PAPER[1]: asked.num_samples // 2}
-    else:
-        shares = {data: asked.num_samples}
-    draw = _Draw(asked.seed, frozenset(exclude), allow_fewer, group_by)
+    exclude = frozenset(exclude)
     samples: list[Sample] = []
     sources = []
     for text, share in shares.items():
-        if share:
-            drawn, record = draw(Source.parse(text), share)
-            samples += drawn
-            sources.append(record)
+        if not share:
+            continue
+        data_set = DataSet.open(Source.parse(text))
+        drawn, skipped = _draw(data_set, share, asked.seed, exclude, group_by)
+        if not drawn or (len(drawn) < share and not allow_fewer):
+            others = f" besides the {len(exclude)} that are set apart" if exclude else ""
+            raise ShortVError(
+                f"{data_set.source.path} has {len(drawn)} usable samples{others} ({skipped} unreadable), fewer than "
+                f"the {share} asked for; lower `num_samples`, or give more data."
+            )
+        samples += drawn
+        sources.append({**data_set.record, "num_samples": len(drawn), "skipped": skipped})
     digests = [sample.digest for sample in samples]
     return DrawnSamples(
         tuple(samples),
@@ -81,49 +86,30 @@ def draw_samples(
     )
 
 
-@dataclass(frozen=True)
-class _Draw:
-    """How to draw from each data set (see `draw_samples`)."""
-
-    seed: int
-    exclude: frozenset[str]
-    allow_fewer: bool
-    group_by: str | None
-
-    def __call__(self, source: Source, num_samples: int) -> tuple[list[Sample], dict[str, Any]]:
-        """Samples of one data set, and its record."""
-        data = DataSet.open(source)
-        if self.group_by is not None and self.group_by not in data.columns:
-            columns = ", ".join(data.columns)
-            raise ShortVError(f"{source.path} has no column {self.group_by!r} to group by; there are: {columns}.")
-        samples, skipped = self._read(data, num_samples)
-        if not samples or (len(samples) < num_samples and not self.allow_fewer):
-            others = f" besides the {len(self.exclude)} that are set apart" if self.exclude else ""
-            raise ShortVError(
-                f"{source.path} has {len(samples)} usable samples{others} ({skipped} unreadable), fewer than the "
-                f"{num_samples} asked for; lower `num_samples`, or give more data."
-            )
-        return samples, {**data.record, "num_samples": len(samples), "skipped": skipped}
-
-    def _read(self, data: DataSet, num_samples: int) -> tuple[list[Sample], int]:
-        """The samples, at most so many, and the number of unreadable rows."""
-        source = data.source
-        limit = num_samples // 4
-        samples: list[Sample] = []
-        skipped = 0
-        with reading(source):
-            for row in data.shuffled(self.seed, num_samples + limit + 1 + len(self.exclude)):
-                try:
-                    sample = sample_of(row, source, self.group_by)
-                    if sample.digest not in self.exclude:
-                        samples.append(sample)
-                except (OSError, ValueError, SyntaxError) as error:  # PIL raises these for damaged files
-                    skipped += 1
-                    if skipped > limit:
-                        raise ShortVError(
-                            f"{source.path}: {skipped} of {skipped + len(samples)} samples have no readable "
-                            f"{'video' if source.video else 'image'}; the last one: {one_line(error)}"
-                        ) from error
-                if len(samples) == num_samples:
-                    break
-        return samples, skipped
+def _draw(
+    data: DataSet, num_samples: int, seed: int, exclude: Collection[str], group_by: str | None
+) -> tuple[list[Sample], int]:
+    """At most `num_samples` samples of one data set, and the number of unreadable rows."""
+    source = data.source
+    if group_by is not None and group_by not in data.columns:
+        columns = ", ".join(data.columns)
+        raise ShortVError(f"{source.path} has no column {group_by!r} to group by; there are: {columns}.")
+    limit = num_samples // 4
+    samples: list[Sample] = []
+    skipped = 0
+    with reading(source):
+        for row in data.shuffled(seed, num_samples + limit + 1 + len(exclude)):
+            try:
+                sample = sample_of(row, source, group_by)
+                if sample.digest not in exclude:
+                    samples.append(sample)
+            except (OSError, ValueError, SyntaxError) as error:  # PIL raises these for damaged files
+                skipped += 1
+                if skipped > limit:
+                    raise ShortVError(
+                        f"{source.path}: {skipped} of {skipped + len(samples)} samples have no readable "
+                        f"{'video' if source.video else 'image'}; the last one: {one_line(error)}"
+                    ) from error
+            if len(samples) == num_samples:
+                break
+    return samples, skipped

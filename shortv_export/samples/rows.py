@@ -1,4 +1,4 @@
-"""The rows of a data set: opened at one commit, streamed, shuffled with a seed."""
+"""Opens a data set at one commit, and streams its rows, shuffled with a seed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from datasets import IterableDataset
 
 _SPLITS = ("test", "validation", "train")
-# Rows in the shuffle buffer. Filling it downloads rows that hold their images or videos; paths and ids cost little.
+# Rows in the shuffle buffer. It is filled first, so it is smaller where a row holds its image or video.
 _BUFFER = 10_000
 _BUFFER_OF_IMAGES = 256
 _BUFFER_OF_VIDEOS = 32
@@ -31,10 +31,8 @@ class DataSet:
     Attributes:
         source: with its columns filled in.
         revision: commit on the Hub; None for local files.
-        split: the split that is read.
         columns: all columns of a row.
-        stream: the rows in their own order. Images and videos are not decoded, so that a damaged one spoils its row
-            and not the stream.
+        stream: rows in their own order. Images and videos are not decoded, so that a damaged one ends only its row.
         buffer_size: rows in the shuffle buffer.
     """
 
@@ -50,7 +48,7 @@ class DataSet:
         """Finds the commit, the split and the columns.
 
         Raises:
-            ShortVError: the data cannot be found or read, is empty, or lacks a column or the split.
+            ShortVError: the data cannot be found or read, is empty, or lacks the split or a column.
         """
         revision = None if source.local else _commit(source)
         split, stream = _open_split(source, revision)
@@ -67,12 +65,12 @@ class DataSet:
         return cls(source, revision, split, columns, stream, size)
 
     def shuffled(self, seed: int, most: int) -> Iterator[dict[str, Any]]:
-        """At most `most` rows in random order, each with its image under `Source.image_key`."""
+        """At most `most` rows in random order. Images that are stored apart come in the column "image"."""
         rows = itertools.islice(self.stream.shuffle(seed=seed, buffer_size=self.buffer_size), most)
         return self._joined(rows) if self.source.images else rows
 
     def _joined(self, rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """Adds the images that are stored apart, whose configuration is read until all are found."""
+        """Adds to each row its image from the configuration that holds the images."""
         source = self.source
         assert source.image_id is not None
         questions = list(rows)
@@ -84,10 +82,10 @@ class DataSet:
                 raise ShortVError(f"{source.path}: its configuration {source.images!r} has no columns id and image.")
             if row["id"] in wanted:
                 found[row["id"]] = row["image"]
-                if len(found) == len(wanted):
+                if len(found) == len(wanted):  # so the rest is not downloaded
                     break
         for row in questions:
-            yield {**row, source.image_key: found.get(row[source.image_id])}
+            yield {**row, "image": found.get(row[source.image_id])}
 
     @property
     def record(self) -> dict[str, Any]:
@@ -103,7 +101,7 @@ class DataSet:
 
 @contextmanager
 def reading(source: Source) -> Iterator[None]:
-    """Turns any exception of the many readers of formats into one line."""
+    """Turns any exception of a reader of `datasets` into a `ShortVError`."""
     try:
         yield
     except ShortVError:
@@ -113,7 +111,6 @@ def reading(source: Source) -> Iterator[None]:
 
 
 def _commit(source: Source) -> str:
-    """The commit of a data set on the Hub."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError, HTTPError
 
@@ -129,7 +126,7 @@ def _commit(source: Source) -> str:
 
 
 def _open_split(source: Source, revision: str | None) -> tuple[str, IterableDataset]:
-    """The name of the split and a stream of its undecoded rows."""
+    """The split's name and a stream of its undecoded rows."""
     from datasets import load_dataset
 
     with reading(source):
@@ -138,8 +135,8 @@ def _open_split(source: Source, revision: str | None) -> tuple[str, IterableData
         else:
             kind = "data_dir" if local.is_dir() else "data_files"
             files: dict[str, Any] = {kind: glob.escape(str(local))}
-            if (reader := source.reader) in FOLDER_READERS.values():
-                files["drop_labels"] = True  # names of subfolders are no labels
+            if (reader := source.reader) in FOLDER_READERS:
+                files["drop_labels"] = True  # else the names of subfolders become a column
             splits = load_dataset(reader, streaming=True, **files)
     split = source.split or next((name for name in _SPLITS if name in splits), next(iter(splits)))
     if split not in splits:
@@ -149,7 +146,7 @@ def _open_split(source: Source, revision: str | None) -> tuple[str, IterableData
 
 
 def _holds_bytes(cell: Any) -> bool:
-    """Whether an undecoded cell holds its image or video, and not just a path."""
+    """Whether an undecoded cell holds its image or video itself, not a path."""
     if isinstance(cell, list):
         return any(_holds_bytes(item) for item in cell)
     return isinstance(cell, bytes) or (isinstance(cell, dict) and cell.get("bytes") is not None)

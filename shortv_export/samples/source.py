@@ -1,7 +1,7 @@
-"""What names a data set: a text, parsed into a `Source`.
+"""Parses the text that names a data set into a `Source`.
 
-A data set is on the Hub or in local files. It is read through `datasets` as a stream: 40 samples of a large data set
-cost the download of a few parts of it, not of the whole. Scripts of data sets are never run. The text has the form ::
+A data set is on the Hub or in local files. `datasets` reads it as a stream, so 40 samples of a large data set cost the
+download of only a few parts of it. Scripts of data sets are never run. The text has the form ::
 
     DATA[:key=value[,key=value...]]
 
@@ -13,9 +13,9 @@ config    configuration of the data set
 split     split (default: test, else validation, else train, else the first)
 revision  branch, tag or commit on the Hub (default: the newest commit); the record holds the commit
 image     column of the image, or of a list of images (default: image, images or file_name)
-video     column of the video: a video file, or a list of images, its frames (default: video, where no column
-          has images). Given together with image, a row may have either or both
-frames    most frames of a video, evenly spread (default: 8)
+video     column of the video: a video file, or a list of its frames as images (default: video, if no column has
+          images). If image is given too, a row may have either or both
+frames    how many frames of a video are used at most, evenly spread (default: 8)
 fps       frames per second of a video that is a list of images, for models that read the time
 question  column of the question (default: question)
 answer    column of the answer, or of a list whose first item is taken (default: answer, if there is one)
@@ -36,7 +36,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -54,16 +53,18 @@ PAPER = (
 DEFAULT_PROMPT = "Describe this image in one sentence."
 DEFAULT_VIDEO_PROMPT = "Describe this video in one sentence."
 _IMAGE_COLUMNS = ("image", "images", "file_name")
-_VIDEO_COLUMN = "video"
-_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-_VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg")
-FOLDER_READERS = {_IMAGE_SUFFIXES: "imagefolder", _VIDEO_SUFFIXES: "videofolder"}
-_FILE_READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json"}
+FOLDER_READERS = ("imagefolder", "videofolder")
+_READERS = {
+    "imagefolder": (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
+    "videofolder": (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg"),
+    "parquet": (".parquet",),
+    "json": (".jsonl", ".json"),
+}
 
 
 @dataclass(frozen=True)
 class Source:
-    """A data set and how to read it. The fields after `path` are the keys that the module describes."""
+    """A data set and how to read it. The fields after `path` are the keys of the module's table."""
 
     path: str
     config: str | None = None
@@ -82,10 +83,10 @@ class Source:
 
     @classmethod
     def parse(cls, text: str) -> Source:
-        """Parses ``DATA[:key=value[,key=value...]]``; a file or folder of exactly that name is preferred.
+        """Parses ``DATA[:key=value[,key=value...]]``, unless a file or folder has exactly this name.
 
         Raises:
-            ShortVError: an unknown, repeated, empty or contradictory key.
+            ShortVError: a key is unknown, repeated, empty, no number above zero, or contradicts another.
         """
         if not text:
             raise ShortVError("the data has no name; give a Hub id, a folder or a file.")
@@ -102,14 +103,18 @@ class Source:
             if key in options or not value:
                 raise ShortVError(f"the key {key!r} in the data {text!r} is repeated or empty; give it once.")
             options[key] = value
-        for key, kind in (("frames", int), ("fps", float)):
-            if key in options:
-                options[key] = _positive(options[key], kind, f"the key {key!r} in the data {text!r}")
+            if key in ("frames", "fps"):
+                try:
+                    options[key] = int(value) if key == "frames" else float(value)
+                except ValueError:
+                    options[key] = 0
+                if not 0 < options[key] < float("inf"):
+                    raise ShortVError(f"the key {key!r} in the data {text!r} is {value!r}; give a number above zero.")
         source = cls(path, **options)
         if source.question and source.prompt:
             raise ShortVError(f"the data {text!r} has both question and prompt; give one of them.")
-        besides = source.images and (source.image or source.video)
-        if (source.images is None) != (source.image_id is None) or besides:
+        both = source.images and (source.image or source.video)
+        if both or (source.images is None) != (source.image_id is None):
             raise ShortVError(f"the data {text!r} needs images and image_id, or image, or video.")
         return source
 
@@ -124,34 +129,28 @@ class Source:
         """The `datasets` reader of local files; None for a Hub id.
 
         Raises:
-            ShortVError: a file of another kind, or a folder without images, videos or tables.
+            ShortVError: it is a file of another kind, or a folder without images, videos or tables.
         """
         if (path := self.local) is None:
             return None
         if path.is_file():
-            if path.suffix.lower() not in _FILE_READERS:
-                raise ShortVError(
-                    f"{self.path} is no data set; give a folder of images or videos, or a .parquet or .jsonl file."
-                )
-            return _FILE_READERS[path.suffix.lower()]
-        names = [name.lower() for _, _, files in os.walk(path) for name in files]
-        for suffixes, reader in FOLDER_READERS.items():
+            for reader in ("parquet", "json"):
+                if path.suffix.lower() in _READERS[reader]:
+                    return reader
+            raise ShortVError(
+                f"{self.path} is no data set; give a folder of images or videos, or a .parquet or .jsonl file."
+            )
+        names = {name.lower() for _, _, files in os.walk(path) for name in files}
+        names -= {"metadata.parquet", "metadata.jsonl", "metadata.json"}
+        for reader, suffixes in _READERS.items():
             if any(name.endswith(suffixes) for name in names):
-                return reader
-        for suffix, reader in _FILE_READERS.items():
-            if any(name.endswith(suffix) and not name.startswith("metadata.") for name in names):
                 return reader
         raise ShortVError(
             f"{self.path} holds no images or videos; put some there, with a metadata.jsonl of their questions."
         )
 
-    @property
-    def image_key(self) -> str:
-        """Where a row has its image, or a list of images: its column, or "image" if images are stored apart."""
-        return self.image or "image"
-
     def with_columns(self, columns: list[str]) -> Source:
-        """This source with its defaults filled in, for a data set with these columns.
+        """Fills in the defaults for a data set with these columns.
 
         Raises:
             ShortVError: a column is missing.
@@ -159,17 +158,14 @@ class Source:
         image, video, frames = self.image, self.video, self.frames
         question, answer, prompt = self.question, self.answer, self.prompt
         if not (image or video or self.images):
-            image = next((name for name in _IMAGE_COLUMNS if name in columns), None)
-            if image is None and _VIDEO_COLUMN in columns:
-                video = _VIDEO_COLUMN
-            elif image is None:
-                image = _IMAGE_COLUMNS[0]
+            column = next((name for name in (*_IMAGE_COLUMNS, "video") if name in columns), "image")
+            image, video = (None, column) if column == "video" else (column, None)
         if video is not None:
             frames = frames or MAX_FRAMES
         elif frames or self.fps:
             raise ShortVError(f"{self.path}: frames and fps are for videos; name their column with video=COLUMN.")
         if question is None and prompt is None:
-            if "question" not in columns and self.reader in FOLDER_READERS.values():
+            if "question" not in columns and self.reader in FOLDER_READERS:
                 prompt = DEFAULT_VIDEO_PROMPT if image is None else DEFAULT_PROMPT
             else:
                 question = "question"
@@ -184,14 +180,3 @@ class Source:
                     f"Name it as in {self.path}:{key}=COLUMN{hint}."
                 )
         return replace(self, image=image, video=video, frames=frames, question=question, answer=answer, prompt=prompt)
-
-
-def _positive(text: str, kind: Callable[[str], float], what: str) -> float:
-    """The number above zero that the text holds."""
-    try:
-        number = kind(text)
-    except ValueError:
-        number = 0
-    if not 0 < number < float("inf"):
-        raise ShortVError(f"{what} is {text!r}; give a number above zero.")
-    return number

@@ -1,7 +1,4 @@
-"""Videos, kept as a few evenly spread frames.
-
-Video files are read with PyAV, which brings its own decoders (``pip install 'shortv-export[video]'``).
-"""
+"""Videos, as a few evenly spread frames. Video files are read with PyAV, which brings its own decoders."""
 
 from __future__ import annotations
 
@@ -15,16 +12,16 @@ if TYPE_CHECKING:
     from PIL import Image
 
 MAX_FRAMES = 8
-"""Default: LLaVA-NeXT-Video and Video-LLaVA are used with 8 frames."""
+"""As LLaVA-NeXT-Video and Video-LLaVA are used."""
 
 
 @dataclass(frozen=True)
 class Clip:
-    """A video as it is shown to a model.
+    """The frames of a video that a model is shown.
 
     Attributes:
         frames: RGB, in order; at least one.
-        fps: how many of *these* frames make a second; None if unknown.
+        fps: of these frames, per second of the video; None if unknown.
     """
 
     frames: tuple[Image.Image, ...]
@@ -32,13 +29,13 @@ class Clip:
 
 
 def spread(total: int, most: int) -> list[int]:
-    """Indices of at most `most` of `total` frames, evenly spread from the first one."""
+    """Chooses at most `most` of `total` frames, evenly spread from the first one; returns their indices."""
     count = min(total, most)
     return [number * total // count for number in range(count)]
 
 
 def make_clip(frames: Sequence[Image.Image], total: int, fps: float | None) -> Clip:
-    """A clip of frames chosen from a video of `total` frames at `fps` frames per second.
+    """Makes a clip of frames that were chosen from a video of `total` frames at `fps` frames per second.
 
     Raises:
         ValueError: the frames differ in size.
@@ -49,7 +46,7 @@ def make_clip(frames: Sequence[Image.Image], total: int, fps: float | None) -> C
 
 
 def read_clip(file: BinaryIO, max_frames: int) -> Clip:
-    """At most `max_frames` frames of a video file, which is decoded from its start to the last of them.
+    """Reads at most `max_frames` frames of a video file. It is decoded from its start to the last of them.
 
     Raises:
         ValueError: not a video, or a damaged one.
@@ -63,14 +60,14 @@ def read_clip(file: BinaryIO, max_frames: int) -> Clip:
             "frames' images."
         ) from None
     try:
-        # Some formats list other files. A file from elsewhere must not open those.
+        # Some formats list other files. Downloaded data must not open files of this machine.
         with av.open(file, container_options={"protocol_whitelist": ""}) as container:
             if not container.streams.video:
                 raise ValueError("the file holds no video")
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
             fps = stream.average_rate
-            # Not every container tells the number of frames, but each packet is one.
+            # Not every container says how many frames it has, but each packet is one.
             total = sum(packet.size > 0 for packet in container.demux(stream))
             wanted = spread(total, max_frames)
             container.seek(0)

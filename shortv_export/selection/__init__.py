@@ -1,20 +1,5 @@
 """Chooses the layers to freeze: by scores and a budget, from the paper, or as given."""
 
-from .budgets import Measure, Prefill, default_count, select_layers
+from .budgets import Measure, default_count, select_layers
 from .choice import foresee, select, select_by_scores
 from .stability import RESAMPLES, boundary, describe, draws, ranking
-
-__all__ = [
-    "RESAMPLES",
-    "Measure",
-    "Prefill",
-    "boundary",
-    "default_count",
-    "describe",
-    "draws",
-    "foresee",
-    "ranking",
-    "select",
-    "select_by_scores",
-    "select_layers",
-]

@@ -1,4 +1,4 @@
-"""The first layers of an order, as many as a budget allows."""
+"""Orders the layers, and takes as many of the first ones as a budget allows."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import math
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from ..base import LayerShape, flops_ratio
@@ -21,24 +21,14 @@ DEFAULT_FRACTION = 0.6
 """About what the paper freezes: 19 of 32 layers, 24 of 40."""
 
 METHODS = ("lc", "cosine", "random")
-"""How layers are ordered; the last two are for comparison (paper, Table 6)."""
+"""How layers are ordered. The last two are for comparison (paper, Table 6)."""
+
+# Lengths of the paper's prompts.
+TEXT_TOKENS = 64
+VISUAL_TOKENS = 576
 
 Measure = Callable[[Sequence[int]], tuple[float, float]]
 """Frozen layers -> KL(base || frozen) in nats, and its standard error (see `measure.JointDivergence`)."""
-
-
-@dataclass(frozen=True)
-class Prefill:
-    """What `flops_ratio` counts the FLOPs of: a base's decoder layers on a prompt.
-
-    Attributes:
-        shapes: of every decoder layer, in order.
-        text_tokens, visual_tokens: of the prompt; the defaults are the paper's.
-    """
-
-    shapes: Sequence[LayerShape]
-    text_tokens: int = 64
-    visual_tokens: int = 576
 
 
 def default_count(num_layers: int) -> int:
@@ -49,43 +39,47 @@ def default_count(num_layers: int) -> int:
 def select_layers(
     scores: Scores | None,
     budget: Budget = Budget(),
-    prefill: Prefill | None = None,
+    shapes: Sequence[LayerShape] | None = None,
+    visual_tokens: int = VISUAL_TOKENS,
     *,
     method: str = "lc",
     seed: int = 0,
     measure: Measure | None = None,
 ) -> Selection:
-    """The layers that a method puts first, as many as the budget allows.
+    """Selects the layers that a method puts first, as many as the budget allows.
 
-    `max_kl` is found by bisection, since the divergence usually grows with the number of layers. Where it does not,
-    the result keeps the bound and one layer more breaks it, but a larger number might keep it again.
+    `max_kl` is found by bisection, since the divergence usually grows with the number of layers. The number found is
+    within the bound and the next one is not. Where the divergence does not grow, a larger number may be within it too.
 
     Args:
         scores: of the base; not needed for ``"random"``.
         budget: how many layers. Without one, 60 % of the layers as in the paper.
-        prefill: of the base; needed for `flops_ratio` or without scores.
+        shapes: of the base's decoder layers, in order; needed for `flops_ratio` or without scores.
+        visual_tokens: of the prompt whose FLOPs `flops_ratio` counts.
         method: ``"lc"``, the lowest visual Layer Contribution; ``"cosine"``, the lowest visual cosine distance; or
             ``"random"``.
-        seed: of the random order, and of the samples of `measure`. It is recorded where there is either.
+        seed: of the random order, and of the samples of `measure`. The selection records it if either is used.
         measure: the divergence of layers frozen together; needed for `max_kl`.
 
     Raises:
-        ShortVError: two budgets, one out of range or out of reach, an unknown method, or scores that are for another
-            number of layers or lack what the method needs.
+        ShortVError: there are two budgets; the budget is out of range or out of reach; the method is unknown; or the
+            scores are of another number of layers or lack what the method needs.
     """
     check_budget(budget)
-    if scores is not None and prefill is not None:
-        check_scores(scores, len(prefill.shapes))
-    order = _order(scores, method, seed, prefill)
-    layers = len(order)
+    layers = len(shapes if shapes is not None else scores.visual if scores else ())
+    if scores is not None and len(scores.visual) != layers:
+        raise ShortVError(
+            f"the scores are for {len(scores.visual)} layers, but the model has {layers}; "
+            "measure this model's with `shortv-export score`."
+        )
+    order = _order(scores, method, seed, layers)
     recorded: dict[str, Any]
     evidence: dict[str, Any] = {}
     if budget.flops_ratio is not None:
-        if prefill is None:
+        if shapes is None:
             raise ValueError("flops_ratio needs the shapes of the layers")
-        count = _smallest_count(budget.flops_ratio, order, prefill)
-        tokens = {"text_tokens": prefill.text_tokens, "visual_tokens": prefill.visual_tokens}
-        recorded = {"flops_ratio": budget.flops_ratio, **tokens}
+        count = _smallest_count(budget.flops_ratio, order, shapes, visual_tokens)
+        recorded = {"flops_ratio": budget.flops_ratio, "text_tokens": TEXT_TOKENS, "visual_tokens": visual_tokens}
     elif budget.max_kl is not None:
         if measure is None:
             raise ValueError("max_kl needs a measurement")
@@ -110,7 +104,7 @@ def check_budget(budget: Budget) -> None:
     """Checks what can be checked without knowing the base.
 
     Raises:
-        ShortVError: there are two budgets, or the bound on the divergence is negative or not finite.
+        ShortVError: there are two budgets, or `max_kl` is negative or not finite.
     """
     if sum(value is not None for value in asdict(budget).values()) > 1:
         raise ShortVError("`num_frozen`, `flops_ratio` and `max_kl` are budgets; give one of them.")
@@ -118,26 +112,12 @@ def check_budget(budget: Budget) -> None:
         raise ShortVError(f"`max_kl` is {budget.max_kl}; give a number of nats such as 0.05.")
 
 
-def check_scores(scores: Scores, num_layers: int) -> None:
-    """Checks that scores are for a model with this number of layers.
-
-    Raises:
-        ShortVError: they are not.
-    """
-    if len(scores.visual) != num_layers:
-        raise ShortVError(
-            f"the scores are for {len(scores.visual)} layers, but the model has {num_layers}; "
-            "measure this model's with `shortv-export score`."
-        )
-
-
-def _order(scores: Scores | None, method: str, seed: int, prefill: Prefill | None) -> list[int]:
+def _order(scores: Scores | None, method: str, seed: int, num_layers: int) -> list[int]:
     """All layers, in the order in which a method freezes them."""
     if method not in METHODS:
         raise ShortVError(f"unknown `method` {method!r}; choose one of: {', '.join(METHODS)}.")
     if method == "random":
-        layers = len(prefill.shapes if prefill else scores.visual if scores else ())
-        return random.Random(seed).sample(range(layers), layers)
+        return random.Random(seed).sample(range(num_layers), num_layers)
     if scores is None:
         raise ShortVError(f"`method` {method} needs scores; measure them with `shortv-export score`.")
     if method == "lc":
@@ -148,7 +128,7 @@ def _order(scores: Scores | None, method: str, seed: int, prefill: Prefill | Non
 
 
 def _largest_count(max_kl: float, order: Sequence[int], measure: Measure) -> tuple[int, list[dict[str, float]]]:
-    """The most layers that, frozen together, keep the divergence within the bound; and every measurement made."""
+    """The most layers whose divergence, frozen together, is within the bound; and every measurement made."""
     probes = []
     within, beyond = 0, len(order) + 1
     while beyond - within > 1:
@@ -168,12 +148,12 @@ def _largest_count(max_kl: float, order: Sequence[int], measure: Measure) -> tup
     return within, probes
 
 
-def _smallest_count(ratio: float, order: Sequence[int], prefill: Prefill) -> int:
-    """The fewest layers, the first ones of an order, that bring the FLOPs down to a ratio."""
+def _smallest_count(ratio: float, order: Sequence[int], shapes: Sequence[LayerShape], visual_tokens: int) -> int:
+    """The fewest layers, taken in order, that bring the FLOPs down to a share of the base's."""
     if not 0 < ratio <= 1:
         raise ShortVError(f"`flops_ratio` is {ratio}; give a share of the base's FLOPs, above 0 and up to 1.")
     for count in range(1, len(order) + 1):
-        reached = flops_ratio(prefill.shapes, order[:count], prefill.text_tokens, prefill.visual_tokens)
+        reached = flops_ratio(shapes, order[:count], TEXT_TOKENS, visual_tokens)
         if reached <= ratio:
             return count
     # Rounded up, so that the ratio in the message can be reached.

@@ -1,4 +1,4 @@
-"""The selection that a choice and a budget mean for a base."""
+"""Selects layers for a base as the options `Choice` and `Budget` say."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..base import BaseModel
 from ..errors import ShortVError
 from ..options import Budget, Choice
 from ..records import Scores, Selection
-from .budgets import Measure, Prefill, check_budget, select_layers
+from .budgets import Measure, check_budget, select_layers
 from .presets import given_selection, preset_selection
 
 
@@ -21,18 +21,17 @@ def select(
     seed: int,
     measurement: Callable[[Scores | None], Measure] | None = None,
 ) -> tuple[Selection, Scores | None]:
-    """The selection for a base, and the scores it rests on.
+    """Selects layers for a base. Also returns the scores that were used, if any.
 
     Args:
-        base: the base.
         choice: where the list comes from, and by which method.
         budget: how many layers; not for a preset or a given list.
         seed: of the random order and of held-out samples.
-        measurement: scores -> what measures the divergence of frozen layers; called only for `max_kl`.
+        measurement: makes a `Measure` for these scores; called only for `max_kl`.
 
     Raises:
-        ShortVError: not exactly one source, a budget for a fixed list, or a source or budget that does not fit the
-            base.
+        ShortVError: there is no source or more than one; a fixed list is given a budget; or the source or the budget
+            does not fit the base.
     """
     if len(choice.sources) != 1:
         raise ShortVError(
@@ -41,7 +40,8 @@ def select(
     if choice.scores is not None or choice.method == "random":
         scores = Scores.load(choice.scores) if choice.scores is not None else None
         measure = measurement(scores) if measurement is not None and budget.max_kl is not None else None
-        return _select_by_method(base, scores, choice.method, budget, seed, measure), scores
+        prompt = (base.layer_shapes, base.prompt_visual_tokens)
+        return select_layers(scores, budget, *prompt, method=choice.method, seed=seed, measure=measure), scores
     if budget != Budget() or choice.method != "lc":
         raise ShortVError(
             f"{choice.sources[0]} fixes the list; `num_frozen`, `flops_ratio`, `max_kl` and `method` go with `scores`."
@@ -54,39 +54,28 @@ def select(
 
 
 def foresee(base: BaseModel, choice: Choice, budget: Budget, *, seed: int) -> Selection | None:
-    """The selection, if it is known without measuring; refuses now what `select` would refuse later.
-
-    Returns:
-        None if scores or a divergence have yet to be measured.
+    """The selection, or None if scores or a divergence must be measured first.
 
     Raises:
-        ShortVError: as `select`.
+        ShortVError: as `select`; what it would refuse after measuring is refused here.
     """
     check_budget(budget)
-    # How many layers `max_kl` allows is not known yet; with any number, all the rest is checked.
+    # How many layers `max_kl` allows is not known yet. Any number lets the rest be checked.
     known = budget if budget.max_kl is None else Budget(num_frozen=1)
     if not choice.sources:
         zeros = (0.0,) * base.num_layers
         scores = Scores(zeros, zeros, zeros, 1, visual_cosine_distance=zeros)
-        _select_by_method(base, scores, choice.method, known, seed)
+        select_layers(scores, known, base.layer_shapes, base.prompt_visual_tokens, method=choice.method, seed=seed)
         return None
     selection, _ = select(base, choice, known, seed=seed)
     return selection if budget.max_kl is None else None
 
 
-def select_by_scores(base: BaseModel, scores: Scores, budget: Budget, seed: int) -> Selection:
-    """The layers of a base with the lowest Layer Contributions, before any divergence is measured.
-
-    `max_kl` needs such a measurement and is ignored.
+def select_by_scores(base: BaseModel, scores: Scores, budget: Budget) -> Selection:
+    """Selects the layers with the lowest Layer Contributions. `max_kl` needs a measurement and is ignored.
 
     Raises:
         ShortVError: as `select_layers`.
     """
-    return _select_by_method(base, scores, "lc", replace(budget, max_kl=None), seed)
-
-
-def _select_by_method(
-    base: BaseModel, scores: Scores | None, method: str, budget: Budget, seed: int, measure: Measure | None = None
-) -> Selection:
-    prefill = Prefill(base.layer_shapes, visual_tokens=base.prompt_visual_tokens)
-    return select_layers(scores, budget, prefill, method=method, seed=seed, measure=measure)
+    budget = replace(budget, max_kl=None)
+    return select_layers(scores, budget, base.layer_shapes, base.prompt_visual_tokens)

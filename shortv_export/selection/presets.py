@@ -8,9 +8,9 @@ from ..base import BaseModel
 from ..errors import ShortVError
 from ..records import Selection
 
-# The frozen layers of the paper's four LLaVA checkpoints (arXiv 2504.00502v2, Table 8), by the Hub id of each in
-# transformers' format. In the paper's order: lowest Layer Contribution first.
 PRESET_SOURCE = "arXiv 2504.00502v2, Table 8"
+# The frozen layers of the paper's four LLaVA checkpoints, in its order: lowest Layer Contribution first. The keys are
+# Hub ids of the same checkpoints in transformers' format.
 # fmt: off
 PRESETS: dict[str, tuple[int, ...]] = {
     "llava-hf/llava-1.5-7b-hf": (
@@ -29,10 +29,10 @@ PRESETS: dict[str, tuple[int, ...]] = {
 
 
 def preset_selection(base: BaseModel) -> Selection:
-    """The paper's list for a base.
+    """Selects the paper's list for a base.
 
     Raises:
-        ShortVError: the paper has none for this base.
+        ShortVError: the paper has no list for this base, or the base has too few layers.
     """
     layers = PRESETS.get(base.repo_id or "")
     if layers is None:
@@ -50,14 +50,10 @@ def preset_selection(base: BaseModel) -> Selection:
 
 
 def given_selection(frozen_layers: Sequence[int], num_layers: int) -> Selection:
-    """A list as given.
-
-    Args:
-        frozen_layers: layer numbers, in any order.
-        num_layers: of the base.
+    """Selects the layers of a list, in any order.
 
     Raises:
-        ShortVError: the list is empty, or holds anything but different numbers from 0 to ``num_layers - 1``.
+        ShortVError: the list is empty, has a layer twice, or holds anything but numbers from 0 to ``num_layers - 1``.
     """
     if not len(frozen_layers):
         raise ShortVError("the list of frozen layers is empty; give layer numbers such as 31,29,30.")

@@ -1,4 +1,4 @@
-"""How much a selection depends on the samples that were drawn: a bootstrap over them."""
+"""Bootstraps a selection over its samples: would other samples have given the same layers?"""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import numpy.typing as npt
 from ..records import Scores
 
 RESAMPLES = 1000
-"""How often the samples are drawn again."""
 
 
 @dataclass(frozen=True)
@@ -18,11 +17,10 @@ class Boundary:
     """How stable the boundary between frozen and other layers is under resampling.
 
     Attributes:
-        num_frozen: number of selected layers.
-        num_samples: number of samples.
+        num_frozen, num_samples: numbers of selected layers and of samples.
         resamples, seed: of the bootstrap.
         selection_frequency: for each layer, the share of resamples in which it is selected.
-        inside, outside: the last layer that is selected, and the first one that is not.
+        inside, outside: the last selected layer in order of score, and the first one that is not selected.
         order_kept: the share of resamples in which `inside` ranks before `outside`.
     """
 
@@ -37,23 +35,17 @@ class Boundary:
 
 
 def boundary(scores: Scores, num_frozen: int, *, resamples: int = RESAMPLES, seed: int = 0) -> Boundary | None:
-    """Bootstraps the selection of the layers with the lowest visual Layer Contributions.
-
-    Args:
-        scores: with the values of each sample.
-        num_frozen: number of selected layers; at least 1.
-        resamples: how often the samples are drawn again, with replacement.
-        seed: of the draws.
+    """Bootstraps the selection of the `num_frozen` layers (at least 1) with the lowest visual Layer Contributions.
 
     Returns:
-        None if there are fewer than two samples with values, or if every layer is selected.
+        None if fewer than two samples have values of their own, or if every layer is selected.
     """
     layers = len(scores.visual)
     if len(scores.visual_samples) < 2 or num_frozen >= layers:
         return None
     samples = np.array(scores.visual_samples)
     resampled = draws(len(samples), resamples, seed)
-    # One mean per resample: layers with equal values then have equal means, and ties stay ties.
+    # A mean for each resample sums every layer in the same order, so layers with equal values tie.
     means = np.stack([samples[rows].mean(axis=0) for rows in resampled])
     # As in `ranking`: of equal values, the higher layer first.
     orders = layers - 1 - np.argsort(means[:, ::-1], axis=1, kind="stable")
@@ -73,15 +65,12 @@ def boundary(scores: Scores, num_frozen: int, *, resamples: int = RESAMPLES, see
 
 
 def draws(samples: int, resamples: int, seed: int) -> npt.NDArray[np.int64]:
-    """Sample numbers, drawn with replacement: ``(resamples, samples)``."""
+    """Draws sample numbers with replacement: ``(resamples, samples)``."""
     return np.random.default_rng(seed).integers(samples, size=(resamples, samples))
 
 
 def ranking(values: tuple[float, ...]) -> list[int]:
-    """Layer numbers by their values, lowest first.
-
-    Of equal values, the higher layer comes first: fewer layers follow it and are affected.
-    """
+    """Orders layers by their values, lowest first. Of equal values, the higher layer comes first: it affects fewer."""
     return sorted(range(len(values)), key=lambda layer: (values[layer], -layer))
 
 

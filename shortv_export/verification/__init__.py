@@ -1,5 +1,3 @@
 """Verifies a package: its files against its recipe, and what it computes against its definition."""
 
 from .checks import Verification, verify_package
-
-__all__ = ["Verification", "verify_package"]

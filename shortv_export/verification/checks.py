@@ -1,7 +1,7 @@
-"""Is a package what its recipe says, and does it compute what its list of layers says?
+"""Checks that a package is what its recipe says and computes what its list of frozen layers says.
 
-First its files are inspected, without running any of them. A package whose remote code is not this release's, byte
-for byte, goes no further. Then a fresh, isolated process loads it as a stranger would (see `child`).
+First its files are inspected without running any. A package whose remote code is not this release's, byte for byte,
+goes no further. Then a fresh, isolated process loads it as any user would (see `child`).
 """
 
 from __future__ import annotations
@@ -19,9 +19,8 @@ from .isolated import run_isolated
 
 logger = logging.getLogger(__name__)
 
-_BYTES = 4  # of a parameter in fp32
-# Beside the weights: the libraries, the activations of a prompt with an image, the logits.
-_OVERHEAD = 2 << 30
+_BYTES = 4  # per parameter in fp32
+_OVERHEAD = 2 << 30  # bytes for the libraries, the activations of a prompt with an image, and the logits
 
 
 @dataclass(frozen=True)
@@ -29,8 +28,8 @@ class Verification:
     """The checks of a package, in order, up to and including the first that failed.
 
     Attributes:
-        package: as the user wrote it.
-        checks: its checks.
+        package: its name, as the user wrote it.
+        checks: what was checked.
     """
 
     package: str
@@ -56,42 +55,35 @@ class Verification:
 
 
 def verify_package(package: Package, *, timeout: float = 3600) -> Verification:
-    """Checks a package.
+    """Checks a package. A failed check is returned, not raised.
 
-    The comparison with the definition runs on the CPU in fp32, one model after the other. It needs 4 bytes of
-    memory per parameter, 28 GB for a 7B model. If there is less, the decoder layers that do not fit are read from
-    disk each time they are needed: every layer is compared all the same, only more slowly.
+    The package and its definition run on the CPU in fp32, one after the other. This takes 4 bytes of memory per
+    parameter, 28 GB for a 7B model. With less memory, the decoder layers that do not fit are read from disk each time
+    they are needed: every layer is still compared, only more slowly.
 
     Args:
-        package: the package.
+        package: the package to check.
         timeout: seconds for the isolated process.
-
-    Returns:
-        The checks. A failed check is not raised.
     """
     checks = inspect_package(package)
     if checks[-1].passed:
-        weights = package.folder
-        if package.recipe.weights == "reference":
-            weights, check = referenced_weights(package)
-        else:
-            check = _compare_with_base(package)
-        checks.append(check)
-        if check.passed is False:
-            return Verification(package.name, tuple(checks))
-        memory, resident_layers = _plan_memory(package)
-        checks.append(memory)
-        logger.info(memory.detail)
-        if memory.passed:
-            checks += run_isolated(package, weights, resident_layers, timeout)
+        by_reference = package.recipe.weights == "reference"
+        weights, base = referenced_weights(package) if by_reference else (package.folder, _compare_with_base(package))
+        checks.append(base)
+        if base.passed is not False:
+            memory, resident_layers = _plan_memory(package)
+            checks.append(memory)
+            logger.info(memory.detail)
+            if memory.passed:
+                checks += run_isolated(package, weights, resident_layers, timeout)
     return Verification(package.name, tuple(checks))
 
 
 def _compare_with_base(package: Package) -> Check:
-    """Compares the package's files with those of the base's repository at its commit, by the Hub's hashes.
+    """Compares the files that the package carries with the base's repository at its commit, by the Hub's hashes.
 
-    They cannot be compared (`Check.passed` is None) if the base was a folder, without network, or if the Hub no longer
-    shows the commit.
+    `Check.passed` is None if they cannot be compared: the base was a folder, there is no network, or the commit is
+    gone from the Hub.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError, HTTPError
@@ -119,37 +111,33 @@ def _compare_with_base(package: Package) -> Check:
 
 
 def _plan_memory(package: Package) -> tuple[Check, int | None]:
-    """Whether a model fits in memory, and how many decoder layers stay in it: None if all of them do."""
+    """Whether memory is enough, and how many decoder layers it holds at a time; None for all."""
     try:
         layers, rest = _sizes(package)
     except Exception as error:  # transformers raises many kinds
         return Check("memory", False, f"the config describes no model: {one_line(error)}"), None
     need, available = sum(layers) + rest + _OVERHEAD, available_memory()
-    text = f"the comparison needs {need / 1e9:.1f} GB in fp32"
-    if available is None:
-        return Check("memory", True, text), None
-    text += f", {available / 1e9:.1f} GB are free"
+    text = f"the comparison needs {need / 1e9:.1f} GB in fp32, {available / 1e9:.1f} GB are free"
     if need <= available:
         return Check("memory", True, text), None
     largest = max(layers)
-    # One layer more is in memory while it is computed.
+    # A layer from disk is in memory, too, while it is computed.
     resident_layers = (available - rest - _OVERHEAD) // largest - 1
     if resident_layers < 0:
-        least = rest + largest + _OVERHEAD
-        return Check("memory", False, f"{text}; it takes {least / 1e9:.1f} GB at least."), None
+        return Check("memory", False, f"{text}; free at least {(rest + largest + _OVERHEAD) / 1e9:.1f} GB."), None
     away = len(layers) - resident_layers
     return Check("memory", True, f"{text}: {away} of {len(layers)} layers are read from disk in turn"), resident_layers
 
 
 def _sizes(package: Package) -> tuple[list[int], int]:
-    """Bytes in fp32 of each decoder layer, and of everything else, of the base that the package's config describes."""
+    """Bytes in fp32 of each decoder layer of the base, and of everything else, by the package's config."""
     import torch
     import transformers
 
     from ..base.definition import text_decoder
 
     config = transformers.AutoConfig.for_model(**package.base_config)
-    with torch.device("meta"):  # shapes alone
+    with torch.device("meta"):  # allocates no memory
         model = getattr(transformers, package.family.base_class)._from_config(config)
     layers = [_BYTES * sum(map(torch.numel, layer.parameters())) for layer in text_decoder(model).layers]
     return layers, _BYTES * sum(map(torch.numel, model.parameters())) - sum(layers)

@@ -1,16 +1,16 @@
-"""What `verify` runs in a fresh, isolated process: loads a package as a stranger would, holds it to its list.
+"""Runs in a fresh, isolated process: loads a package as any user would and compares it with its definition.
 
-``python -I verify_child.py`` takes a JSON object on standard input (see `_Run`) and prints the checks as a
-JSON list, up to and including the first that failed. The static checks have passed before this is started:
-the remote code is this release's.
+``python -I child.py`` reads a JSON object from standard input (see `_Run`) and prints the checks as a JSON list, up to
+and including the first that failed. Before it is started, the package's remote code was found to be this release's.
 """
 
 import gc
-import importlib.util
 import itertools
 import json
 import sys
 from collections.abc import Callable
+from importlib.machinery import SourceFileLoader
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ import transformers
 
 sys.modules["shortv_export"] = None  # type: ignore[assignment]  # importing it raises from here on
 
-# Of the logits' scale, in fp32: two orders of computing the same sums.
+# Relative to the largest value. In fp32, the order of additions makes this much difference.
 TOLERANCE = 1e-5
 _SEED = 0
 _NEW_TOKENS = 8
@@ -54,17 +54,17 @@ def _self_contained() -> str:
         import shortv_export  # noqa: F401
     except ImportError:
         return "loads in a process without shortv_export"
-    raise _Failed("shortv_export could be imported, so the package was not on its own.")
+    raise _Failed("shortv_export could be imported, so the package may depend on it.")
 
 
 class _Run:
-    """The package's model first, then the stock model: never both in memory.
+    """Runs the package's model first, then the stock model, so that only one is in memory.
 
     Attributes:
-        task: ``package`` and ``stock`` (folders), ``model_class`` and ``base_class`` (names of classes),
-            ``prompt`` (for a processor without chat template), ``definition`` (file), ``frozen_layers``,
-            ``resident_layers`` (how many decoder layers memory holds; None for all) and ``offload_folder`` (where
-            loading may write).
+        task: ``package`` and ``stock`` (folders), ``model_class`` and ``base_class`` (names of classes), ``prompt``
+            (for a processor without chat template), ``definition`` (a Python file), ``frozen_layers``,
+            ``resident_layers`` (how many decoder layers memory holds at a time; None for all) and ``offload_folder``
+            (where loading may write).
     """
 
     def __init__(self, task: dict[str, Any]) -> None:
@@ -75,15 +75,15 @@ class _Run:
         self.logits = torch.empty(0)
         self.cached: list[list[torch.Tensor]] = []
         self.visual = torch.empty(0)
-        # With layers on disk, each token reads them all.
+        # Layers on disk are read again for each token.
         self.new_tokens = _NEW_TOKENS if task["resident_layers"] is None else 1
 
     def load(self) -> str:
-        """The model with all its weights, and the processor's inputs for one image and one question."""
+        """Loads the model with all its weights, and makes inputs of one image and one question."""
         self.model = self._from_pretrained(transformers.AutoModel, "package", trust_remote_code=True)
         name = type(self.model).__name__
         if name != self.task["model_class"]:
-            raise _Failed(f"AutoModel gave a {name}, not a {self.task['model_class']}.")
+            raise _Failed(f"AutoModel loads a {name}, not a {self.task['model_class']}.")
         self.inputs = self._inputs_of("package", trust_remote_code=True)
         self.visual = self.stock_definition.visual_tokens(self.model.config, self.inputs["input_ids"])
         if not self.visual.any():
@@ -91,35 +91,31 @@ class _Run:
         return f"{name}, every weight found"
 
     def same_inputs(self) -> str:
-        """The base's own processor, which transformers may choose by its model type, makes the same of them."""
+        """Compares the inputs with those of the base's processor, which transformers may choose by model type."""
         expected = self._inputs_of("stock")
         for name in sorted(expected.keys() | self.inputs.keys()):
             found, wanted = self.inputs.get(name), expected.get(name)
             if found is None or wanted is None or not torch.equal(found, wanted):
-                raise _Failed(f"its processor makes other {name} of an image and a question than the base's does.")
-        return "its processor makes of an image and a question what the base's does"
+                raise _Failed(f"for an image and a question, its processor makes other {name} than the base's.")
+        return "its processor makes the same inputs of an image and a question as the base's"
 
     def frozen(self) -> str:
-        """One forward pass: what the model says it skipped must be what its list says."""
+        """Compares what the model reports to have skipped in one forward pass with its list."""
         with torch.inference_mode():
             output = self.model(**self.inputs, use_cache=True)
         self.logits, self.cached = output.logits, self._cached(output)
         report = self.model.shortv_report()
         layers, visual = self.task["frozen_layers"], int(self.visual.sum())
-        # Without frozen layers there is nothing to find visual tokens for.
-        expected = {
-            "frozen_layers": layers,
-            "visual_tokens": visual if layers else 0,
-            "skipped_updates": len(layers) * visual,
-        }
-        for key, value in expected.items():
+        # A model without frozen layers does not look for visual tokens.
+        expected = (("visual_tokens", visual if layers else 0), ("skipped_updates", len(layers) * visual))
+        for key, value in (("frozen_layers", layers), *expected):
             seen = list(report[key]) if key == "frozen_layers" else report[key]
             if seen != value:
                 raise _Failed(f"the model reports {key} {seen} instead of {value}.")
         return f"{len(layers)} layers skipped {visual} visual tokens each"
 
     def generate(self) -> str:
-        """A greedy answer; afterwards the model is let go."""
+        """Generates a greedy answer, then frees the model's memory."""
         with torch.inference_mode():
             answer = self.model.generate(**self.inputs, max_new_tokens=self.new_tokens, do_sample=False)
         new = answer.shape[1] - self.inputs["input_ids"].shape[1]
@@ -130,7 +126,7 @@ class _Run:
         return f"{new} tokens"
 
     def definition(self) -> str:
-        """The stock model from the same weights, with the visual rows put back after each frozen layer."""
+        """Compares with the stock model of the same weights, its visual rows put back after each frozen layer."""
         stock = self._from_pretrained(getattr(transformers, self.task["base_class"]), "stock")
         layers, frozen_layers = self.stock_definition.text_decoder(stock).layers, self.task["frozen_layers"]
         with torch.inference_mode(), self.stock_definition.frozen_by_definition(layers, frozen_layers, self.visual):
@@ -152,16 +148,14 @@ class _Run:
         try:
             processor = transformers.AutoProcessor.from_pretrained(self.task[folder], **options)
         except Exception as error:  # transformers raises many kinds; an ImportError says what to install
-            raise _Failed(f"the {folder} processor does not load: {' '.join(str(error).split())[:300]}") from None
-        inputs: dict[str, torch.Tensor] = self.stock_definition.placed(
-            self.model, _inputs(processor, self.task["prompt"])
-        )
-        return inputs
+            raise _Failed(f"the {folder} processor does not load: {_one_line(error)}") from None
+        inputs = _inputs(processor, self.task["prompt"])
+        return dict(self.stock_definition.placed(self.model, inputs))
 
     def _cached(self, output: Any) -> list[list[torch.Tensor]]:
-        """What a forward pass left in each layer's cache: keys and values, ``(batch, key heads, tokens)``.
+        """Each layer's cached keys and values, ``(batch, key heads, tokens)``.
 
-        Of each key and value, its component in one direction: all of them for a long prompt would take gigabytes.
+        Each vector is projected onto one random direction: whole caches of a long prompt would take gigabytes.
         """
         kept = []
         for layer in output[self.stock_definition.cache_name(output)].layers:
@@ -176,7 +170,7 @@ class _Run:
             options |= self._placement(auto, folder, **options) | {"output_loading_info": True}
             model, loading = auto.from_pretrained(self.task[folder], **options)
         except Exception as error:  # transformers raises many kinds
-            raise _Failed(f"the {folder} model does not load: {' '.join(str(error).split())[:300]}") from None
+            raise _Failed(f"the {folder} model does not load: {_one_line(error)}") from None
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
             if loading[kind]:
                 some = ", ".join(sorted(map(str, loading[kind]))[:3])
@@ -184,7 +178,7 @@ class _Run:
         return model.eval()
 
     def _placement(self, auto: Any, folder: str, trust_remote_code: bool = False, **_: Any) -> dict[str, Any]:
-        """Where each part goes if memory does not hold all decoder layers: the last ones stay on disk."""
+        """Leaves the last decoder layers on disk if memory does not hold all."""
         resident = self.task["resident_layers"]
         if resident is None:
             return {}
@@ -203,12 +197,12 @@ class _Run:
 
 
 def _difference(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """The largest absolute difference, of the expected tensor's largest absolute value."""
+    """The largest absolute difference, relative to the expected tensor's largest absolute value."""
     return (found - expected).abs().max().item() / max(expected.abs().max().item(), torch.finfo(torch.float32).tiny)
 
 
 def _inputs(processor: Any, plain_prompt: str) -> Any:
-    """One image of seeded noise, and one question: as its chat template has it, or the family's plain prompt."""
+    """Inputs for an image of noise and a question, by the chat template or else the family's plain prompt."""
     from PIL import Image
 
     generator = torch.Generator().manual_seed(_SEED)
@@ -223,19 +217,21 @@ def _inputs(processor: Any, plain_prompt: str) -> Any:
     try:
         inputs = processor(images=[Image.fromarray(noise.numpy())], text=[prompt], return_tensors="pt")
     except Exception as error:  # processors raise many kinds
-        raise _Failed(f"the processor takes no image: {' '.join(str(error).split())[:300]}") from None
-    inputs.pop("labels", None)  # some processors make them of every prompt, to learn it
+        raise _Failed(f"the processor takes no image: {_one_line(error)}") from None
+    inputs.pop("labels", None)  # some processors make labels for training
     return inputs
 
 
 def _module(path: str) -> Any:
-    """A module from a file of a project that cannot be imported here."""
-    specification = importlib.util.spec_from_file_location("definition", path)
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
+    """Imports a module from its file."""
+    loader = SourceFileLoader("definition", path)
+    module = ModuleType(loader.name)
+    loader.exec_module(module)
     return module
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A package runs in a fresh, isolated process (see `child`)."""
+"""Runs a package in a fresh, isolated process (see `child`)."""
 
 from __future__ import annotations
 
@@ -13,26 +13,17 @@ from ..files import write_json, write_text
 from ..packaging import Check, Package
 from ..records import CONFIG_NAME, TOKENIZER_CONFIG_NAME, WEIGHT_FILES
 
-# What the child may know of this process's environment: where programs are, and how many threads to use.
-_ENVIRONMENT = (
-    "PATH",
-    "LANG",
-    "LC_ALL",
-    "LD_LIBRARY_PATH",
-    "SYSTEMROOT",
-    "TMPDIR",
-    "OMP_NUM_THREADS",
-    "MKL_NUM_THREADS",
-)
+# The variables of the environment that the child sees: no secrets.
+_PASSED = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "SYSTEMROOT", "TMPDIR", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def run_isolated(package: Package, weights: Path, resident_layers: int | None, timeout: float) -> list[Check]:
-    """Runs the checks of the isolated process.
+    """Runs the checks of `child`, up to and including the first that fails.
 
     Args:
-        package: its static checks have passed.
-        weights: the folder of its weights: its own, or the snapshot that it refers to.
-        resident_layers: how many decoder layers memory holds; None for all.
+        package: a package whose files were inspected.
+        weights: the folder of its weights: its own, or the base's snapshot if the package refers to that.
+        resident_layers: how many decoder layers memory holds at a time; None for all.
         timeout: seconds.
     """
     family = package.family
@@ -40,7 +31,7 @@ def run_isolated(package: Package, weights: Path, resident_layers: int | None, t
         stock = Path(temporary, "stock")
         stock.mkdir()
         _write_stock(package, weights, stock)
-        if weights != package.folder:  # all that the process finds in its Hub cache
+        if weights != package.folder:  # the child's Hub cache holds the base's snapshot and nothing else
             cached = Path(temporary, "hub", weights.parents[1].name)
             cached.parent.mkdir()
             cached.symlink_to(weights.parents[1])
@@ -55,8 +46,8 @@ def run_isolated(package: Package, weights: Path, resident_layers: int | None, t
             "resident_layers": resident_layers,
             "offload_folder": str(Path(temporary, "offload")),
         }
-        environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
-        # No token, no network, no cache of earlier remote code: all of it lives in the temporary folder.
+        environment = {name: os.environ[name] for name in _PASSED if name in os.environ}
+        # No token, no network, and no remote code cached earlier: home and caches are in the temporary folder.
         environment |= {
             "HOME": temporary,
             "HF_HOME": temporary,
@@ -86,7 +77,7 @@ def run_isolated(package: Package, weights: Path, resident_layers: int | None, t
 
 
 def _write_stock(package: Package, weights: Path, stock: Path) -> None:
-    """Makes the base again: its own config and tokenizer class, and links to the same files."""
+    """Puts the base together from the package: its own config and tokenizer class, and links to the other files."""
     write_json(stock / CONFIG_NAME, package.base_config)
     if package.recipe.tokenizer_class:
         write_text(stock / TOKENIZER_CONFIG_NAME, package.base_tokenizer_config)
@@ -98,9 +89,9 @@ def _write_stock(package: Package, weights: Path, stock: Path) -> None:
 
 
 def _crash(status: int, stderr: str) -> str:
-    """Why the process died, in one line. Most often memory ran out."""
+    """Why the process died, in one line."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     last = f": {lines[-1][:300]}" if lines else ""
     if status == -9:
-        return f"the isolated process was killed, as happens when memory runs out{last}."
+        return f"the isolated process was killed, as happens when memory runs out; free some, then try again{last}."
     return f"the isolated process ended with status {status}{last}."

@@ -1,4 +1,4 @@
-"""The scenes: answers re-derived from the picture, determinism, disjoint seeds; and the model trained on them."""
+"""The scenes: answers derived from the image, determinism, disjoint seeds; and the model trained on them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def cells(image: np.ndarray) -> Iterator[tuple[int, int, np.ndarray]]:
 
 
 def seen_colour(cell: np.ndarray) -> tuple[str, np.ndarray] | None:
-    """The named colour nearest to the most deviating pixels, and where it is; None for an empty cell."""
+    """The colour whose pixels differ most from the background, and their mask; None for an empty cell."""
     background = np.median(np.concatenate([cell[0], cell[-1]]), axis=0)
     differs = np.abs(cell - background).max(-1) > 45
     if differs.sum() < 15:
@@ -50,7 +50,7 @@ def seen_colour(cell: np.ndarray) -> tuple[str, np.ndarray] | None:
 
 
 def seen_shape(differs: np.ndarray) -> str:
-    """A shape told by how it fills its bounding box."""
+    """The shape, recognised by how it fills its bounding box."""
     rows, columns = np.flatnonzero(differs.any(1)), np.flatnonzero(differs.any(0))
     box = differs[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     height, width = box.shape
@@ -65,13 +65,13 @@ def seen_shape(differs: np.ndarray) -> str:
 
 
 def is_sign(cell: np.ndarray) -> bool:
-    """Paper from edge to edge; shapes leave the outermost columns of their cell alone."""
+    """Whether there is paper from edge to edge; shapes leave the outermost columns of their cell free."""
     middle = cell[CELL // 2]
     return bool(middle[0].min() > 150 and middle[-1].min() > 150)
 
 
 def look(image: np.ndarray) -> tuple[list[tuple[str, str, int, int]], tuple[int, int]]:
-    """(colour, shape, row, column) of every thing, and the sign's cell, from the pixels alone."""
+    """(colour, shape, row, column) of every thing, and the sign's cell, found from the pixels alone."""
     things, sign = [], None
     for row, column, cell in cells(image):
         if is_sign(cell):
@@ -87,7 +87,7 @@ def quarter(row: int, column: int) -> str:
 
 
 def answer(question: str, things: list[tuple[str, str, int, int]], sign: tuple[int, int], word: str) -> str:
-    """Answers a question from its wording; written independently of how `scenes` makes questions."""
+    """Answers a question by its wording, independently of the code in `scenes`."""
 
     def matching(words: str) -> list[tuple[str, str, int, int]]:
         wanted = words.split()

@@ -1,6 +1,6 @@
-"""The baselines against their definition: the stock model, in whose later layers nobody sees the dropped tokens.
+"""The baselines against their definition: the stock model, whose later layers mask out the dropped tokens.
 
-Rows left out and keys masked out are the same thing for the rows that stay: the stock model runs all rows through all
+For the rows that stay, leaving rows out and masking their keys is the same. The stock model runs all rows through all
 layers, token by token without a cache, and a 4-D mask hides the dropped tokens from every later layer.
 """
 
@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from shortv_export import cli
-from shortv_export.base.cost import flops_ratio
+from shortv_export.base.cost import dense_layer_flops, flops_ratio, frozen_layer_flops
 from shortv_export.base.definition import text_decoder, visual_tokens
 from shortv_export.base.resolve import resolve_base
 from shortv_export.base.shapes import LayerShape
@@ -25,13 +25,12 @@ from shortv_export.errors import ShortVError
 from shortv_export.evaluation.baselines import (
     FASTV_DROP,
     FASTV_LAYERS,
-    comparisons,
     fastv,
-    pruned_flops,
+    paper_baselines,
     shortv_and_fastv,
     vtw,
 )
-from shortv_export.evaluation.changes import frozen
+from shortv_export.evaluation.changes import shortv
 from shortv_export.evaluation.speed import measure_speed
 from shortv_export.records.evaluation import Evaluation
 from shortv_export.records.scores import Scores
@@ -45,13 +44,13 @@ from tests.support.tiny_families import batch
 pairs = test_families.pairs
 LAYERS = 4
 NEW_TOKENS = 4
-WINDOWS = r"^FastV and VTW need a text model whose layers see all tokens; leave out `baselines`\.$"
+WINDOWS = r"^FastV and VTW need a text model whose layers attend to all tokens; leave out `baselines`\.$"
 PROMPT = "USER: what <image>\n is in the picture ? ASSISTANT:"
 
 
 @contextmanager
 def hidden_from_later_layers(stock: Any, after: int, dropped: torch.Tensor) -> Iterator[None]:
-    """From layer number `after` on, no token sees the dropped ones, ``(tokens,)`` bool of the prompt."""
+    """From layer number `after` on, no token attends to the dropped ones, ``(tokens,)`` bool of the prompt."""
 
     def hide(layer: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         mask = kwargs["attention_mask"].clone()
@@ -68,7 +67,7 @@ def hidden_from_later_layers(stock: Any, after: int, dropped: torch.Tensor) -> I
 
 
 def least_attended(stock: Any, inputs: Any, after: int, drop: float) -> torch.Tensor:
-    """``(tokens,)`` bool: by all attention weights of the whole prompt, as the stock model gives them."""
+    """The tokens that FastV drops, ``(tokens,)`` bool, from the stock model's own attention weights."""
     visual = visual_tokens(stock.config, inputs["input_ids"])[0]
     with torch.no_grad():
         attentions = stock(**inputs, output_attentions=True).attentions
@@ -80,7 +79,7 @@ def least_attended(stock: Any, inputs: Any, after: int, drop: float) -> torch.Te
 
 
 def greedy_by_definition(pair: Any, inputs: Any, after: int, dropped: torch.Tensor) -> tuple[list[int], torch.Tensor]:
-    """Token ids of an answer, and the logits before each."""
+    """Token ids of an answer, and the logits before each token."""
     ids, tokens, logits = inputs["input_ids"], [], []
     given = {name: value for name, value in inputs.items() if name not in ("input_ids", "attention_mask")}
     for _ in range(NEW_TOKENS):
@@ -150,11 +149,11 @@ def test_dropped_tokens_are_as_if_hidden(
     assert output.sequences[0, prompt:].tolist() == tokens
     assert relative_error(torch.cat(output.logits), logits) < 1e-5
     assert relative_error(plain[0], logits[0]) > 1e-3, "the comparison needs differences"
-    # The keys of dropped tokens are not there, nor were they ever computed.
+    # The cache holds no keys of dropped tokens.
     lengths = [layer.keys.shape[2] for layer in output[CACHE].layers]
     whole = prompt + NEW_TOKENS - 1
     assert lengths == [whole] * after + [whole - int(dropped.sum())] * (LAYERS - after)
-    # Afterwards the model is its base again, its settings included.
+    # Afterwards the model and its settings are those of the base again.
     assert pair.shortv.config.frozen_layers == []
     assert pair.shortv.config.text_config._attn_implementation == attention
     with torch.no_grad():
@@ -187,7 +186,7 @@ def test_other_selections_are_frozen_layers(load: Callable[..., Any]) -> None:
     inputs = pair.inputs(PROMPT)
     visual, text, cosine = (0.1, 0.2, 0.3, 0.4), (0.1,) * LAYERS, (0.4, 0.1, 0.3, 0.2)
     scores = Scores(visual, text, (0.0,) * LAYERS, 1, visual_cosine_distance=cosine)
-    changes = comparisons((0, 1), (LayerShape(64, 128, 64, 64),) * LAYERS, 20, 16, scores)
+    changes = paper_baselines((0, 1), (LayerShape(64, 128, 64, 64),) * LAYERS, 20, 16, scores)
     by_name = {change.name: change for change in changes}
     assert by_name["cosine 2 of 4"].frozen_layers == (1, 3)
     for name in ("cosine 2 of 4", "random 2 of 4"):
@@ -196,7 +195,7 @@ def test_other_selections_are_frozen_layers(load: Callable[..., Any]) -> None:
         assert len(change.frozen_layers) == 2
         output = generate(pair, change, inputs)
         pair.shortv.freeze_layers(list(change.frozen_layers))
-        expected = generate(pair, frozen(change.frozen_layers, LAYERS), inputs)
+        expected = generate(pair, shortv(change.frozen_layers, LAYERS), inputs)
         assert torch.equal(torch.cat(output.logits), torch.cat(expected.logits))
         pair.shortv.freeze_layers([])
 
@@ -219,7 +218,7 @@ def test_cost_is_the_papers(model: str) -> None:
 
 
 def test_cost_of_both() -> None:
-    """By hand, for layers of which 1 and 2 are frozen; the paper's 29 % (Table 5) does not follow from Eqs. 3-4."""
+    """Calculated by hand; layers 1 and 2 are frozen. The paper's 29 % (Table 5) does not follow from Eqs. 3 and 4."""
     shapes = (LayerShape(2, 3, 2, 2),) * 4
     dense, both = 2 * (10 + 40) * (4 * 2 + 3 * 3) * 2 + 4 * 50**2 * 2, 2 * 30 * 17 * 2 + 4 * 30**2 * 2
     frozen_before, frozen_after = (2 * 10 * 17 * 2 + 4 * v * 2**2 + 4 * 10 * (10 + v) * 2 for v in (40, 20))
@@ -228,7 +227,7 @@ def test_cost_of_both() -> None:
 
 
 def test_cost_is_that_of_each_layer() -> None:
-    """By hand, for layers of which 0 is wide, 1 and 2 are narrow, and one of them is frozen."""
+    """Calculated by hand; layer 0 is wide, 1 and 2 are narrow, and one of them is frozen."""
     narrow, wide = LayerShape(2, 3, 2, 2), LayerShape(2, 30, 2, 2)
 
     def dense(m: int, v: int) -> int:
@@ -238,12 +237,12 @@ def test_cost_is_that_of_each_layer() -> None:
     shapes, base = (wide, narrow, narrow), dense(30, 40) + 2 * dense(3, 40)
     assert vtw(1).flops_ratio(shapes, 10, 40) == (dense(30, 40) + 2 * dense(3, 0)) / base
     assert vtw(2).flops_ratio(shapes, 10, 40) == (dense(30, 40) + dense(3, 40) + dense(3, 0)) / base
-    assert frozen((0,), 3).flops_ratio(shapes, 10, 40) == (frozen_wide + 2 * dense(3, 40)) / base
-    assert frozen((2,), 3).flops_ratio(shapes, 10, 40) == (dense(30, 40) + dense(3, 40) + frozen_narrow) / base
-    # The wide layer frozen saves more than can be saved after it; a narrow one less.
-    names = [change.name for change in comparisons((0,), shapes, 10, 40, None)]
+    assert shortv((0,), 3).flops_ratio(shapes, 10, 40) == (frozen_wide + 2 * dense(3, 40)) / base
+    assert shortv((2,), 3).flops_ratio(shapes, 10, 40) == (dense(30, 40) + dense(3, 40) + frozen_narrow) / base
+    # Freezing the wide layer saves more than FastV or VTW can save after it; freezing a narrow one saves less.
+    names = [change.name for change in paper_baselines((0,), shapes, 10, 40, None)]
     assert names == ["FastV K=2 R=50.0%", "VTW K=1", "1 of 3 + FastV K=2 R=50.0%", "random 1 of 3"]
-    names = [change.name for change in comparisons((2,), shapes, 10, 40, None)]
+    names = [change.name for change in paper_baselines((2,), shapes, 10, 40, None)]
     assert names[1].startswith("FastV K=2 R="), "at the cost of a narrow layer frozen"
 
 
@@ -253,13 +252,13 @@ def test_baselines_cost_what_shortv_costs(model: str) -> None:
     layers, prompt = len(shapes), (shapes, 64, visual)
     preset = PRESETS[model]
     budget = flops_ratio(shapes, preset, 64, visual)
-    changes = comparisons(preset, *prompt, None)
+    changes = paper_baselines(preset, *prompt, None)
     ratios = [change.flops_ratio(*prompt) for change in changes]
     names = [change.name for change in changes]
     assert names[0] == f"FastV K={FASTV_LAYERS} R=50.0%"
     assert names[2] == f"VTW K={layers // 2}"
     assert not any("cosine" in name for name in names), "there are no distances to select by"
-    # At most the budget, and a thousandth of the tokens or a layer more breaks it.
+    # At most the budget; one step milder (0.1 % of the tokens, or one layer) would exceed it.
     fastv_ratio, vtw_ratio = ratios[1], ratios[3 if names[3].startswith("VTW") else 2]
     for ratio, step in ((fastv_ratio, 0.001 + 1 / visual), (vtw_ratio, 1 / layers)):
         assert ratio is not None
@@ -268,16 +267,16 @@ def test_baselines_cost_what_shortv_costs(model: str) -> None:
 
 
 def test_nothing_reaches_the_cost() -> None:
-    # Two dense layers out of three already cost more than all frozen.
-    changes = comparisons((0, 1, 2), (LayerShape(64, 128, 64, 64),) * 3, 20, 144, None)
+    # Two dense layers out of three cost more than three frozen ones.
+    changes = paper_baselines((0, 1, 2), (LayerShape(64, 128, 64, 64),) * 3, 20, 144, None)
     assert [change.name.split(" R=")[0] for change in changes] == [
         "FastV K=2",
         "VTW K=1",
         "3 of 3 + FastV K=2",
         "random 3 of 3",
     ]
-    # And of two layers, no token passes the second one if it is to be dropped after both.
-    changes = comparisons((0,), (LayerShape(64, 128, 64, 64),) * 2, 20, 144, None)
+    # A model of two layers has none after FastV's K = 2.
+    changes = paper_baselines((0,), (LayerShape(64, 128, 64, 64),) * 2, 20, 144, None)
     assert [change.name for change in changes] == ["VTW K=1", "random 1 of 2"]
 
 
@@ -290,7 +289,12 @@ def test_counted_operations_are_those_of_the_cost_model(
     speed = measure_speed(model, change, tokens=(20, 144), repeats=1)
     shapes = (LayerShape(64, 128, 64, 64),) * LAYERS
     after, kept = (FASTV_LAYERS, 72) if frozen_layers else (1, 108)
-    expected = pruned_flops(shapes, 20, 144, after=after, kept=kept, frozen_layers=frozen_layers)
+    expected = sum(
+        (frozen_layer_flops if layer in frozen_layers else dense_layer_flops)(
+            shape, 20, 144 if layer < after else kept
+        )
+        for layer, shape in enumerate(shapes)
+    )
     assert speed.expected_flops is not None
     assert speed.expected_flops.changed == expected
     assert speed.flops.changed == pytest.approx(expected, rel=0.02)
@@ -300,7 +304,7 @@ def test_counted_operations_are_those_of_the_cost_model(
 def test_a_prompt_without_images_is_left_alone(load: Callable[..., Any]) -> None:
     pair = load()
     inputs = pair.inputs("USER: is there a cat ? ASSISTANT:")
-    expected = generate(pair, frozen((), LAYERS), inputs)
+    expected = generate(pair, shortv((), LAYERS), inputs)
     for change in (fastv(0.5), vtw(2), shortv_and_fastv((0,), LAYERS)):
         output = generate(pair, change, inputs)
         assert relative_error(torch.cat(output.logits), torch.cat(expected.logits)) < 1e-5
@@ -309,7 +313,7 @@ def test_a_prompt_without_images_is_left_alone(load: Callable[..., Any]) -> None
 def test_several_samples_at_once_are_refused(load: Callable[..., Any]) -> None:
     pair = load()
     inputs = pair.inputs(PROMPT, PROMPT)
-    with pytest.raises(ShortVError, match=r"^FastV and VTW run one sample at a time\.$"):
+    with pytest.raises(ShortVError, match=r"^FastV and VTW run one sample at a time; give one\.$"):
         generate(pair, fastv(0.5), inputs)
 
 
@@ -340,7 +344,7 @@ def test_evaluate_measures_them(
     arguments = ["evaluate", package, "--data", data, "--num-samples", 2, "--max-new-tokens", 2, "--force-overlap"]
     options = ["--sweep", "0", "--baselines", "--no-speed", "--output", output]
     monkeypatch.setattr(sys, "argv", ["shortv-export", *map(str, arguments + options)])
-    with suppress(SystemExit):  # typer's, of a command that is done
+    with suppress(SystemExit):  # typer exits when a command is done
         cli.main()
     result = Evaluation.load(output)
     rows = result.rows

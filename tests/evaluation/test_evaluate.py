@@ -1,4 +1,4 @@
-"""Evaluation against the definition: the stock model, whose visual rows are put back, run token by token."""
+"""Evaluation against its definition: the stock model with visual rows put back, run token by token."""
 
 from __future__ import annotations
 
@@ -19,12 +19,11 @@ from shortv_export import pipeline
 from shortv_export.base.resolve import resolve_base
 from shortv_export.errors import ShortVError
 from shortv_export.evaluation import evaluate as evaluation
-from shortv_export.evaluation.answers import normalised
-from shortv_export.evaluation.changes import frozen
-from shortv_export.evaluation.estimates import mean_interval
-from shortv_export.evaluation.fidelity import Answers, accuracy_of, fidelity_of, measure_fidelity
-from shortv_export.evaluation.loading import load_package, require_evaluable
-from shortv_export.evaluation.tables import tables
+from shortv_export.evaluation.changes import shortv
+from shortv_export.evaluation.evaluate import load_package, require_evaluable
+from shortv_export.evaluation.fidelity import Answers, measure_fidelity
+from shortv_export.evaluation.report import tables
+from shortv_export.evaluation.summary import accuracy_of, fidelity_of, mean_interval, normalised
 from shortv_export.measure.partial_results import PartialResults
 from shortv_export.options import Comparison, Questions, Samples
 from shortv_export.packaging.package import Package
@@ -83,7 +82,7 @@ def digests(data: Path) -> list[str]:
 
 
 def greedy(model: Any, inputs: Any, answer: list[int] | None = None) -> tuple[list[int], torch.Tensor]:
-    """Token by token without a cache: an answer, or a given one, and the log-probabilities before each token."""
+    """An answer token by token without a cache (or `answer` itself), and the log-probabilities before each token."""
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
     tokens: list[int] = []
     steps = []
@@ -119,7 +118,7 @@ def test_fidelity_is_that_of_the_definition(
         expected.append((kl[0].item(), kl.mean().item(), same_first, answer == own, *texts))
 
     model, loaded_processor = load_package(checked(make_package(model_type=model_type)))
-    changes = [frozen(FROZEN, LAYERS), frozen((), LAYERS)]
+    changes = [shortv(FROZEN, LAYERS), shortv((), LAYERS)]
     found, unchanged = measure_fidelity(model, loaded_processor, samples, changes, max_new_tokens=NEW_TOKENS)
     for answers, (first_kl, kl_mean, same_first, same, text, own_text) in zip(found, expected, strict=True):
         assert answers.first_token_kl == pytest.approx(first_kl, rel=1e-3)
@@ -158,7 +157,7 @@ def test_means_and_paired_differences(questions: Path) -> None:
     assert accuracy.difference.mean == -0.25
     assert accuracy.difference.low is not None
     assert accuracy.difference.high is not None
-    # Only ever worse, so in no resample better; unpaired, that could not be told.
+    # No sample got better, so no resample does; only a paired interval shows that.
     assert accuracy.difference.low < accuracy.difference.high <= 0
     assert accuracy_of(answers[4:], samples[4:]) is None
 
@@ -189,7 +188,7 @@ def test_interval_of_a_mean() -> None:
     values = torch.randn(400, generator=torch.Generator().manual_seed(0)).double() * 3 + 1
     interval = mean_interval(values.tolist(), resamples=4000)
     assert interval is not None
-    # Of many samples, the interval of the normal approximation.
+    # For many samples, close to the normal approximation.
     half = 1.96 * values.std().item() / 20
     assert interval == pytest.approx((values.mean().item() - half, values.mean().item() + half), abs=0.03)
     assert mean_interval([1.0]) is None
@@ -232,7 +231,7 @@ def test_an_interrupted_run_goes_on(make_package: Callable[..., str], questions:
     assert output.read_bytes() == (tmp_path / "whole.json").read_bytes()
     assert not partial.exists()
 
-    # Finished samples are read, not measured again; those of other settings are not.
+    # Finished samples are read and not measured again, unless the settings differ.
     first = json.loads(kept.split("\n")[1])
     first["values"]["first_token_kl"] = 1000.0
     for new_tokens, is_read in ((NEW_TOKENS + 1, False), (NEW_TOKENS, True)):
@@ -322,14 +321,14 @@ def test_answers_and_groups(make_package: Callable[..., str], questions: Path, t
 def test_sweep(make_package: Callable[..., str], questions: Path) -> None:
     package = make_package(frozen_layers=(1, 2), calibration={"data": "local files", "sample_digests": ["0" * 64]})
     result = run_evaluation(package, questions, sweep=[4, 0, 2, 1])
-    # By the scores the two lowest are 0 and 2; the package's own list, given otherwise, is measured beside them.
+    # The two lowest scores are those of layers 0 and 2. The package's own list is measured too.
     assert [row.frozen_layers for row in result.rows] == [(), (2,), (0, 2), (1, 2), (0, 1, 2, 3)]
     assert [row.chosen for row in result.rows] == [False, False, False, True, False]
     alone = run_evaluation(package, questions)
     assert result.chosen.fidelity == alone.chosen.fidelity == alone.rows[0].fidelity
     assert result.rows[0].fidelity.answer_kl.mean == 0
     assert NO_WIDTH in result.notes
-    for counts, words in (([5], "`sweep` has 5; the model has 4 layers."), ([-1], "`sweep` has -1; ")):
+    for counts, words in (([5], "`sweep` has 5; give numbers from 0 to 4."), ([-1], "`sweep` has -1; ")):
         with pytest.raises(ShortVError, match=words):
             run_evaluation(package, questions, sweep=counts)
 

@@ -13,33 +13,33 @@ import torch
 from shortv_export.base.cost import dense_layer_flops, frozen_layer_flops
 from shortv_export.base.shapes import LayerShape
 from shortv_export.errors import ShortVError
-from shortv_export.evaluation.changes import UNCHANGED, Change, frozen
+from shortv_export.evaluation.changes import UNCHANGED, Change, shortv
 from shortv_export.evaluation.speed import measure_speed
 
 LAYERS = 4
 
 
 @pytest.fixture
-def shortv(load_pair: Callable[..., Any]) -> Callable[..., Any]:
-    """``shortv(...)``: a pair whose ShortV model freezes nothing yet, as the evaluation loads it."""
+def load(load_pair: Callable[..., Any]) -> Callable[..., Any]:
+    """``load(...)``: a pair whose ShortV model freezes nothing yet, as the evaluation loads it."""
 
-    def load(**arguments: Any) -> Any:
+    def make(**arguments: Any) -> Any:
         pair = load_pair(**arguments)
         pair.shortv.freeze_layers([])
         return pair
 
-    return load
+    return make
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("model", [{}, {"text_model": "qwen2", "num_key_value_heads": 2}])
 @pytest.mark.parametrize("layers", [(), (1, 3), (0, 1, 2, 3)])
 def test_counted_operations_are_those_of_the_cost_model(
-    shortv: Callable[..., Any], model: dict[str, Any], attention: str, layers: tuple[int, ...]
+    load: Callable[..., Any], model: dict[str, Any], attention: str, layers: tuple[int, ...]
 ) -> None:
-    pair = shortv(**model)
+    pair = load(**model)
     pair.set_attention(attention)
-    speed = measure_speed(pair.shortv, frozen(layers, LAYERS), tokens=(20, 144), repeats=1)
+    speed = measure_speed(pair.shortv, shortv(layers, LAYERS), tokens=(20, 144), repeats=1)
     key_value_size = 64 * model.get("num_key_value_heads", 4) // 4
     shape = LayerShape(64, 128, 64, key_value_size)
     dense, short = dense_layer_flops(shape, 20, 144), frozen_layer_flops(shape, 20, 144)
@@ -56,10 +56,10 @@ def test_counted_operations_are_those_of_the_cost_model(
 
 
 @pytest.mark.parametrize("model_type", ["llava", "llava_next"])
-def test_token_counts_are_those_of_the_data(shortv: Callable[..., Any], model_type: str) -> None:
-    pair = shortv(model_type=model_type)
+def test_token_counts_are_those_of_the_data(load: Callable[..., Any], model_type: str) -> None:
+    pair = load(model_type=model_type)
     inputs = pair.inputs("USER: <image>\n is there a cat ? ASSISTANT:")
-    speed = measure_speed(pair.shortv, frozen((1, 3), LAYERS), inputs=inputs, repeats=1)
+    speed = measure_speed(pair.shortv, shortv((1, 3), LAYERS), inputs=inputs, repeats=1)
     visual = int(pair.visual(inputs).sum())
     assert (speed.at, speed.visual_tokens) == ("data", visual)
     assert speed.text_tokens == inputs["input_ids"].shape[1] - visual
@@ -72,8 +72,8 @@ def test_token_counts_are_those_of_the_data(shortv: Callable[..., Any], model_ty
     assert speed.peak_memory is None  # this is a CPU
 
 
-def test_a_change_costs_the_changed_side_only(shortv: Callable[..., Any]) -> None:
-    model = shortv().shortv
+def test_a_change_costs_the_changed_side_only(load: Callable[..., Any]) -> None:
+    model = load().shortv
     applied = []
 
     @contextmanager
@@ -92,13 +92,13 @@ def test_a_change_costs_the_changed_side_only(shortv: Callable[..., Any]) -> Non
     assert all(names == {"inputs_embeds", "visual_mask"} for names in applied)
 
 
-def test_the_frozen_rows_are_those_said_to_be_visual(shortv: Callable[..., Any]) -> None:
-    model = shortv().shortv
+def test_the_frozen_rows_are_those_said_to_be_visual(load: Callable[..., Any]) -> None:
+    model = load().shortv
     skipped = []
 
     @contextmanager
     def watched(model: Any, inputs: Any) -> Iterator[None]:
-        with frozen((2,), LAYERS).apply(model, inputs):
+        with shortv((2,), LAYERS).apply(model, inputs):
             yield
             skipped.append(model.shortv_report()["skipped_updates"])
 
@@ -107,11 +107,11 @@ def test_the_frozen_rows_are_those_said_to_be_visual(shortv: Callable[..., Any])
     assert {*skipped} == {16}
 
 
-def test_more_tokens_than_positions(shortv: Callable[..., Any]) -> None:
+def test_more_tokens_than_positions(load: Callable[..., Any]) -> None:
     with pytest.raises(ShortVError, match=r"^4200 tokens are more than the model's 4096 positions; ask for fewer\.$"):
-        measure_speed(shortv().shortv, UNCHANGED, tokens=(200, 4000))
+        measure_speed(load().shortv, UNCHANGED, tokens=(200, 4000))
 
 
-def test_half_precision(shortv: Callable[..., Any]) -> None:
-    speed = measure_speed(shortv(dtype=torch.bfloat16).shortv, frozen((0,), LAYERS), tokens=(8, 16), repeats=1)
+def test_half_precision(load: Callable[..., Any]) -> None:
+    speed = measure_speed(load(dtype=torch.bfloat16).shortv, shortv((0,), LAYERS), tokens=(8, 16), repeats=1)
     assert speed.flops_difference == pytest.approx(0, abs=0.01)

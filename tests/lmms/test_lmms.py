@@ -1,4 +1,4 @@
-"""The model `shortv` of lmms-eval: the real command line, offline, on a task of two photographs."""
+"""The model `shortv` in lmms-eval: its real command line, offline, on a task with two photographs."""
 
 from __future__ import annotations
 
@@ -77,25 +77,25 @@ def package(installed: None, tiny_base: Callable[..., Path], tmp_path: Path) -> 
 
 @pytest.fixture
 def run(task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """``run("shortv", folder, "--option", ..., strict=True)``: the wrapper's command line, or lmms-eval's own."""
+    """``run("shortv", folder, "--option", ...)`` runs our command line or, with ``strict=False``, lmms-eval's own."""
 
     def command(model: str, pretrained: Path, *options: str, tasks: str = "photographs", strict: bool = True) -> None:
         from lmms_eval import __main__ as own
 
         given = f"pretrained={pretrained},device=cpu" + (",device_map=cpu" if model == "llava_hf" else "")
-        if "--force_simple" in options:  # which gives its template text, where the package's takes parts
+        if "--force_simple" in options:  # it passes text to the template, and the package's template expects parts
             given += ",chat_template={% for message in messages %}USER: {{ message.content }} ASSISTANT:{% endfor %}"
         arguments = ["--model", model, "--model_args", given, "--include_path", str(task), "--batch_size", "1"]
         arguments += ["--output_path", str(tmp_path / "out"), "--log_samples", *options]
         monkeypatch.setattr(sys, "argv", ["lmms-eval", *arguments, *(["--tasks", tasks] if tasks else [])])
-        monkeypatch.setattr(own, "cli_evaluate_single", own.cli_evaluate_single)  # put back afterwards
+        monkeypatch.setattr(own, "cli_evaluate_single", own.cli_evaluate_single)  # undone after the test
         (lmms.main if strict else own.cli_evaluate)()
 
     return command
 
 
 def answers(tmp_path: Path) -> list[str]:
-    """What the last run logged."""
+    """The answers that the last run logged."""
     file = max((tmp_path / "out").rglob("*samples*.jsonl"), key=lambda path: path.stat().st_mtime_ns)
     lines = map(json.loads, file.read_text(encoding="utf-8").splitlines())
     return [line["filtered_resps"] for line in sorted(lines, key=lambda line: line["doc_id"])]
@@ -131,7 +131,7 @@ def test_prompts_are_those_of_llava_hf(
             same = torch.equal(ours[name], value) if isinstance(value, torch.Tensor) else ours[name] == value
             assert same, name
 
-    # And the answers are those of the definition.
+    # The answers must also be those of the definition.
     base = AutoModelForImageTextToText.from_pretrained(tiny_base())
     tokenizer = AutoTokenizer.from_pretrained(tiny_base())
     expected = []

@@ -1,4 +1,4 @@
-"""The loopback Hub, driven by the unmodified clients and compared with its own state."""
+"""The loopback Hub: unmodified clients use it, and its state is compared with what they did."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def plain_lfs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def hub() -> Iterator[LoopbackHub]:
-    """A Hub that must have seen nothing but correct clients."""
+    """A Hub without errors at the end of the test."""
     with LoopbackHub() as hub:
         yield hub
         assert hub.errors == []
@@ -53,7 +53,7 @@ def hub() -> Iterator[LoopbackHub]:
 
 @pytest.fixture
 def strict_hub() -> Iterator[LoopbackHub]:
-    """A Hub whose `errors` the test looks at itself."""
+    """A Hub whose `errors` the test checks itself."""
     with LoopbackHub() as hub:
         yield hub
 
@@ -411,7 +411,7 @@ def test_a_dropped_connection(hub: LoopbackHub, api: HfApi, when: str, acted: bo
 def test_a_download_that_breaks_off_is_resumed(
     hub: LoopbackHub, api: HfApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1 << 16)  # the client keeps whole chunks only
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1 << 16)  # the client discards a chunk that is not complete
     hub.create_repo(REPO, files={"model.safetensors": WEIGHTS})
     sha256 = hashlib.sha256(WEIGHTS).hexdigest()
     hub.fail(lambda r: r.method == "GET" and sha256 in r.path, action="drop", when="after")
@@ -431,7 +431,7 @@ def test_a_stall(hub: LoopbackHub, api: HfApi, when: str) -> None:
 
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_hang(hub: LoopbackHub, when: str) -> None:
-    """A client that gives up, or dies, while the Hub holds its request: acted on or not, as was said."""
+    """A client that times out or dies while its request hangs. The Hub has acted on it or not, as set by `when`."""
     hub.create_repo(REPO)
     struck = hub.fail(lambda r: "/tag/" in r.path, action="hang", when=when)  # type: ignore[arg-type]
     body, headers = b'{"tag": "v1"}', {"Authorization": f"Bearer {hub.token}"}
@@ -444,7 +444,7 @@ def test_a_hang(hub: LoopbackHub, when: str) -> None:
 
 
 def test_a_body_that_breaks_off(hub: LoopbackHub) -> None:
-    """The Hub has read half of it, and has not acted."""
+    """The Hub has read half of the request and has not acted on it."""
     import socket
 
     size = 20_000_000
@@ -461,7 +461,7 @@ def test_a_body_that_breaks_off(hub: LoopbackHub) -> None:
     request = hub.requests[-1]
     assert (struck.is_set(), request.received, request.status) == (True, size // 2, 0)
 
-    # A client that is left hanging cannot get rid of the rest.
+    # A client cannot send the rest while the request hangs.
     struck = hub.fail(action="hang", when="during")
     with socket.create_connection(("127.0.0.1", port)) as client:
         client.settimeout(1)
@@ -507,7 +507,7 @@ def test_stopping_closes_connections() -> None:
     assert time.monotonic() - begin < 2
 
 
-# Violations: what only a defective client sends
+# Violations: requests that a correct client never sends
 
 
 def commit_lines(*operations: dict) -> bytes:
@@ -570,7 +570,7 @@ def test_wrong_uploads_are_noted(strict_hub: LoopbackHub, defect: str) -> None:
     assert len(strict_hub.errors) == 2
 
 
-# In processes of their own, which read the endpoint from the environment as users' do
+# In fresh processes, which read the endpoint from the environment as in real use
 
 REMOTE_CODE = {
     "config.json": json.dumps(

@@ -108,7 +108,7 @@ def test_sizes(size: int | str, expected: int, monkeypatch: pytest.MonkeyPatch) 
     assert free_bytes(torch.device("cpu"), {"cpu": size}) == expected
 
 
-@pytest.mark.parametrize("size", ["", "20", "-1GB", "much", "infGiB", -1])
+@pytest.mark.parametrize("size", ["", "20", "-1GB", "much", "infGiB", -1, "9" * 400 + "GiB", "1GB,0=2GB", "1GB "])
 def test_sizes_that_are_none(size: int | str) -> None:
     with pytest.raises(ShortVError, match=r"; give ") as caught:
         check_max_memory({0: "1GB", "cpu": size})

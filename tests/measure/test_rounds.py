@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from shortv_export.measure.rounds import score_in_rounds
+from shortv_export.measure.scorer import score_in_rounds
 from shortv_export.records.scores import Scores
 from shortv_export.samples.decode import Sample
 from shortv_export.samples.draw import DrawnSamples

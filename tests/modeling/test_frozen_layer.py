@@ -1,4 +1,4 @@
-"""One forward pass of the remote code, compared with its definition on the stock model."""
+"""Forward passes of the remote code, compared with the definition on the stock model."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import DynamicCache
 
 from shortv_export.base.definition import frozen_by_definition
-from tests.support.definition import CACHE, RAGGED, TOLERANCE, Pair, relative_error
+from tests.support.definition import CACHE, RAGGED, SLIDING, TOLERANCE, Pair, generate, relative_error
 
 
 def assert_as_defined(pair: Pair, inputs: Any, rows: Any = None, changes: bool = True) -> Any:
-    """ShortV's logits are the oracle's on all real tokens, and freezing matters here. Returns ShortV's output."""
+    """Logits of all tokens but padding equal the definition's, not the dense model's. Returns ShortV's output."""
     rows = inputs["attention_mask"].bool() if rows is None else rows
     with torch.no_grad():
         dense = pair.stock(**inputs).logits
@@ -78,16 +79,6 @@ def test_variants(load_pair, arguments):
     assert_as_defined(pair, pair.inputs(*RAGGED))
 
 
-SLIDING = {
-    "mistral": {"sliding_window": 12},
-    "qwen2": {
-        "use_sliding_window": True,
-        "sliding_window": 12,
-        "layer_types": ["full_attention", "sliding_attention", "sliding_attention", "full_attention"],
-    },
-}
-
-
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 @pytest.mark.parametrize("text_model", ["mistral", "qwen2"])
 def test_a_sliding_window_that_binds(load_pair, text_model, implementation):
@@ -112,7 +103,7 @@ def test_attention_implementations(load_pair, model_type, implementation):
         assert_as_defined(pair, pair.inputs(RAGGED[1]))  # without padding
 
 
-def test_without_padding_and_without_an_attention_mask(load_pair):
+def test_no_padding_and_no_attention_mask(load_pair):
     pair = load_pair()
     for prompts in (RAGGED[:1], RAGGED[:1] * 3):
         inputs = pair.inputs(*prompts)
@@ -123,7 +114,7 @@ def test_without_padding_and_without_an_attention_mask(load_pair):
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 def test_packed_sequences(load_pair, implementation):
-    """Two prompts in one row, told apart by position numbers that start again: neither sees the other."""
+    """Two prompts in one row: position numbers restart, and neither prompt sees the other."""
     pair = load_pair()
     pair.set_attention(implementation)
     alone = [pair.inputs(prompt) for prompt in RAGGED[:2]]
@@ -172,7 +163,7 @@ def test_hidden_states_of_every_layer(load_pair):
     pair = load_pair(frozen_layers=[1, 2])
     inputs = pair.inputs(*RAGGED)
     rows = inputs["attention_mask"].bool()
-    expected = []  # what enters each layer of the oracle (some versions record outputs before its hooks have run)
+    expected = []  # inputs of the layers; some versions record outputs before the hooks of the definition run
     for layer in pair.stock.model.language_model.layers:
         layer.register_forward_pre_hook(lambda module, args: expected.append(args[0]))
     with torch.no_grad(), pair.oracle():
@@ -182,11 +173,11 @@ def test_hidden_states_of_every_layer(load_pair):
     for number, (mine, theirs) in enumerate(zip(actual, expected, strict=True)):
         assert relative_error(mine, theirs, rows) <= TOLERANCE, number
     visual = pair.visual(inputs)
-    assert torch.equal(actual[1][visual], actual[3][visual])  # they passed both frozen layers by
+    assert torch.equal(actual[1][visual], actual[3][visual])  # unchanged by both frozen layers
 
 
 def test_attentions(load_pair):
-    """A frozen layer has attention weights of its text rows only: (batch, heads, text rows, keys)."""
+    """A frozen layer returns the attention weights of its text rows: (batch, heads, text rows, keys)."""
     pair = load_pair(frozen_layers=[2])
     pair.set_attention("eager")
     inputs = pair.inputs(RAGGED[0])
@@ -226,32 +217,14 @@ def test_positional_and_tuple_calls(load_pair):
 class TestEmbeddings:
     """`inputs_embeds` instead of `input_ids`."""
 
-    def embedded(self, pair: Pair, *prompts: str) -> tuple[Any, Any]:
-        inputs = pair.inputs(*prompts)
-        visual = pair.visual(inputs)
-        inputs["inputs_embeds"] = pair.stock.get_input_embeddings()(inputs.pop("input_ids")).detach()
-        return inputs, visual
-
-    def merged(self, pair: Pair, *prompts: str) -> tuple[Any, Any]:
-        inputs, visual = self.embedded(pair, *prompts)
-        with torch.no_grad():
-            features = pair.stock.model.get_image_features(
-                inputs.pop("pixel_values"),
-                vision_feature_layer=pair.stock.config.vision_feature_layer,
-                vision_feature_select_strategy=pair.stock.config.vision_feature_select_strategy,
-                return_dict=True,
-            ).pooler_output
-        inputs["inputs_embeds"][visual] = torch.cat(list(features))
-        return inputs, visual
-
     def test_placeholders_are_found(self, load_pair):
         pair = load_pair()
-        inputs, _ = self.embedded(pair, *RAGGED)
+        inputs, _ = pair.embedded(*RAGGED)
         assert_as_defined(pair, inputs)
 
     def test_merged_features_need_a_mask(self, load_pair):
         pair = load_pair()
-        inputs, visual = self.merged(pair, *RAGGED)
+        inputs, visual = pair.merged(*RAGGED)
         with torch.no_grad(), frozen_by_definition(pair.stock.model.language_model.layers, [0, 2], visual):
             expected = pair.stock(**inputs).logits
         rows = inputs["attention_mask"].bool()
@@ -267,13 +240,13 @@ class TestEmbeddings:
 
     def test_text_only(self, load_pair):
         pair = load_pair()
-        inputs, visual = self.embedded(pair, "USER: is there a cat ?")
+        inputs, visual = pair.embedded("USER: is there a cat ?")
         with torch.no_grad():
             actual = pair.shortv(**inputs, visual_mask=visual).logits
             assert torch.equal(actual, pair.stock(**inputs).logits)
 
 
-def test_a_mask_may_be_given_with_input_ids_too(load_pair):
+def test_visual_mask_with_input_ids(load_pair):
     pair = load_pair()
     inputs = pair.inputs(*RAGGED)
     with torch.no_grad():
@@ -323,7 +296,7 @@ def test_threads_do_not_disturb_each_other(load_pair):
     pair = load_pair()
     batches = [pair.inputs(*RAGGED[start:]) for start in range(3)] + [pair.inputs(*RAGGED, padding_side="right")]
     for inputs in batches:
-        del inputs["pixel_values"]  # stock vision towers of old versions do disturb each other; placeholders will do
+        del inputs["pixel_values"]  # old stock vision towers are not thread-safe; placeholders are enough here
 
     def run(inputs: Any) -> Any:
         with torch.no_grad():
@@ -336,7 +309,7 @@ def test_threads_do_not_disturb_each_other(load_pair):
 
 
 class TestReport:
-    def test_counts_are_the_rows_that_never_reach_a_query(self, load_pair):
+    def test_skipped_updates_are_the_rows_without_a_query(self, load_pair):
         pair = load_pair(frozen_layers=[0, 2])
         inputs = pair.inputs(*RAGGED)
         layers = pair.shortv.model.language_model.layers
@@ -356,7 +329,7 @@ class TestReport:
         }
         assert computed[1] == computed[3] == rows > computed[0] == computed[2]
 
-    def test_one_row_skips_exactly_its_visual_tokens(self, load_pair):
+    def test_a_single_prompt_skips_exactly_its_visual_tokens(self, load_pair):
         pair = load_pair(frozen_layers=[0, 1, 3])
         with torch.no_grad():
             pair.shortv(**pair.inputs(RAGGED[0]))
@@ -376,10 +349,9 @@ class TestReport:
 
 
 class TestFlashSemantics:
-    """What flash attention is handed instead of a dense mask, on a machine without it: `None` or a padding mask.
+    """The masks of flash attention, without its kernels: `None` or a padding mask.
 
-    The stock model is made to build such masks by naming an attention implementation as flash kernels are named; its
-    own, unfrozen layers then need an attention that understands them, which the reference implementation `flash` is.
+    transformers builds them for every attention with "flash" in its name; the fixture `flash` registers one.
     """
 
     CASES = pytest.mark.parametrize(
@@ -407,46 +379,25 @@ class TestFlashSemantics:
     @CASES
     @pytest.mark.parametrize("padded", [False, True], ids=["no padding", "padding"])
     def test_second_turn_on_a_cache(self, load_pair, flash, arguments, padded):
-        from transformers import DynamicCache
-
         pair = load_pair(**arguments, frozen_layers=[0, 1, 3])
         inputs = pair.inputs(*(RAGGED[1], RAGGED[1].replace("answer with", "")) if padded else RAGGED[1:2])
         cut = 26
-        results = {}
-        for name, model, implementation in (
-            ("stock", pair.stock, "sdpa"),
-            ("sdpa", pair.shortv, "sdpa"),
-            ("flash", pair.shortv, flash),
-        ):
+        ids, mask, pixels = inputs["input_ids"], inputs["attention_mask"], inputs["pixel_values"]
+        first, second = pair.visual(inputs).split([cut, ids.shape[1] - cut], dim=1)
+        assert first.sum() % 16 == second.sum() % 16 == 0
+        assert second.any()
+        pixels = pixels.view(len(ids), -1, *pixels.shape[1:])
+        results = []
+        for model, implementation in ((pair.stock, "sdpa"), (pair.shortv, "sdpa"), (pair.shortv, flash)):
             model.set_attn_implementation({"text_config": implementation})
-            cache = DynamicCache(config=model.config.text_config)
-            first, second = pair.visual(inputs).split([cut, inputs["input_ids"].shape[1] - cut], dim=1)
-            images = inputs["pixel_values"].shape[0]
-            assert first.sum() % 16 == second.sum() % 16 == 0
-            assert second.any()
-            per_row = images // len(inputs["input_ids"])
-            pixels = inputs["pixel_values"].view(-1, per_row, *inputs["pixel_values"].shape[1:])
+            options = {CACHE: DynamicCache(config=model.config.text_config), "use_cache": True}
             with torch.no_grad(), pair.oracle():
-                model(
-                    input_ids=inputs["input_ids"][:, :cut],
-                    attention_mask=inputs["attention_mask"][:, :cut],
-                    pixel_values=pixels[:, 0],
-                    **{CACHE: cache},
-                    use_cache=True,
-                )
-                results[name] = model(
-                    input_ids=inputs["input_ids"][:, cut:],
-                    attention_mask=inputs["attention_mask"],
-                    pixel_values=pixels[:, 1],
-                    **{CACHE: cache},
-                    use_cache=True,
-                ).logits
-        assert relative_error(results["sdpa"], results["stock"]) <= TOLERANCE
-        assert relative_error(results["flash"], results["stock"]) <= TOLERANCE
+                model(ids[:, :cut], pixels[:, 0], attention_mask=mask[:, :cut], **options)
+                results.append(model(ids[:, cut:], pixels[:, 1], attention_mask=mask, **options).logits)
+        assert relative_error(results[1], results[0]) <= TOLERANCE
+        assert relative_error(results[2], results[0]) <= TOLERANCE
 
     def test_static_cache(self, load_pair, flash):
-        from tests.modeling.test_generation import generate
-
         pair = load_pair()
         inputs = pair.inputs(*RAGGED)
         with pair.oracle():

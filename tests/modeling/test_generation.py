@@ -1,4 +1,4 @@
-"""`generate`, caches, chunks, turns and compilation: the remote code against its definition on the stock model."""
+"""Generation, caches, chunks, turns and compilation: remote code against the definition on the stock model."""
 
 from __future__ import annotations
 
@@ -10,22 +10,13 @@ import torch
 from transformers import DynamicCache, StaticCache
 
 from shortv_export.base.definition import frozen_by_definition
-from tests.support.definition import CACHE, RAGGED, TOLERANCE, Pair, relative_error
+from tests.support.definition import CACHE, RAGGED, SLIDING, TOLERANCE, Pair, generate, relative_error
 
 QUESTION = RAGGED[0]
 
 
-def generate(pair: Pair, model: Any, inputs: Any, **options: Any) -> tuple[Any, Any]:
-    """Sequences, and the scores of every step as one tensor. By default, no image token is written."""
-    image_token = pair.stock.config.image_token_id
-    options = {"max_new_tokens": 6, "do_sample": False, "suppress_tokens": [image_token], **options}
-    torch.manual_seed(0)
-    output = model.generate(**inputs, **options, output_scores=True, return_dict_in_generate=True)
-    return output.sequences, torch.stack(output.scores)
-
-
 def assert_generates_as_defined(pair: Pair, inputs: Any, **options: Any) -> Any:
-    """Same sequences and scores as the oracle, which are not the dense model's. Returns the sequences."""
+    """Sequences and scores equal the definition's, not the dense model's. Returns the sequences."""
     _, dense = generate(pair, pair.stock, inputs, **options)
     with pair.oracle():
         sequences, scores = generate(pair, pair.stock, inputs, **options)
@@ -60,7 +51,7 @@ def test_ways_to_generate(load_pair, model_type, options):
 
 
 def test_right_padding(load_pair):
-    """Stock generation then reads its first scores from a padding row, which is why that row is computed."""
+    """Stock generation reads its first scores from a padding row, so that row must be computed."""
     pair = load_pair()
     assert_generates_as_defined(pair, pair.inputs(*RAGGED, padding_side="right"))
 
@@ -77,7 +68,7 @@ def test_quantized_and_offloaded_caches(load_pair):
     ):
         try:
             generate(pair, pair.stock, inputs, **options)
-        except Exception as error:  # what stock cannot do here, ShortV need not
+        except Exception as error:  # unsupported by the stock model here
             print(options, type(error).__name__, str(error)[:200])
             continue
         assert_generates_as_defined(pair, inputs, **options)
@@ -89,8 +80,6 @@ def test_quantized_and_offloaded_caches(load_pair):
 @pytest.mark.parametrize("text_model", ["mistral", "qwen2"])
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
 def test_a_sliding_window_that_binds(load_pair, text_model, cache):
-    from tests.modeling.test_frozen_layer import SLIDING
-
     pair = load_pair(text_model=text_model, text_config=SLIDING[text_model], frozen_layers=[0, 1])
     options = {} if cache == "dynamic" else {"cache_implementation": cache}
     assert_generates_as_defined(pair, pair.inputs(*RAGGED), **options)
@@ -126,8 +115,8 @@ def chunked_prefill(load_pair):
 
 @pytest.mark.usefixtures("chunked_prefill")
 class TestPrefillInChunks:
-    # 7 text tokens stand before the first image of 16. Chunks of 8: one is all image. Of 5: cuts inside. Of 1: every
-    # token alone. Of 22: the last image token is the first of a new chunk.
+    # 7 text tokens precede the first image of 16. Chunk sizes: 8, one chunk is all image; 5, cuts inside the image;
+    # 1, every token alone; 22, the last image token starts a new chunk.
     @pytest.mark.parametrize(
         ("size", "prompts"),
         [
@@ -169,7 +158,7 @@ class TestPrefillInChunks:
 
 
 class TestTurns:
-    """A conversation goes on with the cache of the turns before."""
+    """Conversations that continue on the cache of earlier turns."""
 
     @pytest.mark.parametrize("later", ["<image>\n and in this picture ?", "is there a cat ?"], ids=["image", "text"])
     @pytest.mark.parametrize("model_type", ["llava", "llava_next"])
@@ -190,7 +179,7 @@ class TestTurns:
     @pytest.mark.parametrize("later", [" <image>\n and this picture ? ASSISTANT:", " is it a cat ? ASSISTANT:"])
     @pytest.mark.parametrize("cache_type", ["dynamic", "static"])
     def test_generate(self, load_pair, later, cache_type):
-        """A second turn gives what the whole conversation gives at once (stock LLaVA supports exactly this)."""
+        """Generation goes on after an answer, as stock LLaVA supports it."""
         pair = load_pair()
         scores = {}
         for name, model in (("stock", pair.stock), ("shortv", pair.shortv)):
@@ -213,7 +202,7 @@ class TestTurns:
         written = scores["stock"].isfinite()
         assert relative_error(scores["shortv"], scores["stock"], written) <= TOLERANCE
 
-    def test_the_cache_is_the_oracles(self, load_pair):
+    def test_the_cache_equals_the_definitions(self, load_pair):
         pair = load_pair()
         inputs = pair.inputs(*RAGGED)
         caches = []
@@ -228,7 +217,7 @@ class TestTurns:
 
 
 def test_a_generated_image_token_is_text(load_pair):
-    """Its row, and every step after it, is the stock model's."""
+    """Its row, and every later step, equals the stock model's."""
     pair = load_pair()
     inputs = pair.inputs(QUESTION)
     image_token = pair.stock.config.image_token_id
@@ -244,16 +233,12 @@ def test_a_generated_image_token_is_text(load_pair):
 class TestEmbeddings:
     def test_placeholders(self, load_pair):
         pair = load_pair()
-        inputs = pair.inputs(*RAGGED)
-        inputs["inputs_embeds"] = pair.stock.get_input_embeddings()(inputs.pop("input_ids")).detach()
-        assert_generates_as_defined(pair, inputs)
+        assert_generates_as_defined(pair, pair.embedded(*RAGGED)[0])
 
     @pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"cache_implementation": "static"}], ids=str)
     def test_merged_features_with_a_mask(self, load_pair, options):
-        from tests.modeling.test_frozen_layer import TestEmbeddings as Forward
-
         pair = load_pair()
-        inputs, visual = Forward().merged(pair, *RAGGED)
+        inputs, visual = pair.merged(*RAGGED)
         frozen = visual.repeat_interleave(options.get("num_beams", 1), dim=0)
         with frozen_by_definition(pair.stock.model.language_model.layers, [0, 2], frozen):
             _, expected = generate(pair, pair.stock, inputs, **options)
@@ -263,7 +248,7 @@ class TestEmbeddings:
             generate(pair, pair.shortv, inputs, **options)
 
 
-def test_the_signature_is_the_stock_one_and_a_mask(load_pair):
+def test_the_signature_is_the_stock_one_with_visual_mask(load_pair):
     pair = load_pair()
     stock, mine = (inspect.signature(model.forward).parameters for model in (pair.stock, pair.shortv))
     assert list(mine) == [*list(stock)[:-1], "visual_mask", list(stock)[-1]]
@@ -300,7 +285,7 @@ class TestCompile:
         assert relative_error(steps[1], steps[0]) <= TOLERANCE
 
     def test_compiled_prefill(self, load_pair):
-        """Works, with the graph breaks that finding the text rows costs."""
+        """Finding the text rows breaks the graph, and the result is right."""
         pair = load_pair(num_layers=2, frozen_layers=[0])
         compiled = torch.compile(pair.shortv, backend="eager")
         for padding_side in ("left", "right"):

@@ -1,4 +1,4 @@
-"""Every way to load, place, copy and save a ShortV model; and every wrong way, which must be refused."""
+"""Loading, placing, copying and saving ShortV models; wrong ways are refused."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def logits(model: Any, inputs: Any) -> Any:
 
 
 def run_fresh(program: str, *arguments: Any, expect: int = 0) -> dict[str, Any]:
-    """Runs Python code in a process that shares nothing with this one; its last line of output is JSON."""
+    """Runs Python code in a new process; returns the last line of its output, which is JSON."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
     process = subprocess.run(
         [sys.executable, "-c", program, *map(str, arguments)],
@@ -41,7 +41,7 @@ def run_fresh(program: str, *arguments: Any, expect: int = 0) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", AUTO_CLASSES)
-def test_auto_classes_give_the_generative_model(load_pair, name):
+def test_auto_classes_load_the_generative_model(load_pair, name):
     auto = getattr(transformers, name, None)
     if auto is None:
         pytest.skip(f"this transformers version has no {name}")
@@ -95,7 +95,7 @@ class TestPlacement:
         assert torch.equal(logits(model, inputs), logits(pair.shortv, inputs))
         assert model.shortv_report()["skipped_updates"] > 0
         pair.shortv.freeze_layers([1, 3])
-        model.freeze_layers([1, 3])  # hooks have wrapped the layers by now
+        model.freeze_layers([1, 3])  # works after hooks have wrapped the layers
         assert torch.equal(logits(model, inputs), logits(pair.shortv, inputs))
         assert model.shortv_report() == pair.shortv.shortv_report()
 
@@ -115,7 +115,7 @@ class TestPlacement:
         assert torch.equal(logits(model, inputs), expected)
 
     def test_text_rows_move_between_devices(self):
-        """On another device, a plan is a copy that counts into the same report."""
+        """The copy on another device counts into the same report."""
         sys.path.insert(0, str(Path(__file__).parents[2] / "modeling"))
         try:
             from shortv_layers import find_text_rows
@@ -150,7 +150,7 @@ class TestCopies:
         assert twin.shortv_report()["frozen_layers"] == [1]
         assert twin.shortv_report()["skipped_updates"] * 2 == pair.shortv.shortv_report()["skipped_updates"]
 
-    def test_freezing_other_layers_and_none(self, load_pair):
+    def test_freezing_other_layers_or_none(self, load_pair):
         pair = load_pair()
         inputs = pair.inputs(*RAGGED)
         rows = inputs["attention_mask"].bool()
@@ -160,8 +160,8 @@ class TestCopies:
             with pair.oracle(frozen_layers):
                 assert relative_error(logits(pair.shortv, inputs), logits(pair.stock, inputs), rows) <= TOLERANCE
 
-    def test_names_stay_the_stock_models(self, load_pair):
-        """Weights, device maps, LoRA targets and quantisers go by them."""
+    def test_module_and_class_names_are_the_stock_models(self, load_pair):
+        """Weights, device maps, LoRA targets and quantisers depend on them."""
         pair = load_pair()
         assert list(pair.shortv.state_dict()) == list(pair.stock.state_dict())
         for (name, mine), (_, theirs) in zip(
@@ -171,7 +171,7 @@ class TestCopies:
             assert isinstance(mine, type(theirs)), name
 
 
-# Fresh processes. The registry of weight conversions is global: only there is it sure that ShortV's own entry works.
+# New processes: the registry of weight conversions is global, and must not hold entries of other tests.
 
 LOAD = """
 import json, sys, torch
@@ -190,7 +190,7 @@ print(json.dumps(out))
 
 
 def test_weights_in_the_hub_layout_load_bit_for_bit(load_pair, tmp_path):
-    """With nothing frozen, every bit of the answer is the stock model's."""
+    """Without frozen layers, the logits equal the stock model's bit for bit."""
     jobs, names = [], []
     for model_type in ("llava", "llava_next"):
         pair = load_pair(model_type, frozen_layers=[])
@@ -225,7 +225,7 @@ def test_saved_and_loaded_in_a_fresh_process(load_pair, tmp_path):
     jobs, reports, expected, names = [], [], [], []
     for arguments in ({}, {"model_type": "llava_next", "tie_word_embeddings": True}):
         pair = load_pair(**arguments)
-        with torch.no_grad():  # as after training: not the weights of the folder it came from
+        with torch.no_grad():  # weights other than those of the folder, as after training
             pair.shortv.model.language_model.layers[1].mlp.up_proj.weight.mul_(1.5)
         pair.shortv.freeze_layers([1, 2])
         inputs = pair.inputs(*RAGGED)
@@ -284,7 +284,7 @@ def test_forgetting_to_trust_the_code_is_an_error(tiny_base, shortv_folder):
     for name in ("AutoConfig", "AutoModel", "AutoModelForCausalLM", "AutoModelForImageTextToText", "pipeline"):
         assert result[name] is not None, f"{name} loaded without trust_remote_code"
         assert "trust_remote_code" in result[name], name
-    # Who names the stock class asks for the stock model. transformers gives it, and warns that the types differ.
+    # The stock class loads the stock model; transformers warns that the types differ.
     assert result["stock class"] is None
     assert "model of type `shortv_llava` to instantiate a model of type `llava`" in result["stock class says"].replace(
         "type shortv_llava", "type `shortv_llava`"
@@ -292,7 +292,7 @@ def test_forgetting_to_trust_the_code_is_an_error(tiny_base, shortv_folder):
 
 
 class TestRefusals:
-    """A folder that would run, but not as its list of frozen layers says, must not load."""
+    """A folder with a bad list of frozen layers must not load."""
 
     @pytest.mark.parametrize(
         ("frozen_layers", "message"),
@@ -328,15 +328,12 @@ class TestRefusals:
                 pair.shortv.freeze_layers(frozen_layers)
             assert pair.shortv.config.frozen_layers == [0, 2]
 
-    def test_other_text_models(self, tiny_base, shortv_folder, tmp_path):
-        from transformers import AutoConfig as Auto
-
+    def test_other_text_models(self, tiny_base, shortv_folder):
         base = tiny_base()
         folder = shortv_folder(base, [0])
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        text = {**config["text_config"], "model_type": "olmo2", "architectures": None, "head_dim": 16}
-        edit_config(folder, **{"text_config": text})
-        assert Auto.from_pretrained(folder, trust_remote_code=True).text_config.model_type == "olmo2"
+        text = {"model_type": "olmo2", "architectures": None, "head_dim": 16}
+        edit_config(folder, text)
+        assert AutoConfig.from_pretrained(folder, trust_remote_code=True).text_config.model_type == "olmo2"
         with pytest.raises(ValueError, match="olmo2") as error:
             AutoModel.from_pretrained(folder, trust_remote_code=True)
         assert "\n" not in str(error.value)

@@ -1,4 +1,4 @@
-"""Quantised linears: a frozen layer calls the model's own projections, whatever they are made of."""
+"""Quantised models: frozen layers call the model's own projections, of any class."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.support.definition import TOLERANCE, relative_error
 
 
 class Int8Linear(nn.Module):
-    """A linear layer with weights of eight bits and a scale per output, as the libraries' own are: no `nn.Linear`."""
+    """A linear layer with int8 weights and a scale per output; like those of libraries, not an `nn.Linear`."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()

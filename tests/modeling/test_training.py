@@ -1,4 +1,4 @@
-"""Gradients, checkpointing and LoRA: training what is left of a frozen layer."""
+"""Training with frozen layers: gradients, checkpointing, LoRA, `Trainer`."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from tests.support.definition import RAGGED, TOLERANCE, Pair, relative_error
 
 
 def training_inputs(pair: Pair, *prompts: str, padding_side: str = "right") -> Any:
-    """With labels as collators make them, but that no padding has to predict the first token of a row."""
+    """Inputs with labels as collators make them, except that no padding predicts the first token of a row."""
     inputs = pair.inputs(*prompts, padding_side=padding_side)
     ignored = pair.visual(inputs) | (inputs["attention_mask"].cumsum(1) <= 1) | (inputs["attention_mask"] == 0)
     return {**inputs, "labels": inputs["input_ids"].masked_fill(ignored, -100)}
 
 
 def gradients(model: Any, inputs: Any) -> dict[str, Any]:
-    """Of all parameters, by name; a parameter that the loss does not depend on has None."""
+    """Gradients of all parameters by name; None where the loss does not depend on the parameter."""
     model.zero_grad()
     model(**inputs).loss.backward()
     return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -28,7 +28,7 @@ def gradients(model: Any, inputs: Any) -> dict[str, Any]:
 def assert_same_gradients(actual: dict[str, Any], expected: dict[str, Any]) -> None:
     assert actual.keys() == expected.keys()
     for name, gradient in expected.items():
-        # Keys have no bias gradient but rounding: a constant added to every key changes no attention weight.
+        # The gradient of key biases is rounding noise: a constant added to all keys changes no attention weight.
         if gradient is None or name.endswith("k_proj.bias"):
             continue
         if gradient.abs().max() == 0:
@@ -40,7 +40,7 @@ def assert_same_gradients(actual: dict[str, Any], expected: dict[str, Any]) -> N
 @pytest.mark.parametrize("padding_side", ["right", "left"])
 @pytest.mark.parametrize("text_model", ["llama", "mistral", "qwen2"])
 @pytest.mark.parametrize("model_type", ["llava", "llava_next"])
-def test_gradients_are_the_oracles(load_pair, model_type, text_model, padding_side):
+def test_gradients_equal_the_definitions(load_pair, model_type, text_model, padding_side):
     pair = load_pair(model_type, text_model=text_model)
     inputs = training_inputs(pair, *RAGGED, padding_side=padding_side)
     with pair.oracle():
@@ -54,7 +54,7 @@ def test_gradients_are_the_oracles(load_pair, model_type, text_model, padding_si
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 def test_gradients_where_filler_rows_see_no_key(load_pair, implementation):
-    """A short text-only row is filled up with padding, whose attention mask hides every key."""
+    """The filler rows of a short text-only entry are padding, which sees no key."""
     pair = load_pair(frozen_layers=[0, 1, 2])
     pair.set_attention(implementation)
     inputs = training_inputs(pair, RAGGED[1], "USER: yes", padding_side="left")
@@ -79,7 +79,7 @@ def test_gradient_checkpointing(load_pair, reentrant):
     layer = pair.shortv.model.language_model.layers[0].mlp
     layer.register_forward_hook(lambda *_: counts.append(1))
     assert_same_gradients(gradients(pair.shortv, inputs), expected)
-    assert len(counts) == 2  # it ran again in the backward pass
+    assert len(counts) == 2  # once more in the backward pass
     assert pair.shortv.shortv_report()["skipped_updates"] > 0
 
 
@@ -155,7 +155,7 @@ class TestLora:
 
 
 def test_trainer(load_pair, tmp_path):
-    """transformers' own training loop: it reads the model's signature, and saves a folder that loads again."""
+    """It reads the model's signature, trains, and saves a folder that loads again."""
     from transformers import AutoModelForImageTextToText, Trainer, TrainingArguments
 
     pair = load_pair()

@@ -17,7 +17,7 @@ from shortv_export.base.model import BaseModel
 from shortv_export.base.resolve import resolve_base
 from shortv_export.base.shapes import LayerShape
 from shortv_export.errors import ShortVError
-from shortv_export.evaluation.changes import frozen
+from shortv_export.evaluation.changes import shortv
 from shortv_export.evaluation.speed import measure_speed
 from shortv_export.files.bundled import modeling_dir
 from shortv_export.options import Budget, Choice
@@ -138,7 +138,7 @@ def test_flops_ratio_where_layers_differ(tiny_base: Callable[..., Path], tmp_pat
         model = AutoModel.from_pretrained(out, trust_remote_code=True)
         assert model.config.frozen_layers == list(expected)
         model.freeze_layers([])
-        speed = measure_speed(model, frozen(expected, 4), tokens=(64, 144), repeats=1)
+        speed = measure_speed(model, shortv(expected, 4), tokens=(64, 144), repeats=1)
         assert recipe.cost == {"text_tokens": 64, "visual_tokens": 144, "flops_ratio": pytest.approx(1 / speed.limit)}
         assert speed.flops_difference == pytest.approx(0, abs=1e-3)
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
+from shortv_export import demo
 from shortv_export.base.cost import flops_ratio
 from shortv_export.base.families import FAMILIES
 from shortv_export.base.model import BaseModel
@@ -26,9 +27,11 @@ from shortv_export.packaging import card, figures
 from shortv_export.packaging.card import render_card
 from shortv_export.packaging.card_metadata import Inherited, inherited_metadata
 from shortv_export.packaging.figures import draw_scores
+from shortv_export.records.evaluation import Evaluation
 from shortv_export.records.recipe import BaseRecord, Recipe
 from shortv_export.records.scores import Scores
 from shortv_export.records.selection import Selection
+from shortv_export.samples import LOCAL_FILES
 from shortv_export.selection.presets import PRESETS, given_selection, preset_selection
 
 TAG = "shortv-0123456789ab"
@@ -154,7 +157,7 @@ def test_unknown_licence(base: BaseModel, tmp_path: Path, text: str) -> None:
 
 
 def test_licence_that_is_none(base: BaseModel) -> None:
-    with pytest.raises(ShortVError, match="is no licence identifier") as caught:
+    with pytest.raises(ShortVError, match="is not a licence identifier") as caught:
         inherited_metadata(base, "all rights\nreserved")
     assert "\n" not in str(caught.value)
 
@@ -209,7 +212,7 @@ def test_says_whether_it_was_calibrated_on_videos(base: BaseModel) -> None:
 
     text = says(num_images=0, num_videos=40)
     assert "mean over 40 samples of `acme/clips` (40 videos of at most 8 frames); shaded" in text
-    assert "reading images and videos with less computation" in text
+    assert "for prompts with images and videos: visual tokens are frozen" in text
     assert "A prompt without an image or a video costs" in text
     assert "--data acme/clips:video=clip" in text
     assert "(1 video of at most 8 frames and 39 images); shaded" in says(num_images=39, num_videos=1)
@@ -412,3 +415,21 @@ def test_examples_are_in_step(repo_id: str, tmp_path: Path) -> None:
         example.write_text(text, encoding="utf-8")
     assert example.read_text(encoding="utf-8") == text
     metadata_of(text)
+
+
+def test_the_measured_example_is_in_step() -> None:
+    """`model_cards/examples/scenes-llava` is the card of its ``evaluation.json`` (SHORTV_WRITE_EXAMPLES=1 renews)."""
+    base = resolve_base(Path(demo.__file__).with_name("model"))
+    folder = model_cards_dir() / "examples" / "scenes-llava"
+    evaluation = Evaluation.load(folder / "evaluation.json")
+    frozen = evaluation.chosen.frozen_layers or ()
+    # Of the scores, the card shows the range in words.
+    visual = (1.7, *(0.1,) * 10, 0.0)
+    calibration = {"data": LOCAL_FILES, "seed": 0, "sources": [{"format": "imagefolder"}]}
+    scores = Scores(visual, visual, (0.0,) * 12, 40, calibration=calibration)
+    recipe = recipe_of(base, Selection(frozen, 12, "lc", {"fraction": 0.6}), scores)
+    inherited = Inherited("apache-2.0", language=("en",))
+    text = rendered(base, recipe, inherited, tag="shortv-14f70ccccccf", evaluation=evaluation)
+    if os.environ.get("SHORTV_WRITE_EXAMPLES"):
+        (folder / "README.md").write_text(text, encoding="utf-8")
+    assert (folder / "README.md").read_text(encoding="utf-8") == text

@@ -190,7 +190,7 @@ def test_the_card_shows_the_files_numbers(package: Path) -> None:
         ("same most likely first token", chosen.fidelity.top1_agreement, 100),
         ("same answer, token for token", chosen.fidelity.exact_match, 100),
         ("KL(base ‖ this model) of the first token, nats", chosen.fidelity.first_token_kl, 1),
-        ("the same, per token of the base's answer, nats", chosen.fidelity.answer_kl, 1),
+        ("KL(base ‖ this model) per token of the base's answer, nats", chosen.fidelity.answer_kl, 1),
     ):
         assert same(closeness[name], (factor * value.mean,), ends(value, factor))
     assert len(closeness) == 4
@@ -231,7 +231,14 @@ def test_the_card_shows_the_files_numbers(package: Path) -> None:
         assert same(numbers, kl, *shares, (value.speed[0].speed_up,), (value.speed[0].limit,))
     assert len(table(card, "Other methods")) == 2
     how = section(card, "Measured")
-    for words in ("64 samples", "`acme/bench`", "no layer was chosen by", "at most 32 tokens", "`bfloat16`", "95 %"):
+    for words in (
+        "64 samples",
+        "`acme/bench`",
+        "not used to choose the layers",
+        "at most 32 tokens",
+        "`bfloat16`",
+        "95 %",
+    ):
         assert words in how
     for words in ("torch `2.13.0`", "- Something that a reader must know."):
         assert words in card
@@ -258,7 +265,7 @@ def test_only_what_was_measured(package: Path) -> None:
     ):
         assert title not in card
     assert "| same answer, token for token | 50.0 % | - |" in card
-    assert "1 sample of the publisher's own data, greedy" in card
+    assert "1 sample of the publisher's own data. Both" in card
     assert "--data DATA --num-samples 1" in card
     assert "--no-speed" in card
     assert not (package / "frozen_layers_sweep.png").exists()
@@ -384,7 +391,7 @@ def test_a_repository_takes_no_evaluation() -> None:
 
 def test_other_drawing_libraries(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(update, "library_versions", lambda *names: dict.fromkeys(names, "0"))
-    with pytest.raises(ShortVError, match=r"were drawn with matplotlib \d[\d.]+; install that one\.$"):
+    with pytest.raises(ShortVError, match=r"were drawn with matplotlib \d[\d.]+; install that version\.$"):
         require_updatable(Package.open(package), sweep=True)
     require_updatable(Package.open(package))
 
@@ -512,8 +519,8 @@ EVAL_YAML = (
         ({"eval.yaml": EVAL_YAML}, "none", {}, r"has no task 'none'; there are: reading, hard\."),
         ({"eval.yaml": b"tasks: 3"}, "reading", {}, "cannot be read"),
         ({"eval.yaml": b"tasks: [{"}, "reading", {}, "cannot be read"),
-        ({"data.txt": b"x"}, "reading", {}, "is no benchmark: it has no eval.yaml"),
-        ({"eval.yaml": EVAL_YAML}, "reading", {"repo_id": None}, "not of one data set there"),
+        ({"data.txt": b"x"}, "reading", {}, "is not a benchmark: it has no eval.yaml"),
+        ({"eval.yaml": EVAL_YAML}, "reading", {"repo_id": None}, "not from a single data set there"),
     ],
 )
 def test_tasks(hub: Any, files: dict[str, bytes], task: str, source: dict[str, Any], words: str | None) -> None:

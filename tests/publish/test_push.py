@@ -1,4 +1,4 @@
-"""Publishing, through the real client against a loopback Hub, compared with what the Hub holds."""
+"""Publishes with the real client to a loopback Hub, and looks at what the Hub then holds."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ SCORES = Scores((0.3, 0.02, 0.5, 0.0), (1.5, 2.0, 0.7, 0.1), (0.1, 0.01, 0.1, 0.
 
 @pytest.fixture
 def loopback(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> LoopbackHub:
-    """The Hub, and retries that do not wait."""
+    """The Hub; retries do not wait."""
     monkeypatch.setattr("time.sleep", lambda _: None)
     return hub
 
 
 @pytest.fixture(scope="module")
 def packages(tiny_base: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Packages of the same base, in two shards: `one` and `two` freeze other layers; `two` has a figure."""
+    """Two packages of the same base, in two shards, with different frozen layers; only `two` has a figure."""
     base = resolve_base(tiny_base(num_shards=2))
     folder = tmp_path_factory.mktemp("packages")
     one = make_package(base, folder / "one", Selection((1,), 4, "given"))
@@ -95,7 +95,7 @@ def path_ends(method: str, end: str) -> Callable[[Request], bool]:
 COMMIT = path_ends("POST", "/commit/main")
 
 
-# What gets there
+# What is published
 
 
 def test_new_repository(loopback: LoopbackHub, package: Path) -> None:
@@ -173,13 +173,13 @@ def test_named_tag(loopback: LoopbackHub, packages: dict[str, Path]) -> None:
     assert (first.named_tag, "and v1.0" in first.summary) == ("v1.0", True)
     again = publish(packages["one"], REPO, tag="v1.0")
     assert (again.changed, again.commit) == (False, first.commit)
-    # Never moved: whoever pinned it expects what it held.
+    # A tag is never moved, as people may have pinned it.
     assert "has a tag v1.0 on another commit" in refusal(loopback, packages["two"], REPO, tag="v1.0")
     assert "has a tag v1.0 on another commit" in refusal(loopback, packages["two"], REPO, tag="v1.0", dry_run=True)
     second = publish(packages["two"], REPO, tag="v2")
     assert tags(loopback)["v2"] == second.commit
     assert "on another commit" in refusal(loopback, packages["two"], REPO, tag="v1.0")
-    # A tag may come later, on what is there already.
+    # What is published already can be tagged later.
     later = publish(packages["two"], REPO, tag="stable")
     assert (later.changed, tags(loopback)["stable"]) == (False, second.commit)
 
@@ -258,7 +258,7 @@ def test_weights_are_copied_on_the_hub(loopback: LoopbackHub, tiny_base: Callabl
 
 
 def test_forecast(loopback: LoopbackHub, tiny_base: Callable[..., Path], tmp_path: Path) -> None:
-    """What is said of a base before there is a package is what happens, and takes no weights to say."""
+    """The forecast for a base matches the later push, and needs no weights."""
     folder = tiny_base(num_shards=2)
     loopback.create_repo("acme/base", files={path.name: path for path in folder.iterdir()})
     selection = Selection((1,), 4, "given")
@@ -277,7 +277,7 @@ def test_forecast(loopback: LoopbackHub, tiny_base: Callable[..., Path], tmp_pat
     assert forecast.copied_bytes == push.copied_bytes
     made = sum(len(contents(tmp_path / "out")[name]) for name in forecast.made)
     assert forecast.uploaded_bytes == push.uploaded_bytes - made
-    # What is there already need not be sent; what is not on the Hub must be.
+    # Files that are there already are not sent; files that are not on the Hub are uploaded.
     again = forecast_push(outline, look_at(REPO), selection)
     assert (again.copied, again.uploaded, again.exists) == ((), (), True)
     reference = forecast_push(outline, look_at("loopback/other"), selection, weights="reference")
@@ -339,7 +339,7 @@ READ, WRITE = ["repo.content.read"], ["repo.content.read", "repo.write"]
     [
         ({"loopback": READ}, REPO, "create loopback/model: it lacks the permission repo.write on loopback;"),
         ({}, REPO, "lacks the permission repo.write on loopback;"),
-        # Elsewhere, or on what is there only.
+        # Permissions for another namespace, or for existing repositories only.
         ({"acme": WRITE, "loopback": READ}, REPO, "lacks the permission repo.write on loopback;"),
         ({"loopback": WRITE}, "acme/model", "lacks the permission repo.write on acme;"),
         ({"loopback": ["repo.content.write"]}, REPO, "lacks the permission repo.write on loopback;"),
@@ -384,7 +384,7 @@ def test_fine_grained_tokens(
     repo_id: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The Hub itself holds the token to its permissions."""
+    """The loopback Hub, too, enforces the token's permissions."""
     loopback.create_repo("acme/there")
     loopback.add_token("hf_fine", "loopback", "fineGrained", ("acme",), permissions=permissions)
     monkeypatch.setenv("HF_TOKEN", "hf_fine")
@@ -412,7 +412,7 @@ def test_foreign_repository(loopback: LoopbackHub, package: Path) -> None:
     assert published(loopback) == foreign
 
     push = publish(package, REPO, overwrite=True)
-    # A weight file or an adapter that stayed would be loaded instead.
+    # If the old weights or adapter stayed, they would be loaded instead.
     assert published(loopback) == contents(package)
     assert push.deleted == tuple(sorted(set(foreign) - set(contents(package))))
 
@@ -444,7 +444,7 @@ def test_damaged_packages(loopback: LoopbackHub, package: Path, tmp_path: Path) 
     shard = broken / SHARDS[0]
     content = shard.read_bytes()
     shard.write_bytes(content[:-1] + b"\0" if content[-1] else content[:-1] + b"\1")
-    # Its size is right: only reading it shows.
+    # The size is right, so only reading the file shows the damage.
     with pytest.raises(ShortVError, match=f"{SHARDS[0]} is damaged"):
         publish(broken, REPO)
     assert published(loopback) == {}
@@ -483,7 +483,7 @@ def test_offline(loopback: LoopbackHub, package: Path, monkeypatch: pytest.Monke
 
 
 def requests_of_a_push(packages: dict[str, Path]) -> int:
-    """How many requests a first push takes, without the connection to the fixture's Hub."""
+    """How many requests a first push takes, counted on a Hub of its own."""
     with LoopbackHub() as hub, pytest.MonkeyPatch.context() as patch:
         from huggingface_hub import constants
 
@@ -504,7 +504,7 @@ def requests_of_a_push(packages: dict[str, Path]) -> int:
     ],
 )
 def test_any_request_may_fail_once(loopback: LoopbackHub, packages: dict[str, Path], fault: dict[str, Any]) -> None:
-    """Every request of a push in turn: one lost request or answer must not show in the result."""
+    """Each request of a push fails in one run: a single lost request or answer does not change the result."""
     count = requests_of_a_push(packages)
     assert count > 10
     for nth in range(1, count + 1):
@@ -546,7 +546,7 @@ def test_lasting_failure(loopback: LoopbackHub, packages: dict[str, Path]) -> No
 
 @pytest.mark.parametrize("action", ["status", "drop"])
 def test_a_push_that_breaks_off_is_continued(loopback: LoopbackHub, packages: dict[str, Path], action: Any) -> None:
-    """The network is gone from the n-th request of an update on: old or new, never between; then once more."""
+    """From the n-th request of an update on, the network is gone: the repository is old or new. Then a second push."""
     publish(packages["one"], "loopback/model-0")
     sent = len(loopback.requests)
     publish(packages["two"], "loopback/model-0")
@@ -585,7 +585,7 @@ def test_somebody_else_commits_meanwhile(loopback: LoopbackHub, packages: dict[s
 def test_without_xet_storage(
     loopback: LoopbackHub, package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """hf_xet is installed and asks for it first; a Hub that has none, or that cannot be reached, is no obstacle."""
+    """With hf_xet installed, the client asks for Xet storage first; pushes succeed if the Hub has none."""
     from huggingface_hub import constants
 
     pytest.importorskip("hf_xet")
@@ -596,7 +596,7 @@ def test_without_xet_storage(
     assert constants.HF_HUB_DISABLE_XET is False
     (error,) = loopback.errors
     assert "xet-write-token" in error
-    # Back from there, too.
+    # Downloads succeed, too.
     loopback.errors.clear()
     loopback.create_repo("acme/base", files={path.name: path for path in package.iterdir()})
     folder = Package.open("acme/base").folder
@@ -617,7 +617,7 @@ def test_rate_limit_is_respected(loopback: LoopbackHub, package: Path, monkeypat
 
 
 def test_remote_tree_is_compared(loopback: LoopbackHub, package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A Hub that stores something else than it was sent is found out, and not tagged."""
+    """If the Hub stores something else than was sent, the push fails and sets no tag."""
     apply = commits.apply_operation
 
     def corrupt(call: Any, base: Any, files: Any, key: str, value: Any) -> None:

@@ -11,7 +11,8 @@ import pytest
 
 from shortv_export.errors import ShortVError
 from shortv_export.files.json_file import json_text
-from shortv_export.records.recipe import HUB_ID, Recipe
+from shortv_export.records.file_names import HUB_ID
+from shortv_export.records.recipe import Recipe
 
 SHA = "0" * 64
 

@@ -81,8 +81,8 @@ def test_a_divergence_is_measured_for_the_scores(scores: Path, caplog: pytest.Lo
 def test_scores_that_have_yet_to_be_measured() -> None:
     for budget in (Budget(), Budget(num_frozen=4), Budget(max_kl=0.1), Budget(flops_ratio=0.9)):
         assert foresee(base(), Choice(), budget, seed=0) is None
-    assert select_by_scores(base(), SCORES, Budget(num_frozen=1), 0).frozen_layers == (3,)
-    assert select_by_scores(base(), SCORES, Budget(max_kl=0.1), 0).budget == {"fraction": 0.6}
+    assert select_by_scores(base(), SCORES, Budget(num_frozen=1)).frozen_layers == (3,)
+    assert select_by_scores(base(), SCORES, Budget(max_kl=0.1)).budget == {"fraction": 0.6}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A stock model and the ShortV model made from its weights; the first says what the second must compute."""
+"""A stock model and the ShortV model made from its weights, whose results the stock model defines."""
 
 from __future__ import annotations
 
@@ -12,14 +12,22 @@ from typing import Any
 
 from packaging.version import Version
 
-# What models call the argument, and the part of their output, that is the cache.
+# The name of the cache in a model's arguments and output.
 CACHE = "cache" if Version(version("transformers")) >= Version("5.24") else "past_key_values"
 
+TOLERANCE = 1e-5  # relative error of fp32 results against the definition
 
-TOLERANCE = 1e-5  # relative error of fp32 results against the oracle
+# Text configs of which some layers have a sliding window, shorter than the prompts.
+SLIDING = {
+    "mistral": {"sliding_window": 12},
+    "qwen2": {
+        "use_sliding_window": True,
+        "sliding_window": 12,
+        "layer_types": ["full_attention", "sliding_attention", "sliding_attention", "full_attention"],
+    },
+}
 
-
-# A batch in which everything differs between rows: number of images, where they stand, length.
+# Rows differ in length, number of images and their places.
 RAGGED = (
     "USER: <image>\n what is in this picture ? ASSISTANT:",
     "USER: is there a cat <image>\n or a rocket <image>\n in the picture ? answer with one word . ASSISTANT:",
@@ -29,7 +37,7 @@ RAGGED = (
 
 
 def edit_config(folder: Path, text_config: dict[str, Any] | None = None, **fields: Any) -> Path:
-    """Sets fields of a `config.json`, and of its `text_config`; the value ``...`` removes a field."""
+    """Sets fields of a `config.json` and of its `text_config`; ``...`` removes a field."""
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     for target, values in ((config, fields), (config["text_config"], text_config or {})):
@@ -40,9 +48,25 @@ def edit_config(folder: Path, text_config: dict[str, Any] | None = None, **field
     return folder
 
 
+def make_shortv(folder: Path, frozen_layers: Any) -> Path:
+    """Turns the folder of a stock model into a ShortV model: adds the code and edits the config."""
+    from shortv_export.base.families import FAMILIES
+
+    family = FAMILIES[json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]]
+    for name in family.code:
+        (folder / name).write_text(family.source(name), encoding="utf-8")
+    return edit_config(
+        folder,
+        model_type=family.shortv_model_type,
+        architectures=[family.model_class],
+        auto_map=family.auto_map,
+        frozen_layers=frozen_layers,
+    )
+
+
 @dataclass
 class Pair:
-    """A stock model and the ShortV model made from the same weights, with their processor."""
+    """A stock LLaVA and the ShortV model made from the same weights, with their processor."""
 
     base: Path
     folder: Path
@@ -52,7 +76,7 @@ class Pair:
     photos: dict[str, Any]
 
     def inputs(self, *prompts: str, padding_side: str = "left") -> Any:
-        """Processor outputs; every `<image>` takes the next photograph."""
+        """Processor outputs; each `<image>` takes the next photograph."""
         photos = list(self.photos.values())
         images = [photos[index % len(photos)] for index in range(sum(prompt.count("<image>") for prompt in prompts))]
         return self.processor(
@@ -63,30 +87,46 @@ class Pair:
             return_tensors="pt",
         )
 
+    def embedded(self, *prompts: str) -> tuple[Any, Any]:
+        """Inputs with `inputs_embeds` instead of `input_ids`, and their visual rows."""
+        inputs = self.inputs(*prompts)
+        visual = self.visual(inputs)
+        inputs["inputs_embeds"] = self.stock.get_input_embeddings()(inputs.pop("input_ids")).detach()
+        return inputs, visual
+
+    def merged(self, *prompts: str) -> tuple[Any, Any]:
+        """As `embedded`, with image features in the place of placeholders."""
+        import torch
+
+        inputs, visual = self.embedded(*prompts)
+        with torch.no_grad():
+            features = self.stock.model.get_image_features(
+                inputs.pop("pixel_values"),
+                vision_feature_layer=self.stock.config.vision_feature_layer,
+                vision_feature_select_strategy=self.stock.config.vision_feature_select_strategy,
+                return_dict=True,
+            ).pooler_output
+        inputs["inputs_embeds"][visual] = torch.cat(list(features))
+        return inputs, visual
+
     def visual(self, inputs: Any) -> Any:
         return inputs["input_ids"] == self.stock.config.image_token_id
 
     def oracle(self, frozen_layers: Any = None) -> Any:
-        """A context in which the stock model computes what ShortV with these layers (or its own) is defined to."""
+        """A context in which the stock model computes the definition, by default for the ShortV model's layers."""
         return oracle(self.stock, self.shortv.config.frozen_layers if frozen_layers is None else frozen_layers)
 
     def set_attention(self, implementation: str) -> None:
         for model in (self.stock, self.shortv):
             model.set_attn_implementation({"text_config": implementation})
 
-    def set_attributes(self, **attributes: Any) -> None:
-        """On the text configurations of both models."""
-        for model in (self.stock, self.shortv):
-            for name, value in attributes.items():
-                setattr(model.config.text_config, name, value)
-
 
 @contextmanager
 def oracle(stock: Any, frozen_layers: Any) -> Iterator[None]:
-    """Every forward pass of a stock LLaVA freezes, by definition, the rows into which *it* puts image features.
+    """A context in which a stock LLaVA computes the definition: in these layers, visual rows are put back.
 
-    Which rows those are, the model itself says (`get_placeholder_mask`), so that this holds however the images arrive:
-    as pixels, encoded beforehand, in chunks, in a second turn, with or without `input_ids`.
+    The visual rows are those of the model's own `get_placeholder_mask`. So it does not matter how images arrive: as
+    pixels or encoded, in chunks or in a second turn, with or without `input_ids`.
     """
     from shortv_export.base.definition import frozen_by_definition
 
@@ -112,9 +152,48 @@ def oracle(stock: Any, frozen_layers: Any) -> Iterator[None]:
         del model.get_placeholder_mask, language_model.forward
 
 
+def generate(pair: Pair, model: Any, inputs: Any, **options: Any) -> tuple[Any, Any]:
+    """Sequences, and the scores of all steps as one tensor. By default, no image token is generated."""
+    import torch
+
+    image_token = pair.stock.config.image_token_id
+    options = {"max_new_tokens": 6, "do_sample": False, "suppress_tokens": [image_token], **options}
+    torch.manual_seed(0)
+    output = model.generate(**inputs, **options, output_scores=True, return_dict_in_generate=True)
+    return output.sequences, torch.stack(output.scores)
+
+
 def relative_error(actual: Any, expected: Any, rows: Any = None) -> float:
-    """Largest absolute difference over largest absolute value; of the given (batch, tokens) rows, if any are."""
+    """Largest absolute difference divided by the largest absolute value, of all or these (batch, tokens) rows."""
     if rows is not None:
         actual, expected = actual[rows], expected[rows]
     assert actual.shape == expected.shape
     return ((actual - expected).abs().max() / expected.abs().max()).item()
+
+
+def rows_with_features(model: Any, inputs: Any) -> tuple[Any, Any]:
+    """The rows, (batch, tokens) bool, into which a stock model puts visual features; and its logits."""
+    import torch
+
+    from shortv_export.base.definition import text_decoder
+
+    seen: list[Any] = []
+    hook = text_decoder(model).register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["inputs_embeds"]), with_kwargs=True
+    )
+    with hook, torch.no_grad():
+        logits = model(**inputs).logits
+        return (seen[0] != model.get_input_embeddings()(inputs["input_ids"])).any(-1), logits
+
+
+def frozen_kl(model: Any, inputs: Any, layers: Any, rows: Any) -> Any:
+    """KL(stock || definition) of the next token, in nats, of each batch entry: `layers` put back `rows`."""
+    import torch
+
+    from shortv_export.base.definition import frozen_by_definition, text_decoder
+
+    with torch.no_grad():
+        stock = model(**inputs).logits[:, -1].double().log_softmax(-1)
+        with frozen_by_definition(text_decoder(model).layers, layers, rows):
+            frozen = model(**inputs).logits[:, -1].double().log_softmax(-1)
+    return (stock.exp() * (stock - frozen)).sum(-1)

@@ -19,12 +19,12 @@ def write_checkpoint(folder: Path, shape: dict[str, int], num_layers: int) -> in
     Each decoder layer has a file of its own, and no more than one layer is in memory at a time.
 
     Args:
-        folder: where to.
+        folder: created if missing.
         shape: `hidden_size`, `intermediate_size` and `num_attention_heads` of the text model.
         num_layers: decoder layers.
 
     Returns:
-        The bytes of its weights.
+        Bytes of weights.
     """
     from safetensors.torch import save_file
     from transformers import AutoConfig
@@ -58,7 +58,7 @@ def write_checkpoint(folder: Path, shape: dict[str, int], num_layers: int) -> in
 
 
 def _filled(shape: torch.Size, block: torch.Tensor) -> torch.Tensor:
-    """A weight matrix: `block` repeated, and scaled so that activations keep their size. Vectors are ones."""
+    """Weights: matrices repeat `block`, scaled so that activations keep their size; vectors are ones."""
     if len(shape) < 2:
         return torch.ones(shape, dtype=torch.bfloat16)
     numbers = (block / math.prod(shape[1:]) ** 0.5).bfloat16()
@@ -66,7 +66,7 @@ def _filled(shape: torch.Size, block: torch.Tensor) -> torch.Tensor:
 
 
 def write_samples(folder: Path, count: int, image_size: int, tokens: int) -> Path:
-    """Writes a folder of samples: random pixels, and questions that make prompts of about `tokens` tokens."""
+    """Writes a folder of samples with random pixels and prompts of about `tokens` tokens."""
     import numpy as np
     from PIL import Image
 

@@ -1,7 +1,9 @@
-"""Packages for tests, made and published in one call."""
+"""Samples to measure on, and packages made and published in one call."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,22 @@ from shortv_export.records.scores import Scores
 from shortv_export.records.selection import Selection
 
 
+def write_questions(
+    folder: Path, photos: dict[str, Any], questions: Sequence[str], size: tuple[int, int] | None = None
+) -> Path:
+    """Writes a folder of samples: each question about each photograph, resized to `size`. The answer is "cat"."""
+    folder.mkdir()
+    for name, image in photos.items():
+        (image.resize(size) if size else image).save(folder / f"{name}.png")
+    rows = [
+        {"file_name": f"{name}.png", "question": question, "answer": "cat", "task": name}
+        for question in questions
+        for name in photos
+    ]
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return folder
+
+
 def make_package(
     base: BaseModel,
     out: Path,
@@ -27,12 +45,11 @@ def make_package(
     weights: str = "copy",
 ) -> Path:
     """Makes a package; returns its folder."""
-    draft = Draft.of(base, out, Contents(license, weights))
-    return build_package(draft, selection, scores).folder
+    return build_package(Draft.of(base, out, Contents(license, weights)), selection, scores).folder
 
 
 def publish(package: Path, repo_id: str, *, token: str | None = None, **target: Any) -> Push:
-    """Publishes a folder, with a token or that of the environment; `target` are the fields of `options.Target`."""
+    """Publishes a folder with this or the environment's token; `target` holds fields of `options.Target`."""
     with pytest.MonkeyPatch.context() as patch:
         if token is not None:
             patch.setenv("HF_TOKEN", token)

@@ -1,10 +1,10 @@
-"""Pushes that are disturbed at one request, and the check that the repository is never left half published.
+"""Pushes in which one request fails, and the check that the repository is never left half published.
 
-A case is a fault at one request of a push. The push runs in a process of its own, with that fault; then the same push
-runs again without one. A fault *during* a request strikes when the Hub has read half of its body.
+A case is one fault at one request of a push. The push runs in its own process with that fault, then again without
+it. A fault *during* a request happens when the Hub has read half of its body.
 
-After the first push, the repository must be as before or hold the whole package, at every reference. After the second
-it holds the whole package, in exactly one commit, and no large file that had arrived was sent again.
+After the first push, every reference must be as before or hold the whole package. After the second, the repository
+must hold the whole package, added in exactly one commit, and no large file that had arrived may be sent again.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from shortv_export.records.selection import Selection
 from tests.support.packages import make_package, publish
 
 BASE = "loopback/base"
-# A first push that uploads; one whose weights take a while to send; one that has the Hub copy the weights; an update;
-# a pull request.
+# A first push with uploads; the same with large weights; one where the Hub copies the weights; an update; a pull
+# request.
 SCENARIOS = ("new", "large", "copy", "update", "pull-request")
 FAULTS: dict[str, dict[str, Any]] = {
     "500-before": {"status": 500, "when": "before"},
@@ -48,7 +48,7 @@ FAULTS: dict[str, dict[str, Any]] = {
     "kill-before": {"action": "hang", "when": "before"},
     "kill-during": {"action": "hang", "when": "during"},
     "kill-after": {"action": "hang", "when": "after"},
-    # From this request on, every request fails until the second push.
+    # All requests from this one on fail, until the second push.
     "500-lasting": {"status": 500, "when": "before", "times": 10_000},
     "drop-lasting": {"action": "drop", "when": "before", "times": 10_000},
 }
@@ -61,7 +61,7 @@ def _build(base: BaseModel, folder: Path, frozen_layers: tuple[int, ...], scores
 
 @dataclass(frozen=True)
 class Case:
-    """One fault at one request of a scenario: the `nth`, from 1."""
+    """One fault at the `nth` request of a scenario, counted from 1."""
 
     scenario: str
     fault: str
@@ -69,7 +69,7 @@ class Case:
 
 
 def cases(scenario: str, requests: list[Request], faults: Iterable[str]) -> list[Case]:
-    """Every fault at every request of a scenario that it can strike. Of the large push, at its uploads only."""
+    """Every fault at every request that it can apply to; in the scenario `large`, at uploads only."""
     return [
         Case(scenario, fault, nth)
         for fault in faults
@@ -79,13 +79,13 @@ def cases(scenario: str, requests: list[Request], faults: Iterable[str]) -> list
 
 
 class Bench:
-    """A loopback Hub with a base on it, packages of that base, and a process that pushes them.
+    """A loopback Hub with a base, packages of that base, and a process that pushes them.
 
     Args:
-        folder: where everything but the bases goes.
+        folder: for everything except the bases.
         base: the folder of a base.
-        large: that of a base with weight files of more than 10 MB. The sockets hold about 5 MB, so that a process
-            which is stopped in the middle of such a file has not yet sent all of it.
+        large: the folder of a base with weight files of more than 10 MB. The buffers of the sockets hold about 5 MB,
+            so a process that is killed in the middle of such a file has not sent all of it.
     """
 
     def __init__(self, folder: Path, base: Path, large: Path) -> None:
@@ -119,8 +119,8 @@ class Bench:
         self.hub.stop()
 
     def requests(self, scenario: str) -> list[Request]:
-        """The requests of a push without faults, from the Hub's log."""
-        for _ in range(2):  # the client asks some things once a day only
+        """The requests of a push without faults."""
+        for _ in range(2):  # some requests are made once a day only; the second push is without them
             repo_id = self._prepare(scenario)
             before = len(self.hub.requests)
             answer = self._push(scenario, repo_id)
@@ -128,10 +128,10 @@ class Bench:
         return self.hub.requests[before:]
 
     def run(self, case: Case) -> None:
-        """Plays a case.
+        """Runs a case.
 
         Raises:
-            AssertionError: the push did something that it must not.
+            AssertionError: the repository or the outcome of a push is wrong.
         """
         hub, scenario = self.hub, case.scenario
         repo_id = self._prepare(scenario)
@@ -151,14 +151,14 @@ class Bench:
         assert answer == "pushed", answer
         self._check_whole(repo_id, old, new)
         sent = {request.path.split("/")[-1] for request in hub.requests[before:] if request.method == "PUT"}
-        assert not sent & held, "what had arrived was sent again"
+        assert not sent & held, "a file that had arrived was sent again"
         if scenario == "pull-request":
             assert self._tree(repo_id) == old, "main was changed"
             assert self._tree(repo_id, "refs/pr/1") == new, "the pull request is not the package"
             assert len(hub.repos[repo_id].discussions) == 1, "there are two pull requests"
         else:
             assert self._tree(repo_id) == new, "the repository is not the package"
-            # A repository begins with a commit of the Hub's own.
+            # The first commit of a repository is the Hub's own.
             assert len(self._commits(repo_id)) == max(commits, 1) + 1, "there is more than one commit"
             refs = hub.repos[repo_id].refs
             tags = [sha for ref, sha in refs.items() if ref.startswith("refs/tags/")]
@@ -171,7 +171,7 @@ class Bench:
         return self._packages.get(scenario, self._packages["new"])
 
     def _prepare(self, scenario: str) -> str:
-        """A repository in the state before the push."""
+        """Makes the repository as it is before the push; returns its id."""
         self._number += 1
         if scenario == "pull-request":  # to somebody else's repository
             repo_id = f"acme/model-{self._number}"
@@ -183,7 +183,7 @@ class Bench:
         return repo_id
 
     def _push(self, scenario: str, repo_id: str, kill_at: threading.Event | None = None) -> str:
-        """Pushes, and kills the process at an event; returns how it ended."""
+        """Pushes; kills the process when `kill_at` is set. Returns how the push ended."""
         job = {"package": str(self.package(scenario)), "repo_id": repo_id, "create_pr": scenario == "pull-request"}
         assert self._pusher.stdin
         assert self._pusher.stdout
@@ -196,7 +196,7 @@ class Bench:
             if "done" in message:
                 break
             if "pid" in message and kill_at:
-                with suppress(ProcessLookupError):  # it ended before the event
+                with suppress(ProcessLookupError):  # the push ended before the event
                     while not kill_at.wait(0.05):
                         os.kill(message["pid"], 0)
                     os.kill(message["pid"], signal.SIGKILL)
@@ -207,7 +207,7 @@ class Bench:
         return {**files, CARD_NAME: files[CARD_NAME].replace(UNNAMED.encode(), repo_id.encode())}
 
     def _tree(self, repo_id: str, revision: str = "main") -> dict[str, bytes]:
-        """The files at a revision; none if there is no such repository."""
+        """The files at a revision; empty if the repository does not exist."""
         files = self.hub.files(repo_id, revision) if repo_id in self.hub.repos else {}
         return {name: content for name, content in files.items() if name != ".gitattributes"}
 
@@ -215,20 +215,19 @@ class Bench:
         return self.hub.commits(repo_id) if repo_id in self.hub.repos else []
 
     def _held(self, repo_id: str) -> set[str]:
-        """sha256 of the large files that have arrived in a repository."""
+        """sha256 of the large files that a repository has received."""
         return set(self.hub.repos[repo_id].objects) if repo_id in self.hub.repos else set()
 
     def _check_whole(self, repo_id: str, old: dict[str, bytes], new: dict[str, bytes]) -> None:
-        """Main, every tag and every pull request must be as before or hold the whole package."""
+        """Every branch, tag and pull request must be as before or hold the whole package."""
         for ref in self.hub.repos[repo_id].refs if repo_id in self.hub.repos else ():
             assert self._tree(repo_id, ref) in (old, new), f"{ref} is neither the old state nor the new one"
 
 
 def _serve() -> None:
-    """Pushes what the lines of stdin ask for.
+    """Does one push for each line of stdin.
 
-    Each push has a process of its own, forked from this one, which has imported everything: so starting one and
-    killing it takes no time.
+    Each push runs in a fork of this process, which has already imported everything, so starting and killing is fast.
     """
     import huggingface_hub.hf_api  # noqa: F401 - before the first fork
 

@@ -1,7 +1,7 @@
-"""A tiny model of every family, with random weights, and inputs for it as its processor would make them.
+"""A tiny model of every family, with random weights, and inputs as its processor would make them.
 
-Pixels are random numbers in the shapes that the vision towers take; the placeholders in `input_ids` are as many as
-features come out. So every family is tried here, whatever its processor needs to be installed.
+Pixels are random numbers of the shapes that the vision towers take, and `input_ids` have one placeholder for each
+visual feature. No processor is needed, so every family can be tested here.
 """
 
 from __future__ import annotations
@@ -16,45 +16,21 @@ from typing import Any
 from shortv_export.base.families import FAMILIES
 
 VOCABULARY = 130
-IMAGE, VIDEO, VISION_START, VISION_END = 120, 121, 122, 123
-TEXT = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-    "tie_word_embeddings": False,
-}
-CLIP = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "image_size": 28,
-    "patch_size": 7,
-    "projection_dim": 32,
-}
+IMAGE, VIDEO, VISION_START, VISION_END, VIDEO_START, VIDEO_END = range(120, 126)
 PATCHES = 16
-FLAT = 3 * 2 * 4 * 4  # numbers in a patch of 4 x 4 pixels, 2 steps of time deep
-MROPE = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [2, 3, 3]}
 
 
 @dataclass(frozen=True)
 class Features:
-    """Visual input of a kind for some pictures or clips: what the model takes, and what stands for it in the prompt.
+    """Pictures or clips as a model takes them, and the placeholders that stand for one of them in the prompt.
 
     Attributes:
-        inputs: number of pictures or clips -> what the model takes beside `input_ids`.
+        inputs: number of pictures or clips -> the model's inputs besides `input_ids`.
         tokens: placeholders in a row.
         token_id: of the placeholder.
         before, after: token ids around each row of placeholders.
-        frames: number of such rows for a picture or clip.
-        kind: 1 for images, 2 for videos: what ``mm_token_type_ids`` has there.
+        frames: rows of placeholders for one picture or clip.
+        kind: the value in ``mm_token_type_ids``: 1 for images, 2 for videos.
     """
 
     inputs: Callable[[int], dict[str, Any]]
@@ -76,9 +52,9 @@ class Tiny:
 
     Attributes:
         text, vision, fields: of the config.
-        images, videos: its kinds of visual input; None if this family has no such kind.
-        types: the input that tells visual tokens from text, if there is one.
-        marked_types: the input that counts the tokens around them as visual, too, if there is one.
+        images, videos: its visual inputs; None if the family takes no videos.
+        types: name of the input that marks visual tokens, if there is one.
+        marked_types: name of the input that also marks the tokens around them, if there is one.
     """
 
     text: dict[str, Any]
@@ -102,364 +78,269 @@ def tensor(values: Any) -> Any:
     return torch.tensor(values)
 
 
-def squares(count: int, size: int = CLIP["image_size"]) -> Any:
-    return noise(count, 3, size, size)
+# Visual inputs. Where they are flattened, patches have 4 x 4 pixels, and 2 x 2 of them become one token.
+
+AROUND: dict[str, Any] = {"before": (VISION_START,), "after": (VISION_END,)}
+AS_VIDEO: dict[str, Any] = {"token_id": VIDEO, "kind": 2}
 
 
-def plain(tokens: int = PATCHES, size: int = CLIP["image_size"], **options: Any) -> Features:
-    return Features(lambda count: {"pixel_values": squares(count, size)}, tokens, **options)
+def plain(tokens: int = PATCHES, size: int = 28, **options: Any) -> Features:
+    return Features(lambda count: {"pixel_values": noise(count, 3, size, size)}, tokens, **options)
 
 
-def grid_images() -> Features:
-    """Flattened patches of 4 x 4 pixels, 4 rows of 8; four of them become one token."""
-
-    def inputs(count: int) -> dict[str, Any]:
-        return {"pixel_values": noise(count * 32, FLAT), "image_grid_thw": tensor([[1, 4, 8]] * count)}
-
-    return Features(inputs, 8, before=(VISION_START,), after=(VISION_END,))
+def clips(frames: int, tokens: int) -> Features:
+    return Features(lambda count: {"pixel_values_videos": noise(count, frames, 3, 28, 28)}, tokens, **AS_VIDEO)
 
 
-def grid_videos(frames: int = 1, token_id: int = VIDEO) -> Features:
-    """As `grid_images`, twice in time; the placeholders stand in one row, or in one for each step of time."""
-
-    def inputs(count: int) -> dict[str, Any]:
-        return {"pixel_values_videos": noise(count * 64, FLAT), "video_grid_thw": tensor([[2, 4, 8]] * count)}
-
-    return Features(inputs, 16 // frames, token_id, (VISION_START,), (VISION_END,), frames, kind=2)
-
-
-def stacked_images() -> Features:
-    """Pictures stacked by batch entry: ``(1, pictures, 3, height, width)``."""
-    return Features(lambda count: {"pixel_values": noise(1, count, 3, 28, 28)}, 4)
+def grid_images(*patch: int) -> Features:
+    """4 rows of 8 patches, which have this shape."""
+    return Features(
+        lambda count: {"pixel_values": noise(count * 32, *patch), "image_grid_thw": tensor([[1, 4, 8]] * count)},
+        8,
+        **AROUND,
+    )
 
 
-def tiled_images() -> Features:
-    """An overview and two tiles side by side, with an end of line after each of their rows."""
+def grid_videos(*patch: int, **options: Any) -> Features:
+    """As `grid_images`, at two points in time."""
+    return Features(
+        lambda count: {
+            "pixel_values_videos": noise(count * 64, *patch),
+            "video_grid_thw": tensor([[2, 4, 8]] * count),
+        },
+        **{"tokens": 16, **AS_VIDEO, **AROUND, **options},
+    )
 
-    def inputs(count: int) -> dict[str, Any]:
-        return {"pixel_values": noise(count, 3, 3, 28, 28), "image_sizes": tensor([[28, 56]] * count)}
 
-    return Features(inputs, PATCHES + 4 * (8 + 1))
-
-
+FLAT = 3 * 2 * 4 * 4  # numbers in a patch that spans two frames
+GRID_IMAGES, GRID_VIDEOS = grid_images(FLAT), grid_videos(FLAT)
+GRID_FRAMES = grid_videos(FLAT, tokens=8, frames=2)  # a row of placeholders for each point in time
+# Pictures are stacked by batch entry.
+STACKED_IMAGES = Features(lambda count: {"pixel_values": noise(1, count, 3, 28, 28)}, 4)
+SIZED_IMAGES = Features(
+    lambda count: {"pixel_values": noise(count, 3, 28, 28), "image_sizes": tensor([[28, 28]] * count)}, 4
+)
+# An overview and two tiles side by side, whose rows end in a token for the line break.
+TILED_IMAGES = Features(
+    lambda count: {"pixel_values": noise(count, 3, 3, 28, 28), "image_sizes": tensor([[28, 56]] * count)},
+    PATCHES + 4 * (8 + 1),
+)
 PLACES = [[column, row] for row in range(4) for column in range(8)]
-
-
-def positioned_images() -> Features:
-    """Flattened patches of 4 x 4 pixels, 4 rows of 8, and where they stand; four of them become one token."""
-
-    def inputs(count: int) -> dict[str, Any]:
-        return {"pixel_values": noise(count, 32, 3 * 16), "image_position_ids": tensor([PLACES] * count)}
-
-    return Features(inputs, 8, before=(VISION_START,), after=(VISION_END,))
-
-
-def positioned_videos() -> Features:
-    """Two frames, each as a picture of `positioned_images`."""
-
-    def inputs(count: int) -> dict[str, Any]:
-        return {
-            "pixel_values_videos": noise(2 * count, 32, 3 * 16),
-            "video_position_ids": tensor([PLACES] * 2 * count),
-            "num_frames_per_video": tensor([2] * count),
-        }
-
-    return Features(inputs, 8, VIDEO, (VISION_START,), (VISION_END,), frames=2, kind=2)
+POSITIONED_IMAGES = Features(
+    lambda count: {"pixel_values": noise(count, 32, 3 * 16), "image_position_ids": tensor([PLACES] * count)},
+    8,
+    **AROUND,
+)
+POSITIONED_VIDEOS = Features(
+    lambda count: {
+        "pixel_values_videos": noise(2 * count, 32, 3 * 16),
+        "video_position_ids": tensor([PLACES] * 2 * count),
+        "num_frames_per_video": tensor([2] * count),
+    },
+    8,
+    frames=2,
+    **AS_VIDEO,
+    **AROUND,
+)
 
 
 def pooled(squares: int) -> Any:
-    """Which patches become a token, for squares of 4 x 4 patches: each 2 x 2 of them."""
+    """The patches of each token, for squares of 4 x 4 patches."""
     corners = [16 * square + 8 * row + 2 * column for square in range(squares) for row in (0, 1) for column in (0, 1)]
     return tensor([[corner + step for step in (0, 1, 4, 5)] for corner in corners])
 
 
-def pooled_images() -> Features:
-    """An overview and one crop of 4 x 4 patches each; four of them become one token."""
+# An overview and one crop.
+POOLED_IMAGES = Features(
+    lambda count: {
+        "pixel_values": noise(2 * count, 16, 3 * 16),
+        "image_token_pooling": pooled(2 * count),
+        "image_grids": tensor([[2, 2, 2, 2]] * count),
+        "image_num_crops": tensor([2] * count),
+    },
+    8,
+    **AROUND,
+)
+# Two frames, with the placeholders of pictures.
+POOLED_VIDEOS = Features(
+    lambda count: {
+        "pixel_values_videos": noise(2 * count, 16, 3 * 16),
+        "video_token_pooling": pooled(2 * count),
+        "video_grids": tensor([[2, 2, 2]] * count),
+    },
+    4,
+    before=(VIDEO_START,),
+    after=(VIDEO_END,),
+    frames=2,
+)
+SHAPED_IMAGES = Features(
+    lambda count: {
+        "pixel_values": noise(count, 16, 3 * 16),
+        "spatial_shapes": tensor([[4, 4]] * count),
+        "pixel_attention_mask": tensor([[1] * 16] * count),
+    },
+    4,
+)
+MERGED_IMAGES = Features(
+    lambda count: {**grid_images(3 * 16).inputs(count), "image_merge_sizes": tensor([2] * count)}, 8
+)
+MERGED_VIDEOS = Features(
+    lambda count: {**grid_videos(3 * 16).inputs(count), "video_merge_sizes": tensor([2] * count)},
+    8,
+    frames=2,
+    **AS_VIDEO,
+)
 
-    def inputs(count: int) -> dict[str, Any]:
-        return {
-            "pixel_values": noise(2 * count, 16, 3 * 16),
-            "image_token_pooling": pooled(2 * count),
-            "image_grids": tensor([[2, 2, 2, 2]] * count),
-            "image_num_crops": tensor([2] * count),
-        }
+# Parts of the configs
 
-    return Features(inputs, 8, before=(VISION_START,), after=(VISION_END,))
-
-
-def pooled_videos() -> Features:
-    """Two frames of 4 x 4 patches each, at the placeholders of pictures."""
-
-    def inputs(count: int) -> dict[str, Any]:
-        return {
-            "pixel_values_videos": noise(2 * count, 16, 3 * 16),
-            "video_token_pooling": pooled(2 * count),
-            "video_grids": tensor([[2, 2, 2]] * count),
-        }
-
-    return Features(inputs, 4, before=(124,), after=(125,), frames=2)
-
-
-def shaped_images() -> Features:
-    """Flattened patches of 4 x 4 pixels, 4 rows of 4; four of them become one token."""
-
-    def inputs(count: int) -> dict[str, Any]:
-        return {
-            "pixel_values": noise(count, 16, 3 * 16),
-            "spatial_shapes": tensor([[4, 4]] * count),
-            "pixel_attention_mask": tensor([[1] * 16] * count),
-        }
-
-    return Features(inputs, 4)
-
-
-def merged_images() -> Features:
-    """As `grid_images`, one step of time deep, with the number of patches in a token beside them."""
-
-    def inputs(count: int) -> dict[str, Any]:
-        return {
-            "pixel_values": noise(count * 32, 3 * 16),
-            "image_grid_thw": tensor([[1, 4, 8]] * count),
-            "image_merge_sizes": tensor([2] * count),
-        }
-
-    return Features(inputs, 8)
-
-
-def merged_videos() -> Features:
-    """Two frames, each as a picture of `merged_images`."""
-
-    def inputs(count: int) -> dict[str, Any]:
-        return {
-            "pixel_values_videos": noise(count * 64, 3 * 16),
-            "video_grid_thw": tensor([[2, 4, 8]] * count),
-            "video_merge_sizes": tensor([2] * count),
-        }
-
-    return Features(inputs, 8, VIDEO, frames=2, kind=2)
-
-
-def sized(count: int, size: int = CLIP["image_size"]) -> Any:
-    return tensor([[size, size]] * count)
-
-
-QWEN2_VISION = {"depth": 2, "embed_dim": 32, "hidden_size": 64, "num_heads": 2, "patch_size": 4, "mlp_ratio": 2}
-QWEN25_VISION = {
-    **{"depth": 2, "hidden_size": 32, "out_hidden_size": 64, "num_heads": 2, "intermediate_size": 48},
-    **{"patch_size": 4, "window_size": 16, "fullatt_block_indexes": [1], "tokens_per_second": 2},
+TEXT = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+    "tie_word_embeddings": False,
 }
-QWEN3_VISION = {
-    **{"depth": 3, "hidden_size": 32, "out_hidden_size": 64, "num_heads": 2, "intermediate_size": 48},
-    **{"patch_size": 4, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]},
-}
-QWEN35_VISION = {name: value for name, value in QWEN3_VISION.items() if name != "deepstack_visual_indexes"}
+LLAMA = {"model_type": "llama", **TEXT}
+QWEN2 = {"model_type": "qwen2", **TEXT}
+MISTRAL = {"model_type": "mistral", **TEXT, "sliding_window": None}
+MROPE = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [2, 3, 3]}
+PARTIAL_MROPE = {**MROPE, "partial_rotary_factor": 0.5}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
+WINDOWS = {"sliding_window": 12, "layer_types": ["sliding_attention", "full_attention"] * 2}
+QWEN2_VL_TEXT = {**TEXT, "rope_parameters": MROPE, "layer_types": ["full_attention"] * 4}
+QWEN3_TEXT = {**TEXT, "head_dim": 16, "rope_parameters": {**MROPE, "mrope_section": [4, 2, 2]}}
 QWEN35_TEXT = {
     **{**TEXT, "head_dim": 16, "layer_types": ["linear_attention", "full_attention"] * 2},
-    "rope_parameters": {**MROPE, "mrope_section": [2, 1, 1], "partial_rotary_factor": 0.5},
+    "rope_parameters": {**PARTIAL_MROPE, "mrope_section": [2, 1, 1]},
     **{"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 16, "linear_value_head_dim": 8},
 }
-GLM_VISION = {
-    **{"depth": 2, "hidden_size": 32, "out_hidden_size": 64, "num_heads": 2, "intermediate_size": 48},
-    **{"patch_size": 4, "image_size": 32},
-}
-QWEN_FIELDS = {
-    **{"image_token_id": IMAGE, "video_token_id": VIDEO},
-    **{"vision_start_token_id": VISION_START, "vision_end_token_id": VISION_END},
-}
-GLM_TEXT = {**TEXT, "rope_parameters": {**MROPE, "mrope_section": [1, 1, 2], "partial_rotary_factor": 0.5}}
-GLM_FIELDS = {
-    **QWEN_FIELDS,
-    **{"image_start_token_id": VISION_START, "image_end_token_id": VISION_END},
-    **{"video_start_token_id": 124, "video_end_token_id": 125},
-}
-GLM_VIDEOS = replace(grid_videos(frames=2, token_id=IMAGE), before=(124, VISION_START), after=(VISION_END, 125))
-SIGLIP = {name: value for name, value in CLIP.items() if name != "projection_dim"}
+GLM_TEXT = {**TEXT, "rope_parameters": {**PARTIAL_MROPE, "mrope_section": [1, 1, 2]}}
+COHERE2 = {"model_type": "cohere2", **TEXT, **WINDOWS, "logit_scale": 1.0}
 
-PIXTRAL = {
-    **{"model_type": "pixtral", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2},
-    **{"num_attention_heads": 2, "head_dim": 16, "image_size": 28, "patch_size": 7},
-}
+TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+SIGLIP = {**TOWER, "image_size": 28, "patch_size": 7}
+CLIP = {**SIGLIP, "projection_dim": 32}
 SIGLIP_TOWER = {"model_type": "siglip_vision_model", **SIGLIP, "vision_use_head": False}
-COHERE2 = {
-    "model_type": "cohere2",
-    **TEXT,
-    "sliding_window": 12,
-    "logit_scale": 1.0,
-    "layer_types": ["sliding_attention", "full_attention"] * 2,
+PIXTRAL = {"model_type": "pixtral", **SIGLIP, "head_dim": 16}
+GROUPED_TOWER = {**TOWER, "num_key_value_heads": 2, "head_dim": 16, "patch_size": 4}
+QWEN2_VISION = {"depth": 2, "embed_dim": 32, "hidden_size": 64, "num_heads": 2, "patch_size": 4, "mlp_ratio": 2}
+DEEP = {
+    **{"depth": 2, "hidden_size": 32, "out_hidden_size": 64, "num_heads": 2, "intermediate_size": 48},
+    "patch_size": 4,
 }
+EXAONE_VISION = {**DEEP, "window_size": 16, "fullatt_block_indexes": [1]}
+QWEN35_VISION = {**DEEP, "depth": 3, "num_position_embeddings": 64}
+QWEN3_VISION = {**QWEN35_VISION, "deepstack_visual_indexes": [0, 1]}
+GLM_VISION = {**DEEP, "image_size": 32}
+
+TOKEN_IDS = {"image_token_id": IMAGE, "video_token_id": VIDEO}
+QWEN_FIELDS = {**TOKEN_IDS, "vision_start_token_id": VISION_START, "vision_end_token_id": VISION_END}
+START_END = {
+    **{"image_start_token_id": VISION_START, "image_end_token_id": VISION_END},
+    **{"video_start_token_id": VIDEO_START, "video_end_token_id": VIDEO_END},
+}
+LLAVA_FIELDS = {"image_token_index": IMAGE, "image_seq_length": PATCHES}
+PINPOINTS = {"image_grid_pinpoints": [[28, 56], [56, 28]]}
+
+QWEN2_VL = Tiny(QWEN2_VL_TEXT, QWEN2_VISION, GRID_IMAGES, QWEN_FIELDS, GRID_VIDEOS, types="mm_token_type_ids")
+QWEN3_VL = Tiny(QWEN3_TEXT, QWEN3_VISION, GRID_IMAGES, QWEN_FIELDS, GRID_FRAMES, types="mm_token_type_ids")
+QWEN35 = replace(QWEN3_VL, text=QWEN35_TEXT, vision=QWEN35_VISION)
+GLM = Tiny(
+    GLM_TEXT,
+    GLM_VISION,
+    GRID_IMAGES,
+    {**QWEN_FIELDS, **START_END},
+    replace(GRID_FRAMES, token_id=IMAGE, before=(VIDEO_START, VISION_START), after=(VISION_END, VIDEO_END)),
+    types="mm_token_type_ids",
+)
+IDEFICS3 = Tiny(LLAMA, SIGLIP, STACKED_IMAGES, {"image_token_id": IMAGE, "scale_factor": 2})
 
 TINY: dict[str, Tiny] = {
-    "llava": Tiny(
-        {"model_type": "llama", **TEXT}, CLIP, plain(), {"image_token_index": IMAGE, "image_seq_length": PATCHES}
-    ),
-    "llava_next": Tiny(
-        {"model_type": "llama", **TEXT},
-        CLIP,
-        tiled_images(),
-        {"image_token_index": IMAGE, "image_seq_length": PATCHES, "image_grid_pinpoints": [[28, 56], [56, 28]]},
-    ),
-    "qwen2_5_vl": Tiny(
-        {**TEXT, "rope_parameters": MROPE, "layer_types": ["full_attention"] * 4},
-        QWEN25_VISION,
-        grid_images(),
-        QWEN_FIELDS,
-        grid_videos(),
-        types="mm_token_type_ids",
-    ),
-    "qwen3_vl": Tiny(
-        {**TEXT, "head_dim": 16, "rope_parameters": {**MROPE, "mrope_section": [4, 2, 2]}},
-        QWEN3_VISION,
-        grid_images(),
-        QWEN_FIELDS,
-        grid_videos(frames=2),
-        types="mm_token_type_ids",
-    ),
-    "qwen3_vl_moe": Tiny(
-        {
-            **TEXT,
-            "head_dim": 16,
-            "rope_parameters": {**MROPE, "mrope_section": [4, 2, 2]},
-            "num_experts": 4,
-            "num_experts_per_tok": 2,
-            "moe_intermediate_size": 48,
-        },
-        QWEN3_VISION,
-        grid_images(),
-        QWEN_FIELDS,
-        grid_videos(frames=2),
-        types="mm_token_type_ids",
-    ),
-    "qwen3_5": Tiny(
-        {**QWEN35_TEXT},
-        QWEN35_VISION,
-        grid_images(),
-        QWEN_FIELDS,
-        grid_videos(frames=2),
-        types="mm_token_type_ids",
-    ),
-    "qwen3_5_moe": Tiny(
-        {
-            **QWEN35_TEXT,
-            "num_experts": 4,
-            "num_experts_per_tok": 2,
-            "moe_intermediate_size": 48,
-            "shared_expert_intermediate_size": 32,
-        },
-        QWEN35_VISION,
-        grid_images(),
-        QWEN_FIELDS,
-        grid_videos(frames=2),
-        types="mm_token_type_ids",
-    ),
-    "qwen2_vl": Tiny(
-        {**TEXT, "rope_parameters": MROPE, "layer_types": ["full_attention"] * 4},
-        QWEN2_VISION,
-        grid_images(),
-        QWEN_FIELDS,
-        grid_videos(),
-        types="mm_token_type_ids",
-    ),
+    "llava": Tiny(LLAMA, CLIP, plain(), LLAVA_FIELDS),
+    "llava_next": Tiny(LLAMA, CLIP, TILED_IMAGES, {**LLAVA_FIELDS, **PINPOINTS}),
+    "qwen2_5_vl": replace(QWEN2_VL, vision={**EXAONE_VISION, "tokens_per_second": 2}),
+    "qwen3_vl": QWEN3_VL,
+    "qwen3_vl_moe": replace(QWEN3_VL, text={**QWEN3_TEXT, **EXPERTS}),
+    "qwen3_5": QWEN35,
+    "qwen3_5_moe": replace(QWEN35, text={**QWEN35_TEXT, **EXPERTS, "shared_expert_intermediate_size": 32}),
+    "qwen2_vl": QWEN2_VL,
     "llava_onevision": Tiny(
-        {"model_type": "qwen2", **TEXT},
+        QWEN2,
         SIGLIP_TOWER,
-        tiled_images(),
+        TILED_IMAGES,
         {
             **{"image_token_index": IMAGE, "video_token_index": VIDEO, "vision_feature_layer": -1},
-            **{"image_grid_pinpoints": [[28, 56], [56, 28]], "vision_feature_select_strategy": "full"},
+            **{**PINPOINTS, "vision_feature_select_strategy": "full"},
         },
-        # Two frames, each a quarter of the patches, and one end.
-        Features(lambda count: {"pixel_values_videos": noise(count, 2, 3, 28, 28)}, 2 * 4 + 1, VIDEO, kind=2),
+        clips(2, 2 * 4 + 1),  # a quarter of the patches of each frame, and one end
     ),
     "internvl": Tiny(
-        {"model_type": "qwen2", **TEXT},
-        {
-            **{"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2},
-            **{"image_size": [28, 28], "patch_size": [7, 7]},
-        },
+        QWEN2,
+        {**TOWER, "image_size": [28, 28], "patch_size": [7, 7]},
         plain(PATCHES // 4),
         {"image_token_id": IMAGE, "image_seq_length": 4},
     ),
-    "smolvlm": Tiny(
-        {"model_type": "llama", **TEXT},
-        SIGLIP,
-        stacked_images(),
-        {"image_token_id": IMAGE, "scale_factor": 2},
-    ),
-    "idefics3": Tiny(
-        {"model_type": "llama", **TEXT},
-        SIGLIP,
-        stacked_images(),
-        {"image_token_id": IMAGE, "scale_factor": 2},
-    ),
+    "smolvlm": IDEFICS3,
+    "idefics3": IDEFICS3,
     "gemma3": Tiny(
-        {
-            **{**TEXT, "head_dim": 16, "sliding_window": 12, "query_pre_attn_scalar": 16},
-            "layer_types": ["sliding_attention", "full_attention"] * 2,
-        },
+        {**TEXT, **WINDOWS, "head_dim": 16, "query_pre_attn_scalar": 16},
         SIGLIP_TOWER,
         plain(4),
         {
-            "image_token_index": IMAGE,
-            "boi_token_index": VISION_START,
-            "eoi_token_index": VISION_END,
+            **{"image_token_index": IMAGE, "boi_token_index": VISION_START, "eoi_token_index": VISION_END},
             "mm_tokens_per_image": 4,
         },
         types="token_type_ids",
     ),
     "gemma4": Tiny(
         {
-            **{**TEXT, "head_dim": 16, "global_head_dim": 32, "num_global_key_value_heads": 1, "sliding_window": 12},
-            **{"layer_types": ["sliding_attention", "full_attention"] * 2, "attention_k_eq_v": True},
-            **{"hidden_size_per_layer_input": 0, "use_bidirectional_attention": "vision"},
+            **{**TEXT, **WINDOWS, "head_dim": 16, "global_head_dim": 32, "num_global_key_value_heads": 1},
+            **{"attention_k_eq_v": True, "hidden_size_per_layer_input": 0, "use_bidirectional_attention": "vision"},
             **{"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 48},
         },
+        {**GROUPED_TOWER, "pooling_kernel_size": 2, "position_embedding_size": 64},
+        POSITIONED_IMAGES,
         {
-            **{"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2},
-            **{"num_key_value_heads": 2, "head_dim": 16, "patch_size": 4, "pooling_kernel_size": 2},
-            "position_embedding_size": 64,
-        },
-        positioned_images(),
-        {
-            **{"image_token_id": IMAGE, "video_token_id": VIDEO, "audio_token_id": 126, "audio_config": None},
+            **{**TOKEN_IDS, "audio_token_id": 126, "audio_config": None},
             **{"boi_token_id": VISION_START, "eoi_token_id": VISION_END},
         },
-        positioned_videos(),
+        POSITIONED_VIDEOS,
         types="mm_token_type_ids",
     ),
     "mistral3": Tiny(
-        {"model_type": "mistral", **TEXT, "head_dim": 16, "sliding_window": None},
+        {**MISTRAL, "head_dim": 16},
         PIXTRAL,
-        Features(lambda count: {"pixel_values": squares(count), "image_sizes": sized(count)}, 4),
+        SIZED_IMAGES,
         {"image_token_index": IMAGE, "spatial_merge_size": 2, "vision_feature_layer": -1},
     ),
     "paligemma": Tiny(
         {"model_type": "gemma", **TEXT, "head_dim": 16},
-        {"model_type": "siglip_vision_model", **SIGLIP, "vision_use_head": False, "projection_dim": 64},
+        {**SIGLIP_TOWER, "projection_dim": 64},
         plain(),
         {"image_token_index": IMAGE, "projection_dim": 64},
         types="token_type_ids",
     ),
-    "glm4v": Tiny(GLM_TEXT, GLM_VISION, grid_images(), GLM_FIELDS, GLM_VIDEOS, types="mm_token_type_ids"),
-    "glm4v_moe": Tiny(
-        {
+    "glm4v": GLM,
+    "glm4v_moe": replace(
+        GLM,
+        text={
             **GLM_TEXT,
             **{"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1, "moe_intermediate_size": 48},
         },
-        GLM_VISION,
-        grid_images(),
-        GLM_FIELDS,
-        GLM_VIDEOS,
-        types="mm_token_type_ids",
     ),
-    "glm46v": Tiny(GLM_TEXT, GLM_VISION, grid_images(), GLM_FIELDS, GLM_VIDEOS, types="mm_token_type_ids"),
+    "glm46v": GLM,
     "aya_vision": Tiny(
         COHERE2,
         SIGLIP_TOWER,
         plain(4),
         {
-            "image_token_index": IMAGE,
-            "downsample_factor": 2,
-            "vision_feature_layer": -1,
+            **{"image_token_index": IMAGE, "downsample_factor": 2, "vision_feature_layer": -1},
             "adapter_layer_norm_eps": 1e-6,
         },
     ),
@@ -470,54 +351,32 @@ TINY: dict[str, Tiny] = {
         {"image_token_id": IMAGE, "downsample_factor": 2, "alignment_intermediate_size": 64},
     ),
     "llava_next_video": Tiny(
-        {"model_type": "llama", **TEXT},
-        CLIP,
-        tiled_images(),
-        {
-            "image_token_index": IMAGE,
-            "image_seq_length": PATCHES,
-            "video_token_index": VIDEO,
-            "image_grid_pinpoints": [[28, 56], [56, 28]],
-        },
-        Features(lambda count: {"pixel_values_videos": noise(count, 2, 3, 28, 28)}, 2 * 4, VIDEO, kind=2),
+        LLAMA, CLIP, TILED_IMAGES, {**LLAVA_FIELDS, "video_token_index": VIDEO, **PINPOINTS}, clips(2, 2 * 4)
     ),
     "video_llava": Tiny(
-        {"model_type": "llama", **TEXT},
+        LLAMA,
         CLIP,
-        Features(lambda count: {"pixel_values_images": squares(count)}, PATCHES),
-        {"image_token_index": IMAGE, "image_seq_length": PATCHES, "video_token_index": VIDEO},
-        Features(lambda count: {"pixel_values_videos": noise(count, 8, 3, 28, 28)}, 8 * (PATCHES + 1), VIDEO, kind=2),
+        Features(lambda count: {"pixel_values_images": noise(count, 3, 28, 28)}, PATCHES),
+        {**LLAVA_FIELDS, "video_token_index": VIDEO},
+        clips(8, 8 * (PATCHES + 1)),
     ),
-    "vipllava": Tiny(
-        {"model_type": "llama", **TEXT},
-        CLIP,
-        plain(),
-        {"image_token_index": IMAGE, "image_seq_length": PATCHES, "vision_feature_layers": [-1, -2]},
-    ),
+    "vipllava": Tiny(LLAMA, CLIP, plain(), {**LLAVA_FIELDS, "vision_feature_layers": [-1, -2]}),
     "idefics2": Tiny(
-        {"model_type": "mistral", **TEXT, "sliding_window": None},
+        MISTRAL,
         SIGLIP,
-        stacked_images(),
+        STACKED_IMAGES,
         {
             "image_token_id": IMAGE,
             "perceiver_config": {
-                "resampler_n_latents": 4,
-                "resampler_depth": 1,
-                "resampler_n_heads": 4,
-                "resampler_head_dim": 16,
-                "num_key_value_heads": 2,
-                "hidden_size": 64,
+                **{"resampler_n_latents": 4, "resampler_depth": 1, "resampler_n_heads": 4, "resampler_head_dim": 16},
+                **{"num_key_value_heads": 2, "hidden_size": 64},
             },
         },
     ),
     "aria": Tiny(
         {
-            **TEXT,
-            "model_type": "aria_text",
-            "moe_num_experts": 4,
-            "moe_topk": 2,
-            "moe_num_shared_experts": 1,
-            "intermediate_size": 32,
+            **{**TEXT, "model_type": "aria_text", "intermediate_size": 32},
+            **{"moe_num_experts": 4, "moe_topk": 2, "moe_num_shared_experts": 1},
         },
         {"model_type": "idefics3_vision", **SIGLIP, "image_size": 980, "patch_size": 140},  # its processor's size
         plain(4, size=980),
@@ -530,8 +389,7 @@ TINY: dict[str, Tiny] = {
             **{"no_rope_layer_interval": 2, "attention_chunk_size": 32, "floor_scale": 4},
         },
         {
-            **{"hidden_size": 32, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2},
-            **{"image_size": 28, "patch_size": 7, "vision_output_dim": 32},
+            **{**SIGLIP, "intermediate_size": 128, "vision_output_dim": 32},
             **{"projector_input_dim": 32, "projector_output_dim": 32},
         },
         plain(PATCHES // 4),
@@ -543,38 +401,16 @@ TINY: dict[str, Tiny] = {
             **{"moe_num_experts": 4, "moe_k": 2, "moe_num_shared_experts": 1, "moe_intermediate_size": [48, 32]},
         },
         {"depth": 2, "hidden_size": 32, "num_heads": 2, "intermediate_size": 64, "patch_size": 4},
-        Features(
-            lambda count: {"pixel_values": noise(count * 32, 3 * 16), "image_grid_thw": tensor([[1, 4, 8]] * count)},
-            8,
-            before=(VISION_START,),
-            after=(VISION_END,),
-        ),
-        {
-            **{"image_token_id": IMAGE, "video_token_id": VIDEO},
-            **{"image_start_token_id": VISION_START, "image_end_token_id": VISION_END},
-            **{"video_start_token_id": 124, "video_end_token_id": 125},
-        },
-        Features(
-            lambda count: {
-                "pixel_values_videos": noise(count * 64, 3 * 16),
-                "video_grid_thw": tensor([[2, 4, 8]] * count),
-            },
-            8,
-            VIDEO,
-            before=(124,),
-            after=(125,),
-            kind=2,
-        ),
+        grid_images(3 * 16),
+        {**TOKEN_IDS, **START_END},
+        grid_videos(3 * 16, tokens=8, before=(VIDEO_START,), after=(VIDEO_END,)),
         types="mm_token_type_ids",
         marked_types="moe_mm_token_type_ids",
     ),
     "molmo2": Tiny(
         {**TEXT, "head_dim": 16, "qk_norm_type": "olmo", "norm_after": True, "additional_vocab_size": 0},
-        {
-            **{"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2},
-            **{"num_key_value_heads": 2, "head_dim": 16, "image_size": [16, 16], "patch_size": 4},
-        },
-        pooled_images(),
+        {**GROUPED_TOWER, "image_size": [16, 16]},
+        POOLED_IMAGES,
         {
             "image_patch_id": IMAGE,
             "adapter_config": {
@@ -582,58 +418,38 @@ TINY: dict[str, Tiny] = {
                 **{"num_key_value_heads": 2, "intermediate_size": 64, "text_hidden_size": 64},
             },
         },
-        pooled_videos(),
+        POOLED_VIDEOS,
         types="mm_token_type_ids",
     ),
-    "video_llama_3": Tiny(
-        {"model_type": "qwen2", **TEXT},
-        {
-            **{"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2},
-            "patch_size": 4,
-        },
-        merged_images(),
-        {"image_token_id": IMAGE, "video_token_id": VIDEO},
-        merged_videos(),
-    ),
+    "video_llama_3": Tiny(QWEN2, {**TOWER, "patch_size": 4}, MERGED_IMAGES, TOKEN_IDS, MERGED_VIDEOS),
     "lighton_ocr": Tiny(
         {"model_type": "qwen3", **TEXT, "head_dim": 16},
         PIXTRAL,
-        Features(lambda count: {"pixel_values": squares(count), "image_sizes": sized(count)}, 4),
+        SIZED_IMAGES,
         {"image_token_id": IMAGE, "spatial_merge_size": 2},
     ),
     "paddleocr_vl": Tiny(
         {**TEXT, "head_dim": 16, "rope_parameters": MROPE},
         {**SIGLIP, "patch_size": 4},
-        Features(
-            lambda count: {"pixel_values": noise(count * 32, 3, 4, 4), "image_grid_thw": tensor([[1, 4, 8]] * count)},
-            8,
-            before=(VISION_START,),
-            after=(VISION_END,),
-        ),
+        grid_images(3, 4, 4),
         QWEN_FIELDS,
         types="mm_token_type_ids",
     ),
-    "deepseek_vl": Tiny({"model_type": "llama", **TEXT}, SIGLIP_TOWER, plain(), {"image_token_id": IMAGE}),
+    "deepseek_vl": Tiny(LLAMA, SIGLIP_TOWER, plain(), {"image_token_id": IMAGE}),
     "exaone4_5": Tiny(
-        {
-            **{"model_type": "exaone4", **TEXT, "head_dim": 16, "sliding_window": 12, "sliding_window_pattern": 2},
-            "layer_types": ["sliding_attention", "full_attention"] * 2,
-        },
-        {
-            **{name: QWEN25_VISION[name] for name in QWEN25_VISION if name != "tokens_per_second"},
-            "num_key_value_heads": 1,
-        },
-        grid_images(),
-        {"image_token_id": IMAGE, "video_token_id": VIDEO},
-        grid_videos(),
+        {"model_type": "exaone4", **TEXT, **WINDOWS, "head_dim": 16, "sliding_window_pattern": 2},
+        {**EXAONE_VISION, "num_key_value_heads": 1},
+        GRID_IMAGES,
+        TOKEN_IDS,
+        GRID_VIDEOS,
     ),
     "janus": Tiny(
-        {"model_type": "llama", **TEXT},
+        LLAMA,
         {
             **{"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 28, "patch_size": 7},
             **{"mlp_ratio": 2, "projection_dim": 64, "num_image_tokens": PATCHES},
         },
-        plain(before=(VISION_START,), after=(VISION_END,)),
+        plain(**AROUND),
         {
             "image_token_id": IMAGE,
             "vq_config": {
@@ -649,14 +465,14 @@ TINY: dict[str, Tiny] = {
             **{"block_auto_adjust_ff_dim": False, "block_ff_dim": 96},
         },
         {"model_type": "siglip2_vision_model", **SIGLIP, "patch_size": 4, "num_patches": 16, "vision_use_head": False},
-        shaped_images(),
+        SHAPED_IMAGES,
         {"image_token_id": IMAGE, "projector_hidden_size": 64, "downsample_factor": 2},
     ),
 }
 
 
 def broken(model_type: str) -> bool:
-    """Whether the stock model of this family fails on every input in the transformers that is installed."""
+    """Whether the stock model of this family fails on every input with the installed transformers."""
     return version("transformers") in FAMILIES[model_type].broken
 
 
@@ -680,7 +496,7 @@ def base_class(model_type: str) -> Any:
 
 
 def tiny_model(model_type: str) -> Any:
-    """The stock model, in evaluation mode, so initialised that its layers do something."""
+    """The stock model in evaluation mode, with weights so large that each layer changes the result."""
     import torch
 
     torch.manual_seed(0)
@@ -695,7 +511,7 @@ def batch(model_type: str, *rows: tuple[Any, ...], kind: str = "images") -> dict
     """Model inputs, padded on the left.
 
     Args:
-        rows: token ids of each entry, with ``...`` where a picture or a clip goes.
+        rows: token ids of each entry, with ``...`` in the place of a picture or a clip.
         kind: "images" or "videos".
     """
     tiny = TINY[model_type]

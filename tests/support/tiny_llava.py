@@ -1,12 +1,12 @@
 """A tiny LLaVA with random weights, complete with processor, in the layout of the llava-hf repositories.
 
-The demo and the tests convert it: same file names, same tensor names (`language_model.model.layers.0...`), same
-processor files as the real checkpoints, a thousand times smaller.
+File names, tensor names (`language_model.model.layers.0...`) and processor files are those of the real checkpoints.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,16 +43,16 @@ def build_tiny_llava(
     """Writes a tiny base model: config, safetensors, processor and tokenizer.
 
     Args:
-        folder: where to; made if missing.
+        folder: created if missing.
         model_type: ``"llava"`` or ``"llava_next"``.
         num_layers: decoder layers.
-        hidden_size: of the text model; with four attention heads.
-        image_size: pixels; patches are 14 pixels wide, so 56 gives 16 visual tokens per image (per tile, for NeXT).
-        num_key_value_heads: 4 is multi-head attention, less is grouped-query attention.
+        hidden_size: of the text model, which has four attention heads.
+        image_size: pixels; patches are 14 pixels wide, so 56 gives 16 visual tokens per image (LLaVA-NeXT: per tile).
+        num_key_value_heads: 4 for multi-head attention, fewer for grouped-query attention.
         text_model: ``"llama"``, ``"mistral"`` or ``"qwen2"``.
-        num_shards: weight files; more than one adds an index, as large checkpoints have.
+        num_shards: weight files; more than one adds an index.
         seed: of the weights.
-        config_fields: further fields of the composite config, such as ``vision_feature_layer``.
+        config_fields: further config fields, such as ``vision_feature_layer``.
 
     Returns:
         `folder`.
@@ -98,7 +98,7 @@ def build_tiny_llava(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForImageTextToText.from_config(config)
-        # Stock initialisation is so small that layers are nearly the identity and answers nearly uniform.
+        # With the small stock initialisation, layers would hardly change anything.
         for name, parameter in model.named_parameters():
             if parameter.dim() > 1 and "embed" not in name:
                 torch.nn.init.normal_(parameter, std=1.5 / parameter.shape[-1] ** 0.5)
@@ -137,7 +137,7 @@ def build_tiny_llava(
 
 
 def hub_tensor_name(name: str) -> str:
-    """The llava-hf repositories' name of a tensor, from its name in a current transformers model."""
+    """The name of a tensor in the llava-hf repositories, given its name in a transformers model."""
     if name.startswith("lm_head."):
         return f"language_model.{name}"
     name = name.removeprefix("model.")
@@ -153,8 +153,15 @@ def _grid(image_size: int) -> list[list[int]]:
     return [[image_size * height, image_size * width] for height, width in ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))]
 
 
-def word_tokenizer(model: Any, *, model_max_length: int) -> Any:
-    """A fast tokenizer around a word model that begins with `SPECIAL_TOKENS`; it knows the image token."""
+def word_tokenizer(model: Any, *, model_max_length: int, special: Sequence[str] = ("<image>",), **named: str) -> Any:
+    """A fast tokenizer around a word model that has `SPECIAL_TOKENS`.
+
+    Args:
+        model: of the `tokenizers` package.
+        model_max_length: tokens.
+        special: further special tokens.
+        named: attributes of the tokenizer that name some of them.
+    """
     from tokenizers import Tokenizer, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -171,7 +178,8 @@ def word_tokenizer(model: Any, *, model_max_length: int) -> Any:
         pad_token="<pad>",
         padding_side="left",
         model_max_length=model_max_length,
-        additional_special_tokens=["<image>"],
+        additional_special_tokens=[*special],
+        **named,
     )
 
 

@@ -1,4 +1,4 @@
-"""Verification: of good packages, and of packages that break each promise."""
+"""Verifies good packages, and packages that fail each check."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ DYNAMIC = ["base", "memory", "self-contained", "loads", "inputs", "frozen", "gen
 
 
 def last(result: Verification) -> tuple[str, str]:
-    """Name and detail of the check that failed: one line, and the only failure."""
+    """Name and detail of the failed check, which is the last, the only failure, and one line."""
     assert not result.passed
     *before, failed = result.checks
     assert all(check.passed is not False for check in before)
@@ -96,7 +96,7 @@ def on_hub(hub: LoopbackHub, tiny_base: Callable[..., Path], tmp_path: Path) -> 
 
 
 def of_base(package: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[bool | None, str]:
-    """What the check of the base says. No models are loaded for it."""
+    """The result of the check "base", without loading models."""
     monkeypatch.setattr(verification, "_plan_memory", lambda *_: (Check("memory", False, "no models here."), None))
     (check,) = [check for check in pipeline.verify(package).checks if check.name == "base"]
     assert "\n" not in check.detail
@@ -118,7 +118,7 @@ def test_files_are_the_base_s_on_the_hub(on_hub: LoopbackHub, tmp_path: Path, mo
 def test_files_that_the_base_never_had(
     on_hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """A recipe that was written for other files than the commit's: one in LFS, one in git, each changed or gone."""
+    """The base's commit has another file than the recipe, or lacks it; one in LFS, one in git."""
     repo = on_hub.repos["acme/base"]
     (commit,) = [each for each in repo.commits.values() if name in each.files]
     files = dict(commit.files)
@@ -132,7 +132,7 @@ def test_files_that_the_base_never_had(
 
 
 def test_a_base_that_cannot_be_asked(on_hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not knowing is not a mismatch."""
+    """If the Hub does not answer, the check is not made, which is no failure."""
     from huggingface_hub import constants
 
     package = tmp_path / "out"
@@ -161,7 +161,7 @@ def base_folder(tiny_base: Callable[..., Path]) -> Path:
 
 @pytest.fixture
 def tampered(base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """``tampered(file, old, new)``: a package whose remote code was changed, and a release that has the same."""
+    """``tampered(file, old, new)``: a package with changed remote code, which passes for this release's code."""
 
     def make(file: str, old: str, new: str) -> Path:
         code = shutil.copytree(modeling_dir(), tmp_path / "code")
@@ -212,7 +212,7 @@ def test_wrong_results(tampered: Callable[..., Path]) -> None:
 
 
 def test_wrong_keys_in_the_cache(tampered: Callable[..., Path]) -> None:
-    """They show in no logit of the prompt, only in the answer's later tokens."""
+    """Wrong keys do not change the prompt's logits, only later tokens."""
     package = tampered("shortv_layers.py", "keys, values = self.cached(keys,", "self.cached(1.001 * keys,")
     name, detail = last(pipeline.verify(package))
     assert (name, detail) == ("definition", "keys and values of layer 1 differ from the definition by 0.001.")
@@ -229,7 +229,7 @@ def test_memory_of_a_config_that_describes_no_model(base_folder: Path, tmp_path:
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "smolvlm", "gemma3"])
 def test_decoder_layers_are_found_in_every_family(family: str, tmp_path: Path) -> None:
-    """As the checkpoint has them: the text model's alone, whatever its tensors are called."""
+    """Only the text model's layers are counted, whatever their tensors are called in the checkpoint."""
     from tests.support.tiny_families import tiny_model
 
     stock = tiny_model(family)
@@ -252,7 +252,7 @@ def test_more_layers_than_memory(
     caplog: pytest.LogCaptureFixture,
     model_type: str,
 ) -> None:
-    """The layers that do not fit are read from disk; all are compared, and it says what it needs beforehand."""
+    """Layers that do not fit are read from disk. All are compared, and the memory needed is logged first."""
     base = resolve_base(tiny_base(model_type, num_shards=2))
     package = make_package(base, tmp_path / "out", Selection((0, 2, 3), 4, "given"))
     layers, rest = weights(package)
@@ -314,7 +314,7 @@ def test_available_memory() -> None:
 
 
 def test_isolation(tampered: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The process that runs the code knows no token and no secret, and works in folders of its own."""
+    """The process that runs the code sees no token and no secret, and works in temporary folders."""
     seen = tmp_path / "seen.json"
     monkeypatch.setenv("HF_TOKEN", "hf_canary")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "canary")

@@ -1,1 +1,3 @@
-"""The answers to requests, a module for each subject; each has its `routes`."""
+"""The answers to requests, one module for each subject. Importing them registers them."""
+
+from . import commits, files, references, repositories

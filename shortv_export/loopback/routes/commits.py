@@ -1,4 +1,4 @@
-"""Making commits, with or without a pull request, and listing them."""
+"""Uploading files, committing them, also as pull requests, and listing commits."""
 
 from __future__ import annotations
 
@@ -8,24 +8,94 @@ import json
 from typing import Any
 
 from ..card_metadata import front_matter
+from ..content import xet_hash
 from ..messages import Refusal, Reply, json_reply
-from ..repository import Commit, File
-from ..routing import Call, Routes
-
-routes = Routes()
+from ..repository import Commit, File, repo_key
+from ..routing import Call, route
 
 
-@routes("GET", "{api}/commits/{rev}")
+@route("POST", "/api/validate-yaml")
+def _validate_yaml(call: Call) -> Reply:
+    _, *found = front_matter(call.json().get("content", ""))
+    errors, warnings = ([{"message": message} for message in messages] for messages in found)
+    return json_reply({"errors": errors, "warnings": warnings}, 400 if errors else 200)
+
+
+@route("POST", "{api}/preupload/{rev}")
+def _preupload(call: Call) -> Reply:
+    call.writer(None if call.query.get("create_pr") else call.repo.namespace)
+    answers = []
+    for entry in call.json()["files"]:
+        sample = base64.b64decode(entry["sample"])
+        mode = call.hub.upload_mode(call.commit, entry["path"], entry["size"], sample)
+        present = call.commit.files.get(entry["path"])
+        oid = (present.sha256 if present.lfs else present.oid) if present else None
+        answers.append({"path": entry["path"], "uploadMode": mode, "shouldIgnore": False, "oid": oid})
+    return json_reply({"files": answers, "commitOid": call.commit.sha})
+
+
+@route("POST", "/{key}\\.git/info/lfs/objects/batch")
+def _lfs_batch(call: Call) -> Reply:
+    data = call.json()
+    # An upload without a ref is for a pull request, which every user may open.
+    call.writer(call.repo.namespace if "ref" in data else None)
+    if data.get("operation") != "upload" or data.get("hash_algo", "sha256") != "sha256":
+        raise Refusal(400, "Only uploads by sha256 are supported", violation=True)
+    objects = []
+    for entry in data["objects"]:
+        answer: dict[str, Any] = {"oid": entry["oid"], "size": entry["size"]}
+        if entry["oid"] not in call.repo.objects:
+            upload = {"href": f"{call.hub.storage_url}/{entry['oid']}"}
+            verify = {"href": f"{call.hub.url}/{call.repo.key}.git/info/lfs/objects/verify"}
+            answer["actions"] = {"upload": upload, "verify": verify}
+        objects.append(answer)
+    return json_reply({"transfer": "basic", "objects": objects})
+
+
+@route("POST", "/{key}\\.git/info/lfs/objects/verify")
+def _lfs_verify(call: Call) -> Reply:
+    call.writer(None)
+    data, hub = call.json(), call.hub
+    if data["oid"] not in hub.uploads or hub.content[data["oid"]].stat().st_size != data["size"]:
+        raise Refusal(404, f"Object {data['oid']} was not uploaded", violation=True)
+    call.repo.objects.add(data["oid"])
+    return json_reply({"success": True})
+
+
+@route("POST", "{api}/lfs-files/duplicate")
+def _lfs_duplicate(call: Call) -> Reply:
+    """Copies large files to another repository, without an upload."""
+    call.check_gate()
+    call.writer(None)
+    data = call.json()
+    target = call.readable(repo_key(data["target"]["type"], data["target"]["name"]))
+    done, failed = [], []
+    for entry in data["files"]:
+        sha256 = entry["sha256"]
+        if sha256 in call.repo.objects and entry["xetHash"] == xet_hash(sha256):
+            target.objects.add(sha256)
+            done.append({"sha256": sha256})
+        else:
+            failed.append({"sha256": sha256, "error": "No such object in the source repository"})
+    return json_reply({"success": done, "failed": failed})
+
+
+@route("GET", "{api}/xet-(?:read|write)-token/{rev}")
+def _xet_token(call: Call) -> Reply:
+    raise Refusal(404, "There is no Xet storage here; set HF_HUB_DISABLE_XET=1", violation=True)
+
+
+@route("GET", "{api}/commits/{rev}")
 def _commits(call: Call) -> Reply:
-    history = [
-        {"id": each.sha, "title": each.message, "message": each.description, "date": each.date}
-        | {"authors": [{"user": each.author}]}
-        for each in call.repo.history(call.commit)
-    ]
+    history = []
+    for each in call.repo.history(call.commit):
+        authors = [{"user": each.author}]
+        texts = {"title": each.message, "message": each.description, "date": each.date}
+        history.append({"id": each.sha, **texts, "authors": authors})
     return call.page(history)
 
 
-@routes("POST", "{api}/commit/{rev}")
+@route("POST", "{api}/commit/{rev}")
 def _commit(call: Call) -> Reply:
     repo, base, ref = call.repo, call.commit, call.repo.ref(call.values["rev"])
     create_pr = bool(call.query.get("create_pr"))
@@ -49,38 +119,37 @@ def _commit(call: Call) -> Reply:
         opened = repo.open_discussion(summary, description, account.user, "open", branch)
         ref = f"refs/pr/{opened.num}"
         repo.refs[ref] = base.sha
-        answer["pullRequestUrl"] = f"{call.state.url}/{repo.key}/discussions/{opened.num}"
+        answer["pullRequestUrl"] = f"{call.hub.url}/{repo.key}/discussions/{opened.num}"
     commit = repo.add_commit(ref, files, summary, description, account.user)
-    url = f"{call.state.url}/{repo.key}/commit/{commit.sha}"
+    url = f"{call.hub.url}/{repo.key}/commit/{commit.sha}"
     return json_reply({**answer, "commitOid": commit.sha, "commitUrl": url, "hookOutput": ""})
 
 
 def apply_operation(call: Call, base: Commit, files: dict[str, File], key: str, value: Any) -> None:
-    """Carries out one line of a commit on the tree `files`, which was that of `base`."""
-    state, repo, path = call.state, call.repo, value["path"]
+    """Applies one line of a commit to `files`, which begins as a copy of the files of `base`."""
+    hub, repo, path = call.hub, call.repo, value["path"]
     if not all(part not in ("", ".", "..", ".git") for part in path.removesuffix("/").split("/")):
         raise Refusal(400, f"Not a path: {path!r}", violation=True)
     if key == "file":
         content = base64.b64decode(value["content"], validate=True)
-        if state.upload_mode(base, path, len(content), content[:512]) == "lfs":
+        if hub.upload_mode(base, path, len(content), content[:512]) == "lfs":
             raise Refusal(400, f"{path} must be uploaded with LFS", violation=True)
         if path == "README.md" and (errors := front_matter(content.decode())[1]):
             raise Refusal(400, f"Invalid metadata in README.md: {'; '.join(errors)}")
-        files[path] = state.new_file(repo, *state.content.store(io.BytesIO(content)), lfs=False)
+        files[path] = hub.new_file(repo, *hub.content.store(io.BytesIO(content)), lfs=False)
     elif key == "lfsFile":
         sha256 = value["oid"]
         if sha256 not in repo.objects:
             raise Refusal(400, f"{path}: its LFS object {sha256} was never uploaded", violation=True)
-        size = state.content[sha256].stat().st_size
+        size = hub.content[sha256].stat().st_size
         if value.get("size", size) != size:
             raise Refusal(400, f"{path} has {size} bytes, not {value['size']}", violation=True)
-        files[path] = state.new_file(repo, sha256, size, lfs=True)
+        files[path] = hub.new_file(repo, sha256, size, lfs=True)
     elif key in ("deletedFile", "deletedFolder"):
         inside = f"{path.removesuffix('/')}/" if key == "deletedFolder" else None
         deleted = [each for each in files if (each.startswith(inside) if inside else each == path)]
         if not deleted:
-            message = f"A {key[7:].lower()} with this name doesn't exist: {path}"
-            raise Refusal(404, message, "EntryNotFound")
+            raise Refusal(404, f"A {key[7:].lower()} with this name doesn't exist: {path}", "EntryNotFound")
         for each in deleted:
             del files[each]
     else:

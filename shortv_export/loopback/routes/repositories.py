@@ -1,4 +1,4 @@
-"""The caller's account; making, changing and describing repositories."""
+"""The caller's account; creating, changing and describing repositories."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ from typing import Any
 from ..card_metadata import front_matter
 from ..messages import Refusal, Reply, json_reply
 from ..repository import repo_key
-from ..routing import Call, Routes
-
-routes = Routes()
+from ..routing import Call, route
 
 
-@routes("GET", "/api/whoami-v2")
+@route("GET", "/api/whoami-v2")
 def _whoami(call: Call) -> Reply:
     if call.account is None:
         raise Refusal(401, "Invalid username or password.")
@@ -25,40 +23,40 @@ def _whoami(call: Call) -> Reply:
     return json_reply({"type": "user", "id": user, "name": user, "fullname": user, "orgs": orgs, "auth": auth})
 
 
-@routes("GET", "/api/agent-harnesses")
+@route("GET", "/api/agent-harnesses")
 def _harnesses(call: Call) -> Reply:
-    """Clients ask for this list once a day, to name their caller in the user agent. Here it is empty."""
+    """An empty list. Clients ask for it once a day, to name the program that calls them in the user agent."""
     return json_reply({"standardEnvVars": [], "harnesses": {}})
 
 
-@routes("POST", "/api/repos/create")
+@route("POST", "/api/repos/create")
 def _create(call: Call) -> Reply:
     data, account = call.json(), call.writer(None)
     key = _named(call, data)
     call.writer(key.split("/")[-2])
-    url = f"{call.state.url}/{key}"
-    if key in call.state.repos:
+    url = f"{call.hub.url}/{key}"
+    if key in call.hub.repos:
         raise Refusal(409, "You already created this repo", url=url)
     private = data.get("visibility") == "private" or bool(data.get("private"))
-    repo = call.state.new_repo(key, private, False, account.user)
+    repo = call.hub.new_repo(key, private, False, account.user)
     return json_reply({"url": url, "name": repo.id, "id": repo.id})
 
 
-@routes("DELETE", "/api/repos/delete")
+@route("DELETE", "/api/repos/delete")
 def _delete(call: Call) -> Reply:
     repo = call.readable(_named(call, call.json()))
     call.writer(repo.namespace)
-    del call.state.repos[repo.key]
+    del call.hub.repos[repo.key]
     return json_reply({})
 
 
 def _named(call: Call, data: dict[str, Any]) -> str:
-    """The key of the repository that a body names."""
+    """The key of the repository named in the body of a request."""
     namespace = data.get("organization") or (call.account.user if call.account else "")
     return repo_key(data.get("type") or "model", f"{namespace}/{data['name']}")
 
 
-@routes("PUT", "{api}/settings")
+@route("PUT", "{api}/settings")
 def _settings(call: Call) -> Reply:
     call.writer(call.repo.namespace)
     data = call.json()
@@ -68,7 +66,7 @@ def _settings(call: Call) -> Reply:
     return json_reply({"private": call.repo.private, "gated": call.repo.gated})
 
 
-@routes("GET", "{api}/auth-check(?P<write>/write)?")
+@route("GET", "{api}/auth-check(?P<write>/write)?")
 def _auth_check(call: Call) -> Reply:
     call.check_gate()
     if "write" in call.values:
@@ -76,7 +74,7 @@ def _auth_check(call: Call) -> Reply:
     return json_reply({})
 
 
-@routes("GET", "{api}(?:/revision/{rev})?")
+@route("GET", "{api}(?:/revision/{rev})?")
 def _info(call: Call) -> Reply:
     repo = call.repo
     commit = call.commit if "rev" in call.values else repo.resolve("main")
@@ -88,7 +86,7 @@ def _info(call: Call) -> Reply:
             sibling["lfs"] = {"sha256": file.sha256, "size": file.size, "pointerSize": file.pointer_size}
     card: dict[str, Any] = {}
     if readme := commit.files.get("README.md"):
-        card = front_matter(call.state.content[readme.sha256].read_text("utf-8"))[0]
+        card = front_matter(call.hub.content[readme.sha256].read_text("utf-8"))[0]
     info: dict[str, Any] = {"id": repo.id, "modelId": repo.id, "sha": commit.sha}
     info |= {"private": repo.private, "gated": repo.gated, "disabled": False, "siblings": siblings}
     info |= {"createdAt": repo.created, "lastModified": commit.date, "downloads": 0, "likes": 0}
