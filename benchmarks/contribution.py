@@ -1,15 +1,17 @@
 """Time and memory of measuring Layer Contribution: the layer-major walk compared with a plain loop.
 
-    python benchmarks/contribution.py                                  # both, with 24 layers and 576 + 64 tokens
+    python benchmarks/contribution.py                                  # both, with 24 layers and 64 + 576 tokens
     python benchmarks/contribution.py --growth                         # time for several numbers of layers and tokens
-    python benchmarks/contribution.py --memory --layers 6 12 24        # peak memory, whole model and streamed
+    python benchmarks/contribution.py --memory --hidden-size 1024 --layers 6 12 24  # peak memory, whole and streamed
     python benchmarks/contribution.py --processes 2                    # two processes of torchrun against one
     python benchmarks/contribution.py --shape 13b --layers 40          # streamed from disk; needs 26 GB of disk
 
-The plain loop runs the stock model once unchanged, and once for each layer and token set with that layer frozen by a
-hook. It computes logits at the last position only; both sides batch the samples. The model has the proportions of
-LLaVA-1.5-7B (the vision tower is a quarter as wide and three quarters as deep as the language model). Its weights are
-random; time and memory do not depend on them. Run it on a quiet machine: the load before and after is recorded.
+The layer-major walk goes through the model layer by layer, with the states of all ablations as one batch (see
+`shortv_export/measure/layer_contribution.py`). The plain loop runs the stock model once unchanged, and once for each
+layer and token set with that layer frozen by a hook. It computes logits at the last position only; both sides batch
+the samples. The model has the proportions of LLaVA-1.5-7B (the vision tower is a quarter as wide and three quarters as
+deep as the language model). Its weights are random; time and memory do not depend on them. Run it on a quiet machine:
+the load before and after is recorded.
 """
 
 from __future__ import annotations

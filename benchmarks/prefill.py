@@ -1,8 +1,9 @@
 """Prefill time of the language model, stock and frozen, and the least possible time of each.
 
-    python benchmarks/prefill.py --shape llava-1.5 --hidden-size 1024 --layers 24 --output prefill.json
-    python benchmarks/prefill.py --decode     # decoding, and a prefill with nothing frozen: must cost the same
-    python benchmarks/prefill.py --memory     # peak memory of a prefill, each model in its own process
+    python benchmarks/prefill.py                      # 64 + 576 tokens, hidden size 1024, 24 layers
+    python benchmarks/prefill.py --hidden-size 2048
+    python benchmarks/prefill.py --shape llava-next   # 64 + 2880 tokens; with --memory, its peak memory
+    python benchmarks/prefill.py --decode             # decoding, and a prefill with nothing frozen: must cost the same
 
 FLOPs alone are not the limit: matrix products of 64 rows run at a lower rate than those of 640 rows. So a *floor* is
 measured for each model: only the necessary matrix products and attention, at their real shapes and with the model's

@@ -43,26 +43,30 @@ def _options(
         raise typer.Exit
 
 
-def _command(verb: Callable[..., Any], *without: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def _command(
+    verb: Callable[..., Any], *without: str, json: bool = True
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Makes a command of a function: parses its options, calls it, and lets the decorated function print the result.
 
     Args:
         verb: the function.
         without: names of options that the command does not have.
+        json: whether it can print JSON.
 
     The decorated function gets the result, whether JSON was asked for, and the arguments of the call by name.
     """
     options = [option for option in options_of(verb) if option.name not in without]
 
     def decorate(show: Callable[..., None]) -> Callable[..., None]:
-        def run(as_json: bool, **typed: Any) -> None:
+        def run(as_json: bool = False, **typed: Any) -> None:
             arguments = _arguments(verb, options, typed)
             with _quiet() if as_json else nullcontext():
                 result = verb(**arguments)
             show(result, as_json, **arguments)
 
         as_json = _parameter("as_json", bool, False, typer.Option("--json", help="Print one JSON object, no text."))
-        run.__signature__ = inspect.Signature([*map(_parsed, options), as_json])  # type: ignore[attr-defined]
+        parameters = [*map(_parsed, options), *([as_json] if json else [])]
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         app.command(name=verb.__name__.removeprefix("run_"), help=inspect.getdoc(verb).splitlines()[0])(run)  # type: ignore[union-attr]
         return show
 
@@ -109,8 +113,8 @@ def _with(values: Any, path: list[str], value: Any) -> Any:
     return replace(values, **{path[0]: _with(getattr(values, path[0]), path[1:], value)})
 
 
-@_command(pipeline.score, "max_kl")
-def _score(scores: Any, as_json: bool, output: Path, budget: Any, **_: Any) -> None:
+@_command(pipeline.score, "flops_ratio", "max_kl")
+def _show_score(scores: Any, as_json: bool, output: Path, budget: Any, **_: Any) -> None:
     from .selection import boundary, default_count, describe, ranking
 
     count = budget.num_frozen or default_count(len(scores.visual))
@@ -123,7 +127,7 @@ def _score(scores: Any, as_json: bool, output: Path, budget: Any, **_: Any) -> N
 
 
 @_command(pipeline.package)
-def _package(package: Any, as_json: bool, base: str, out: Path | None, **_: Any) -> None:
+def _show_package(package: Any, as_json: bool, base: str, out: Path | None, **_: Any) -> None:
     recipe, folder = package.recipe, out or base  # with a recipe, the folder may be the only argument
     if as_json:
         return _print_json({"package": str(folder), **recipe.to_dict()})
@@ -133,7 +137,7 @@ def _package(package: Any, as_json: bool, base: str, out: Path | None, **_: Any)
 
 
 @_command(pipeline.verify)
-def _verify(result: Any, as_json: bool, package: str, **_: Any) -> None:
+def _show_verify(result: Any, as_json: bool, package: str, **_: Any) -> None:
     if as_json:
         _print_json({"passed": result.passed, "checks": [asdict(check) for check in result.checks]})
     else:
@@ -144,7 +148,7 @@ def _verify(result: Any, as_json: bool, package: str, **_: Any) -> None:
 
 
 @_command(pipeline.evaluate)
-def _evaluate(evaluation: Any, as_json: bool, package: str, output: Path, update_card: bool, **_: Any) -> None:
+def _show_evaluate(evaluation: Any, as_json: bool, package: str, output: Path, update_card: bool, **_: Any) -> None:
     from .evaluation import tables
 
     if as_json:
@@ -161,17 +165,15 @@ def _evaluate(evaluation: Any, as_json: bool, package: str, output: Path, update
 
 
 @_command(pipeline.push, "recipe")
-def _push(result: Any, as_json: bool, target: Any, **_: Any) -> None:
+def _show_push(result: Any, as_json: bool, target: Any, **_: Any) -> None:
     if as_json:
         _print_json(asdict(result))
     elif not target.dry_run and not target.create_pr:
         _print(f"\nload it with\n\n{result.snippet}")
 
 
-@_command(run_demo)
-def _demo(demo: Any, as_json: bool, open: bool, **_: Any) -> None:
-    if as_json:
-        return _print_json(asdict(demo))
+@_command(run_demo, json=False)
+def _show_demo(demo: Any, as_json: bool, open: bool, **_: Any) -> None:
     for title, lines in demo.tables:
         _print_table(f"\n{title}", lines)
     _print(f"\nLook at {demo.card}, the card, and {demo.card.with_name('layer_contribution.png')}.")
@@ -204,7 +206,7 @@ class _Printer(logging.Handler):
     """Prints the library's messages."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        _print(with_flags(record.getMessage(), _NAMES))
+        _print(record.getMessage())
 
 
 class _quiet:
@@ -223,7 +225,7 @@ class _quiet:
 def _print(text: str) -> None:
     from rich.console import Console
 
-    Console(highlight=False, soft_wrap=True).print(text, markup=False)
+    Console(highlight=False, soft_wrap=True).print(with_flags(text, _NAMES), markup=False)
 
 
 def _print_table(title: str, rows: Sequence[tuple[str, ...]]) -> None:
@@ -233,7 +235,7 @@ def _print_table(title: str, rows: Sequence[tuple[str, ...]]) -> None:
 
     table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text(with_flags(cell, _NAMES)) for cell in row))
     Console(highlight=False).print(table)
 
 

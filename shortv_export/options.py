@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 from .errors import ShortVError, UsageError
 
@@ -107,8 +107,8 @@ class Samples:
     data: Annotated[
         str | None,
         Help(
-            "'paper', a Hub data set, or a folder with images or videos and metadata.jsonl. Default: the data that "
-            "the layers were scored on, or else 'paper'."
+            "'paper', a Hub data set, or a folder with images or videos and metadata.jsonl. Default: the data of the "
+            "scores that layers were chosen by, if there are any, or else 'paper'."
         ),
     ] = None
     num_samples: Annotated[int, Help("Number of samples.", least=1)] = 40
@@ -123,7 +123,7 @@ class Scoring:
     max_samples: Annotated[int, Help("With `until_stable`: stop at this many samples.", least=1)] = 160
     divergence: Annotated[
         str,
-        Help("'forward': KL(original || ablated), as the paper defines it; 'reverse': as its code computes it."),
+        Help("'forward': KL(original || frozen), as the paper defines it; 'reverse': as its code computes it."),
     ] = "forward"
     max_batch_tokens: Annotated[int, Help("Tokens per call of a decoder layer; fewer need less memory.", least=1)] = (
         2560  # keeps an accelerator busy; on a CPU, more would leave its caches
@@ -141,7 +141,7 @@ class Scoring:
 class Placement:
     """Where the model runs."""
 
-    dtype: Annotated[str, Help("Precision: auto, float32, bfloat16 or float16.")] = "auto"
+    dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], Help("Precision.")] = "auto"
     device_map: Annotated[str | None, Help("Placement by accelerate, such as 'auto' or 'cuda'.")] = None
     max_memory: Annotated[
         MaxMemory | None,
@@ -212,10 +212,11 @@ class Questions:
     ] = None
     accuracy: Annotated[bool, Help("Refuse data without answers.")] = False
     task: Annotated[
-        str | None, Help("The data is a benchmark on the Hub: its task. Writes .eval_results/ into the package.")
+        str | None,
+        Help("Task, if the data is a benchmark on the Hub. With `update_card`, also writes .eval_results/."),
     ] = None
     force_overlap: Annotated[bool, Help("Draw also from the samples that the layers were chosen by.")] = False
-    max_new_tokens: Annotated[int, Help("Most tokens of an answer.", least=1)] = 32
+    max_new_tokens: Annotated[int, Help("Maximum number of tokens of an answer.", least=1)] = 32
 
 
 @dataclass(frozen=True)
@@ -237,7 +238,7 @@ class Comparison:
 
     def __post_init__(self) -> None:
         if self.at and not self.speed:
-            raise UsageError("`at` has nothing to time without `speed`; leave out one of them.")
+            raise UsageError("`at` has nothing to time with `no_speed`; leave out one of them.")
 
 
 @dataclass(frozen=True)
@@ -355,4 +356,5 @@ def _typed(value: Any) -> str:
 
 def with_flags(text: str, names: set[str]) -> str:
     """A message of the library in the words of the command line: `num_frozen` becomes --num-frozen."""
-    return re.sub(r"`(\w+)`", lambda found: to_flag(found[1]) if found[1] in names else found[0], text)
+    known = names | {f"no_{name}" for name in names}
+    return re.sub(r"`(\w+)`", lambda found: to_flag(found[1]) if found[1] in known else found[0], text)

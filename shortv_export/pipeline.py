@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from .base import BaseModel
     from .packaging import Draft, Package
     from .publish import Forecast, Push
-    from .records import Evaluation, Scores
+    from .records import Evaluation, Recipe, Scores
     from .selection import Measure
     from .verification import Verification
 
@@ -65,20 +65,19 @@ def score(
     Raises:
         ShortVError: the base or the data cannot be used; a number is out of range; too little memory.
     """
-    from .base import fetch_weights, resolve_base
-    from .selection import foresee
+    from .base import resolve_base
+    from .selection import preview_selection
 
     if budget.max_kl is not None:
         raise ShortVError("`max_kl` is measured after scoring; give it to `shortv-export package`.")
     _check_rounds(samples, scoring)
     resolved = resolve_base(base, revision=revision, weights=False)
-    foresee(resolved, Choice(), budget, seed=samples.seed)
-    fetch_weights(resolved)
+    preview_selection(resolved, Choice(), budget, seed=samples.seed)
     return _score(resolved, Path(output), samples, budget, scoring, placement)
 
 
 def package(
-    base: Annotated[str, Help("Base model: a Hub id or a folder. With `recipe`, it may be left out.", "BASE")],
+    base: Annotated[str, Help("Base model: a Hub id or a folder. With `recipe`, OUT alone will do.", "BASE")],
     out: Annotated[Path | None, Help("Folder of the package; must not exist or be empty.", "OUT")] = None,
     *,
     revision: Revision = None,
@@ -106,7 +105,7 @@ def package(
     """
     from .base import fetch_weights, resolve_base
     from .packaging import Draft
-    from .selection import foresee
+    from .selection import preview_selection, require_source
 
     if contents.recipe is not None:
         others = (revision, choice, budget, samples, placement, replace(contents, recipe=None))
@@ -115,8 +114,9 @@ def package(
         return rebuild(contents.recipe, out or Path(base), base=base if out else None)
     if out is None:
         raise UsageError("name the folder of the package: OUT.")
+    require_source(choice)
     resolved = resolve_base(base, revision=revision, weights=False)
-    foresee(resolved, choice, budget, seed=samples.seed)
+    preview_selection(resolved, choice, budget, seed=samples.seed)
     draft = Draft.of(resolved, out, contents)
     fetch_weights(resolved)
     return _package(draft, choice, budget, samples, placement)
@@ -151,7 +151,9 @@ def rebuild(recipe: Path, out: Path, *, base: str | None = None) -> Package:
         if not path.is_file() or file_sha256(path) != loaded.measured.get(EVALUATION_NAME):
             raise ShortVError(f"the recipe's package was evaluated; put its {EVALUATION_NAME} beside {recipe}.")
         evaluation = Evaluation.load(path)
-    return rebuild_package(resolve_base(base, revision=revision), out, loaded, evaluation)
+    made = rebuild_package(resolve_base(base, revision=revision), out, loaded, evaluation)
+    _log_stability(loaded)
+    return made
 
 
 def verify(
@@ -237,16 +239,19 @@ def push(
         ShortVError: a step failed; what is finished stays for the next try.
     """
     from .packaging import Package, inherited_metadata
-    from .publish import forecast_push, look_at, push_package
+    from .publish import forecast_push, inspect_repository, push_package
 
-    repository = look_at(repo_id, target)
     if Package.is_at(source):
         if conversion.evaluate is not None:
             raise ShortVError(
                 f"{source} is a package; evaluate it first: shortv-export evaluate {source} --update-card."
             )
+        if conversion != Conversion():
+            raise UsageError(f"{source} is a package; leave out the options of how a base becomes one.")
         finished = Package.open(source)
+        repository = inspect_repository(repo_id, target)
     else:
+        repository = inspect_repository(repo_id, target)
         base, selection = _look_at_base(source, conversion)
         if target.dry_run:
             inherited_metadata(base, conversion.contents.license)
@@ -270,7 +275,7 @@ def _look_at_base(source: str, conversion: Conversion) -> tuple[BaseModel, Any]:
     from .base import resolve_base
     from .evaluation import data_of
     from .records import Scores
-    from .selection import foresee
+    from .selection import preview_selection
 
     choice, budget, samples, scoring = conversion.choice, conversion.budget, conversion.samples, conversion.scoring
     if conversion.contents.recipe is not None:
@@ -283,7 +288,7 @@ def _look_at_base(source: str, conversion: Conversion) -> tuple[BaseModel, Any]:
         raise ShortVError("the scores were measured on local files; name data for `evaluate` with `data`.")
     _check_rounds(samples, scoring)
     base = resolve_base(source, revision=conversion.revision, weights=False)
-    return base, foresee(base, choice, budget, seed=samples.seed)
+    return base, preview_selection(base, choice, budget, seed=samples.seed)
 
 
 def _convert(base: BaseModel, out: Path, conversion: Conversion) -> Package:
@@ -294,8 +299,9 @@ def _convert(base: BaseModel, out: Path, conversion: Conversion) -> Package:
 
     choice, budget, samples, placement = conversion.choice, conversion.budget, conversion.samples, conversion.placement
     draft = Draft.of(base, out, conversion.contents)
-    fetch_weights(base)
-    if not choice.sources:
+    if choice.sources:
+        fetch_weights(base)
+    else:
         scores_file = out.with_name(f"{out.name}.scores.json")
         scores = _score(base, scores_file, samples, budget, conversion.scoring, placement)
         logger.info("scored %d layers on %d samples: %s", len(scores.visual), scores.num_samples, scores_file)
@@ -324,11 +330,13 @@ def _check_rounds(samples: Samples, scoring: Scoring) -> None:
 def _score(
     base: BaseModel, output: Path, samples: Samples, budget: Budget, scoring: Scoring, placement: Placement
 ) -> Scores:
+    from .base import fetch_weights
     from .measure import Scorer, score_in_rounds
     from .samples import draw_samples
     from .selection import select_by_scores
 
     scorer = Scorer(base, scoring, placement, output=output)
+    fetch_weights(base)
     if scoring.until_stable:
         scores = score_in_rounds(
             scorer,
@@ -345,32 +353,40 @@ def _score(
 
 def _package(draft: Draft, choice: Choice, budget: Budget, samples: Samples, placement: Placement) -> Package:
     from .packaging import build_package
-    from .selection import describe, select
+    from .selection import select
 
-    held_out: dict[str, Any] = {}
-
-    def measurement(scores: Scores | None) -> Measure:
-        from .base import load_base
-        from .evaluation import held_out_from_scores
-        from .measure import JointDivergence, device_map_for
-        from .samples import encode_samples
-
-        drawn = held_out_from_scores(scores, samples)
-        held_out["held_out"] = drawn.record
-        model, processor = load_base(
-            draft.base,
-            dtype=placement.dtype,
-            device_map=device_map_for(placement),
-            max_memory=placement.max_memory,
-        )
-        return JointDivergence(model, (encode_samples(processor, [sample]) for sample in drawn.samples))
-
-    selection, scores = select(draft.base, choice, budget, seed=samples.seed, measurement=measurement)
-    selection = replace(selection, evidence=selection.evidence | held_out)
+    measure, evidence = None, {}
+    if budget.max_kl is not None:
+        measure, evidence["held_out"] = _divergence(draft.base, choice, samples, placement)
+    selection, scores = select(draft.base, choice, budget, seed=samples.seed, measure=measure)
+    selection = replace(selection, evidence=selection.evidence | evidence)
     package = build_package(draft, selection, scores)
-    if selection.method == "lc" and scores is not None:
-        logger.info(describe(scores, len(selection.frozen_layers)))
+    _log_stability(package.recipe)
     return package
+
+
+def _log_stability(recipe: Recipe) -> None:
+    from .records import RECIPE_NAME, Scores
+    from .selection import describe
+
+    if recipe.selection["method"] == "lc" and recipe.scores:
+        logger.info(describe(Scores.from_dict(recipe.scores, RECIPE_NAME), len(recipe.frozen_layers)))
+
+
+def _divergence(
+    base: BaseModel, choice: Choice, samples: Samples, placement: Placement
+) -> tuple[Measure, dict[str, Any]]:
+    """What measures the divergence of frozen layers from the base, on held-out samples; and the samples' record."""
+    from .base import load_base
+    from .evaluation import held_out_from_scores
+    from .measure import JointDivergence, device_map_for
+    from .records import Scores
+    from .samples import encode_samples
+
+    device_map = device_map_for(placement)
+    drawn = held_out_from_scores(Scores.load(choice.scores) if choice.scores else None, samples)
+    model, processor = load_base(base, dtype=placement.dtype, device_map=device_map, max_memory=placement.max_memory)
+    return JointDivergence(model, (encode_samples(processor, [each]) for each in drawn.samples)), drawn.record
 
 
 def _evaluate(
@@ -388,6 +404,11 @@ def _evaluate(
 
     drawn = held_out_from_package(package, samples, questions)
     evaluation = evaluate_package(
-        package, drawn, questions=questions, comparison=comparison, placement=placement, output=output
+        package,
+        drawn,
+        max_new_tokens=questions.max_new_tokens,
+        comparison=comparison,
+        placement=placement,
+        output=output,
     )
     return evaluation, add_evaluation(package, evaluation) if update_card else package

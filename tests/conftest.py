@@ -173,6 +173,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
     def run(*arguments: Any) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["shortv-export", *map(str, arguments)])
+        capsys.readouterr()  # what was printed before
         status = 0
         try:
             cli.main()

@@ -390,6 +390,19 @@ def test_a_traceback_needs_debug(run: Any, tmp_path: Path) -> None:
         run("--debug", *arguments)
 
 
+def test_a_dtype_that_does_not_exist_is_a_usage_error(run: Any, tmp_path: Path) -> None:
+    status, out, err = run("score", tmp_path / "nowhere", "--dtype", "banana")
+    assert (status, out) == (2, "")
+    assert "--dtype" in err
+    assert "'bfloat16'" in err
+
+
+def test_only_commands_with_a_result_print_json(run: Any) -> None:
+    for command in ("score", "package", "verify", "evaluate", "push"):
+        assert "--json" in run(command, "--help")[1]
+    assert "--json" not in run("demo", "--help")[1]
+
+
 def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys\nfrom shortv_export import cli\n"

@@ -114,7 +114,7 @@ def test_options_are_those_of_the_package_command() -> None:
     ShortVExportCommand.parse_args(parser)
     theirs = {option for action in parser._actions for option in action.option_strings if option.startswith("--")}
     assert "--num-frozen" in parser.format_help()  # fails if a help text has a bare percent sign
-    assert theirs - {"--model", "--help"} == options - {"--json", "--help"}
+    assert theirs - {"--model", "--help"} == options - {"--recipe", "--json", "--help"}
 
 
 def test_optimum_starts_without_heavy_imports() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import logging
 import re
 import shlex
 import shutil
@@ -317,6 +318,22 @@ ELSEWHERE = {
     "lmms-lab/": "a data set on the Hub",
     "verify ": "starts a process that loads two models",
 }
+
+
+def test_the_pages_python_runs(go: Runner, folder: Path) -> None:
+    """The example for notebooks, with the placeholders filled in."""
+    (block,) = blocks(ROOT / "docs" / "README.md", "python")
+    smaller = {"BASE": go.values["BASE"], "num_samples=40": "num_samples=3", "num_frozen=8": "num_frozen=2"}
+    for old, new in smaller.items():
+        assert old in block
+        block = block.replace(old, new)
+    logger = logging.getLogger("shortv_export")
+    level = logger.level
+    try:
+        exec(block, {})
+    finally:
+        logger.setLevel(level)
+    assert (folder / "OUT" / "shortv.json").is_file()
 
 
 def test_the_pages_commands_run(go: Runner, hub: Any, folder: Path) -> None:

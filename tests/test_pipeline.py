@@ -12,19 +12,19 @@ import pytest
 
 from shortv_export import pipeline
 from shortv_export.loopback import LoopbackHub
-from shortv_export.options import Budget, Choice, Contents, Conversion, Samples, Scoring, Target
+from shortv_export.options import Budget, Choice, Contents, Conversion, Placement, Samples, Scoring, Target
 from tests.support.packages import write_questions
 
 # The checks, and the rooms that call them.
 CHECKS = (
     ("base", "resolve_base"),
     ("base", "fetch_weights"),
-    ("selection", "foresee"),
+    ("selection", "preview_selection"),
     ("packaging.build", "inherited_metadata"),
     ("packaging", "inherited_metadata"),
     ("packaging.build", "_check_empty"),
     ("packaging.build", "_check_room"),
-    ("publish", "look_at"),
+    ("publish", "inspect_repository"),
 )
 # A package is compared with its recipe when it is verified and when it is published, not again to evaluate it.
 INSPECTIONS = (("verification.checks", "inspect_package"), ("packaging.inspection", "inspect_package"))
@@ -78,11 +78,18 @@ def test_push_makes_each_check_once(
     [
         (
             lambda base, folder, out: pipeline.score(base, output=out, samples=Samples(folder, 1)),
-            {"resolve_base", "fetch_weights", "foresee"},
+            {"resolve_base", "fetch_weights", "preview_selection"},
         ),
         (
             lambda base, folder, out: pipeline.package(base, out, choice=Choice(frozen_layers=(1,))),
-            {"resolve_base", "fetch_weights", "foresee", "inherited_metadata", "_check_empty", "_check_room"},
+            {
+                "resolve_base",
+                "fetch_weights",
+                "preview_selection",
+                "inherited_metadata",
+                "_check_empty",
+                "_check_room",
+            },
         ),
         (
             lambda base, folder, out: pipeline.push(
@@ -91,7 +98,7 @@ def test_push_makes_each_check_once(
                 target=Target(dry_run=True),
                 conversion=Conversion(out=out, choice=Choice(frozen_layers=(1,))),
             ),
-            {"resolve_base", "foresee", "inherited_metadata", "look_at"},
+            {"resolve_base", "preview_selection", "inherited_metadata", "inspect_repository"},
         ),
     ],
     ids=["score", "package", "push --dry-run"],
@@ -121,3 +128,24 @@ def test_a_push_that_cannot_succeed_fetches_no_weights(
         pipeline.push(base, "loopback/model", conversion=conversion)
     assert not any("safetensors" in request.path for request in hub.requests)
     assert "loopback/model" not in hub.repos
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda base, out: pipeline.package(base, out), "say which layers to freeze"),
+        (
+            lambda base, out: pipeline.score(
+                base, output=out, scoring=Scoring(stream=True), placement=Placement(device_map="auto")
+            ),
+            "`stream` and `device_map` exclude each other",
+        ),
+    ],
+    ids=["package", "score"],
+)
+def test_other_commands_that_cannot_succeed_fetch_no_weights(
+    hub: LoopbackHub, base: str, tmp_path: Path, call: Any, words: str
+) -> None:
+    with pytest.raises(pipeline.ShortVError, match=words):
+        call(base, tmp_path / "out")
+    assert not any("safetensors" in request.path for request in hub.requests)

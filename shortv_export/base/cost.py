@@ -1,8 +1,8 @@
-"""The cost model: floating-point operations of dense and frozen decoder layers (paper, Eqs. 3-5).
+"""The cost model: floating-point operations of the base's decoder layers and of frozen ones (paper, Eqs. 3-5).
 
 The paper counts, per layer, with *t* text tokens, *v* visual tokens, hidden size *h* and FFN size *m*::
 
-    dense   2(t+v)(4h+3m)h + 4(t+v)²h                 (Eq. 3)
+    base    2(t+v)(4h+3m)h + 4(t+v)²h                 (Eq. 3; the paper says "dense")
     frozen  2t(4h+3m)h + 4vh² + 4t(t+v)h              (Eq. 4)
 
 This assumes multi-head attention and one FFN. The functions here use the real projection widths instead, so they also
@@ -21,6 +21,10 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from .shapes import LayerShape
+
+# Lengths of the paper's prompts.
+TEXT_TOKENS = 64
+VISUAL_TOKENS = 576
 
 
 def dense_layer_flops(shape: LayerShape, text_tokens: int, visual_tokens: int) -> int:

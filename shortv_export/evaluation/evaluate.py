@@ -94,7 +94,7 @@ def evaluate_package(
     package: Package,
     samples: DrawnSamples,
     *,
-    questions: Questions = Questions(),
+    max_new_tokens: int = Questions.max_new_tokens,
     comparison: Comparison = Comparison(),
     placement: Placement = Placement(),
     output: Path | None = None,
@@ -104,7 +104,7 @@ def evaluate_package(
     Args:
         package: checked by `require_evaluable`.
         samples: held-out samples.
-        questions: only `max_new_tokens` is used.
+        max_new_tokens: maximum length of an answer.
         comparison: what else is compared with the base, and what is timed.
         placement: where the model runs.
         output: where to save the result. Until then, results of finished samples are kept beside it
@@ -114,7 +114,7 @@ def evaluate_package(
         ShortVError: the package cannot be loaded, memory runs out, or the output cannot be written; or as
             `frozen_lists`.
     """
-    recipe, max_new_tokens = package.recipe, questions.max_new_tokens
+    recipe = package.recipe
     changes = [shortv(layers, recipe.num_layers) for layers in frozen_lists(package, comparison.sweep)]
     advice = "load it with `dtype` bfloat16 or spread it with `device_map` auto, or ask for less with `max_new_tokens`"
     with out_of_memory(f"{advice} and `at`. Finished samples are kept"):

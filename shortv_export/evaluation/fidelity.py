@@ -56,7 +56,7 @@ def measure_fidelity(
 
     Args:
         model: a ShortV model that freezes nothing, which is the base.
-        max_new_tokens: most tokens of an answer.
+        max_new_tokens: the longest answer, in tokens.
         finished: results of an earlier run, which are not measured again; new results are added.
 
     Returns:

@@ -51,7 +51,9 @@ def notes_on(
 
 def tables(evaluation: Evaluation) -> list[tuple[str, list[tuple[str, ...]]]]:
     """Tables as ``(title, lines)``; the first line is the heading. A star marks the package's own row."""
-    fidelity: list[tuple[str, ...]] = [("frozen", "FLOPs", "KL first token", "same", "KL answer", "same answer")]
+    fidelity: list[tuple[str, ...]] = [
+        ("frozen", "FLOPs", "KL first token", "same first token", "KL answer", "same answer")
+    ]
     accuracy: list[tuple[str, ...]] = [("frozen", "group", "samples", "base", "changed", "difference")]
     speed: list[tuple[str, ...]] = [
         ("frozen", "tokens", "first token, ms", "prefill, ms", "speed-up", "limit", "reached")
@@ -70,7 +72,7 @@ def tables(evaluation: Evaluation) -> list[tuple[str, list[tuple[str, ...]]]]:
             times = (_milliseconds(timed.first_token_seconds), _milliseconds(timed.prefill_seconds))
             limit = (f"{timed.speed_up:.2f}x", f"{timed.limit:.2f}x", f"{timed.share_of_limit:.0%}")
             speed.append((name, tokens, *times, *limit))
-    found_tables = (("Fidelity to the base", fidelity), ("Accuracy", accuracy), ("Speed of the prompt pass", speed))
+    found_tables = (("Fidelity to the base", fidelity), ("Accuracy", accuracy), ("Prefill speed", speed))
     return [(title, lines) for title, lines in found_tables if len(lines) > 1]
 
 

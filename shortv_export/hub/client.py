@@ -57,7 +57,8 @@ def hub_error(error: Exception, what: str, reasons: Mapping[int, str] | None = N
         return error
     if not isinstance(error, errors.HTTPError | OSError | ValueError | RuntimeError):
         raise error
-    cause = one_line(error.__cause__ or error).rstrip(".")
+    answered = isinstance(error, errors.HfHubHTTPError)
+    cause = one_line(error if answered else error.__cause__ or error).rstrip(".")
     if given := (reasons or {}).get(status_of(error) or 0):
         reason = given
     elif isinstance(error, errors.GatedRepoError):
@@ -69,11 +70,13 @@ def hub_error(error: Exception, what: str, reasons: Mapping[int, str] | None = N
     elif is_offline_mode():
         reason = "is not in the cache, and HF_HUB_OFFLINE forbids downloads; unset that variable"
     elif isinstance(error, errors.HfHubHTTPError):
-        reason = f"was refused by the Hub, try again later: {cause}"
+        reason = f"was refused by the Hub{', try again later' if is_transient(error) else ''}: {cause}"
     elif isinstance(error, errors.HFValidationError):
         reason = "is neither a folder here nor a Hub id such as llava-hf/llava-1.5-7b-hf"
-    else:
+    elif isinstance(error, errors.HTTPError | OSError):
         reason = f"could not be reached ({cause}); check the network"
+    else:
+        reason = f"failed: {cause}"
     return ShortVError(f"{what} {reason}.")
 
 

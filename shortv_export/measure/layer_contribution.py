@@ -27,15 +27,11 @@ from torch import Tensor, nn
 from ..base.definition import cache_name, final_norm, placed, text_decoder, visual_tokens
 from ..errors import ShortVError
 from ..options import Scoring
+from ..records import FORWARD, REVERSE
 from .memory import out_of_memory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-FORWARD = "kl(original||ablated)"
-"""The paper's Eq. 2."""
-REVERSE = "kl(ablated||original)"
-"""What the paper's reference code computes."""
 
 MAX_BATCH_TOKENS = Scoring.max_batch_tokens
 

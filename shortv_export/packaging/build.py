@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..base import BaseModel, flops_ratio
+from ..base import TEXT_TOKENS, BaseModel, flops_ratio
 from ..errors import ShortVError
 from ..files import carry, check_space, json_text, new_folder, same_device, write_text
 from ..options import Contents
@@ -30,10 +30,10 @@ from ..records import (
     Selection,
     library_versions,
 )
-from .benchmark_results import check_evaluation, evaluation_files
 from .card import render_card, template_sha256
 from .card_metadata import Inherited, inherited_metadata, plain_line, recorded_metadata
 from .contents import carried_files, code_sha256, layers_problem, own_fields
+from .evaluation_files import check_evaluation, evaluation_files
 from .figures import draw_scores
 from .inspection import check_same_base, look_at_recipe
 from .package import Package
@@ -146,7 +146,7 @@ def _derive(
 ) -> tuple[dict[str, Any], bytes | None]:
     """The recipe's fields that follow from a base and a selection; and the card's figure, if there are scores."""
     figure = draw_scores(scores, selection.frozen_layers) if scores else None
-    text = selection.budget.get("text_tokens", 64)  # the paper's number
+    text = selection.budget.get("text_tokens", TEXT_TOKENS)
     visual = selection.budget.get("visual_tokens", base.prompt_visual_tokens)
     ratio = flops_ratio(base.layer_shapes, selection.frozen_layers, text, visual)
     fields = {

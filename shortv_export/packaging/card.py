@@ -154,11 +154,11 @@ def _sweep_text(sweep: tuple[Row, ...]) -> str:
     chosen = next(row for row in sweep if row.chosen)
     same, same_at_last = (f"{row.fidelity.exact_match.mean:.0%}" for row in (chosen, sweep[-1]))
     text = (
-        f"Agreement with the base against the number of frozen layers: {same} of answers are the same at the chosen "
+        f"Fidelity to the base against the number of frozen layers: {same} of answers are the same at the chosen "
         f"{len(chosen.frozen_layers or ())}, and {same_at_last} at {len(sweep[-1].frozen_layers or ())}."
     )
     if chosen.speed:
-        text += f" The prompt pass is {chosen.speed[0].speed_up:.2f} times as fast at the chosen number."
+        text += f" Prefill is {chosen.speed[0].speed_up:.2f} times as fast at the chosen number."
     return text
 
 

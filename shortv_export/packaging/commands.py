@@ -8,7 +8,7 @@ from typing import Any
 
 from ..base import BaseModel
 from ..options import Budget, Choice, Comparison, Contents, Placement, Questions, Samples, Scoring, to_words
-from ..records import HUB_ID, Evaluation, Recipe
+from ..records import HUB_ID, REVERSE, Evaluation, Recipe
 from ..samples import LOCAL_FILES
 from .card_metadata import Inherited, plain_line
 
@@ -75,7 +75,7 @@ def package_commands(base: BaseModel, recipe: Recipe, inherited: Inherited) -> l
     facts = calibration_facts(recipe)
     names = [name for name in ("data", "num_samples", "seed") if facts[name] is not None]
     samples = Samples(**{name: plain_line(facts[name]) for name in names})  # type: ignore[arg-type]
-    reverse = recipe.scores and recipe.scores["divergence"] == "kl(ablated||original)"
+    reverse = recipe.scores and recipe.scores["divergence"] == REVERSE
     scoring = Scoring(divergence="reverse" if reverse else "forward")
     score = ["shortv-export", "score", source, *revision, *to_words(samples, *names), *to_words(scoring)]
     return [_command(score), package(Choice(scores=Path("scores.json"), method=plain_line(method)), *more)]
@@ -103,9 +103,10 @@ def evaluate_command(evaluation: Evaluation, repo_id: str) -> str:
         speed=bool(chosen.speed),
         at=tuple((speed.text_tokens, speed.visual_tokens) for speed in chosen.speed if speed.at == "given"),
     )
+    dtype: Any = plain_line(evaluation.dtype)
     words = ["shortv-export", "evaluate", repo_id]
     words += to_words(samples, "data", "num_samples", *(["seed"] if type(seed) is int else []))
-    words += to_words(questions, "max_new_tokens") + to_words(Placement(plain_line(evaluation.dtype)), "dtype")
+    words += to_words(questions, "max_new_tokens") + to_words(Placement(dtype), "dtype")
     return _command(words + to_words(comparison))
 
 

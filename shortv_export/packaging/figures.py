@@ -71,7 +71,7 @@ def draw_sweep(rows: tuple[Row, ...]) -> bytes:
             panels[1].plot(counts, limits, color=INK, linewidth=1.4, linestyle="--", label="limit by FLOPs")
             speed_ups = [row.speed[0].speed_up for row in rows]
             panels[1].plot(counts, speed_ups, color=TEXT, marker="D", markersize=4.5, linewidth=1.6, label="speed-up")
-            panels[1].set_ylabel("prompt pass, times as fast", color=INK)
+            panels[1].set_ylabel("prefill, times as fast", color=INK)
     return png.getvalue()
 
 

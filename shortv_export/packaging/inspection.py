@@ -13,15 +13,15 @@ from ..files import file_sha256, read_json
 from ..records import (
     CONFIG_NAME,
     FIGURE_NAME,
-    NOT_OURS,
+    FOREIGN_FILES,
     RECIPE_NAME,
     TOKENIZER_CONFIG_NAME,
     WEIGHT_FILES,
     BaseRecord,
     Recipe,
 )
-from .benchmark_results import check_evaluation
 from .contents import carried_files, code_sha256, expected_files, layers_problem, own_fields
+from .evaluation_files import check_evaluation
 from .package import Package
 
 
@@ -119,7 +119,7 @@ def look_at_recipe(recipe: Recipe) -> str:
 
 
 def _look_at_files(package: Package) -> str:
-    expected, found = expected_files(package.recipe), package.files - NOT_OURS
+    expected, found = expected_files(package.recipe), package.files - FOREIGN_FILES
     if missing := sorted(expected - found):
         raise ShortVError(f"missing from the package: {', '.join(missing)}.")
     if extra := sorted(found - expected):

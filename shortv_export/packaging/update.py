@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..errors import ShortVError
 from ..files import json_text, link_or_copy, write_text
-from ..records import CARD_NAME, HUB_ID, NOT_OURS, RECIPE_NAME, Evaluation, Recipe, library_versions
+from ..records import CARD_NAME, FOREIGN_FILES, HUB_ID, RECIPE_NAME, Evaluation, Recipe, library_versions
 from .build import add_measured
 from .card import UNNAMED, render_card
 from .card_metadata import plain_line
@@ -83,7 +83,7 @@ def add_evaluation(package: Package, evaluation: Evaluation) -> Package:
         write_text(new / CARD_NAME, _render(package, recipe, Package.open(new).tag, evaluation))
         os.rename(folder, old)
         os.rename(new, folder)
-        for name in NOT_OURS:
+        for name in FOREIGN_FILES:
             if (old / name).exists():
                 os.rename(old / name, folder / name)
     except OSError as error:
@@ -92,7 +92,7 @@ def add_evaluation(package: Package, evaluation: Evaluation) -> Package:
         if hidden is not None:
             if not folder.exists():
                 os.rename(hidden / "old", folder)
-            if not any((hidden / "old" / name).exists() for name in NOT_OURS):
+            if not any((hidden / "old" / name).exists() for name in FOREIGN_FILES):
                 shutil.rmtree(hidden, ignore_errors=True)
     return Package.open(package.name)
 

@@ -2,4 +2,4 @@
 
 from .forecast import Forecast, forecast_push
 from .push import Push, push_package
-from .repository import look_at
+from .repository import inspect_repository

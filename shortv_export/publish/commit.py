@@ -9,14 +9,15 @@ from ..errors import ShortVError, one_line
 from ..hub import DELAYS, hub_error, is_of_xet, is_transient, retry, seconds_to_wait, status_of, xet_storage
 from .permissions import TOKENS
 from .plan import Plan
-from .repository import GIT_ATTRIBUTES, NO_WRITING, Repository, list_files
+from .repository import GIT_ATTRIBUTES, NO_WRITING, Repository, check_visibility, list_files
 
 
 def prepare(repository: Repository) -> Repository:
     """Creates the repository and the branch if they are missing.
 
     Raises:
-        ShortVError: the token may not create them, or somebody else created the repository meanwhile.
+        ShortVError: the token may not create them; or somebody else created the repository meanwhile, with files or
+            in public.
     """
     api, repo_id, branch = repository.api, repository.repo_id, repository.branch
     if not repository.exists:
@@ -28,7 +29,9 @@ def prepare(repository: Repository) -> Repository:
     if branch != "main" and branch not in repository.branches:
         retry(lambda: api.create_branch(repo_id, branch=branch, revision=repository.head, exist_ok=True), repo_id)
     if not repository.exists:
-        repository = replace(repository, exists=True, head=_head(repository))
+        info = retry(lambda: api.model_info(repo_id, revision=branch), repo_id)
+        check_visibility(info, repository.target)  # somebody else may have created it meanwhile
+        repository = replace(repository, exists=True, head=str(info.sha))
         if set(list_files(api, repo_id, str(repository.head))) - {GIT_ATTRIBUTES}:
             raise ShortVError(f"somebody else created {repo_id} during this push; look at it, then push again.")
     return repository

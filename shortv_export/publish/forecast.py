@@ -68,7 +68,7 @@ def forecast_push(
 
     Args:
         base: from `resolve_base`, with or without weights.
-        repository: where to publish, from `look_at`.
+        repository: where to publish, from `inspect_repository`.
         selection: which layers are frozen; None if they are still to be measured.
         weights: as `options.Contents.weights`.
         evaluated: whether the package is evaluated before it is pushed.

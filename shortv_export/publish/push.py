@@ -6,6 +6,7 @@ hash, so that the card can say which revision to load.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
 
@@ -86,11 +87,11 @@ def push_package(package: Package, repository: Repository) -> Push:
 
     Args:
         package: a folder. Its files are checked first, but weights are hashed only when they are uploaded.
-        repository: where and how to publish, from `look_at`.
+        repository: where and how to publish, from `inspect_repository`.
 
     Raises:
         ShortVError: the package is damaged; the token, the repository or the network does not allow the push; or
-            somebody else changed the repository since `look_at`.
+            somebody else changed the repository since `inspect_repository`.
     """
     require_intact(package, "is not a complete package", weights=False)
     target, recipe_tag = repository.target, package.tag
@@ -102,17 +103,20 @@ def push_package(package: Package, repository: Repository) -> Push:
 
     commit, url = repository.head, repository.url
     if not target.dry_run:
+        prepared = prepare(repository)
         if plan.changed:
             message = f"ShortV: freeze visual tokens in {len(package.recipe.frozen_layers)} layers"
-            commit, url, plan = make_commit(prepare(repository), plan, target.commit_message or message)
+            commit, url, plan = make_commit(prepared, plan, target.commit_message or message)
             if different := plan.differences(list_files(repository.api, repository.repo_id, commit)):
                 raise ShortVError(
                     f"{repository.repo_id} at {commit} differs from the package: {', '.join(different)}; push again."
                 )
-        for name in (recipe_tag, target.tag):
-            if name and name not in repository.tags and not target.create_pr:
+        new_tags = [name for name in (recipe_tag, target.tag) if name and name not in repository.tags]
+        if not target.create_pr:
+            for name in new_tags:
                 create_tag = partial(repository.api.create_tag, repository.repo_id, tag=name, revision=commit)
                 retry(partial(create_tag, exist_ok=True), f"the tag {name}")
+            _check_references(repository, str(commit), new_tags, committed=plan.changed)
     return Push(
         repo_id=repository.repo_id,
         url=url,
@@ -127,3 +131,17 @@ def push_package(package: Package, repository: Repository) -> Push:
         not_copied=plan.not_copied,
         dry_run=target.dry_run,
     )
+
+
+def _check_references(repository: Repository, commit: str, new_tags: Collection[str], *, committed: bool) -> None:
+    """Refuses to call a push done if somebody else set one of its tags, or moved a branch that it left as it was."""
+    repo_id, branch = repository.repo_id, repository.branch
+    references = retry(lambda: repository.api.list_repo_refs(repo_id), repo_id)
+    if not committed and commit not in {ref.target_commit for ref in references.branches if ref.name == branch}:
+        raise ShortVError(f"{repo_id} was changed during this push, and {branch} has another model; push again.")
+    for ref in references.tags:
+        if ref.name in new_tags and ref.target_commit != commit:
+            raise ShortVError(
+                f"{repo_id} holds the package at {commit}, but somebody else set its tag {ref.name} elsewhere; "
+                "delete that tag, then push again."
+            )

@@ -15,7 +15,7 @@ from .permissions import TOKENS, check_permissions, check_role
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
-    from huggingface_hub.hf_api import RepoFile
+    from huggingface_hub.hf_api import ModelInfo, RepoFile
 
 NO_WRITING = {403: f"cannot be written to: the token may not write to it; use one that may, from {TOKENS}"}
 GIT_ATTRIBUTES = ".gitattributes"  # the Hub puts it into every new repository
@@ -72,7 +72,7 @@ class Repository:
                 )
 
 
-def look_at(repo_id: str, target: Target = Target()) -> Repository:
+def inspect_repository(repo_id: str, target: Target = Target()) -> Repository:
     """Looks at a repository and checks everything that can be checked before a push.
 
     Args:
@@ -93,7 +93,7 @@ def look_at(repo_id: str, target: Target = Target()) -> Repository:
     if is_offline_mode():
         raise ShortVError("publishing needs the network, and HF_HUB_OFFLINE is set; unset it.")
     api = HfApi(token=token)
-    account = retry(api.whoami, "the token", {401: "is not valid; run `hf auth login` again"})
+    account = retry(api.whoami, "the Hub", {401: "says that the token is not valid; run `hf auth login` again"})
     check_role(account)
     user = str(account["name"])
     repo_id = repo_id if "/" in repo_id else f"{user}/{repo_id}"
@@ -108,8 +108,7 @@ def look_at(repo_id: str, target: Target = Target()) -> Repository:
     except RepositoryNotFoundError:
         _check_creation(account, repo_id, target)
         return Repository(api, user, repo_id, target, False, None, {}, {}, {})
-    if target.private and not info.private:
-        raise ShortVError(f"{repo_id} exists and is public; make it private in its settings or leave out `private`.")
+    check_visibility(info, target)
     check_permissions(account, repo_id, exists=True, create_pr=target.create_pr)
     if not target.create_pr:
         retry(lambda: api.auth_check(repo_id, write=True), repo_id, NO_WRITING)
@@ -154,6 +153,12 @@ def _check_creation(account: Mapping[str, Any], repo_id: str, target: Target) ->
     if target.create_pr:
         raise ShortVError(f"{repo_id} does not exist; push without `create_pr` to make it.")
     check_permissions(account, repo_id, exists=False, create_pr=False)
+
+
+def check_visibility(info: ModelInfo, target: Target) -> None:
+    """Refuses to publish to a public repository what shall be private."""
+    if target.private and not info.private:
+        raise ShortVError(f"{info.id} exists and is public; make it private in its settings or leave out `private`.")
 
 
 def list_files(api: HfApi, repo_id: str, revision: str) -> dict[str, RepoFile]:

@@ -17,9 +17,9 @@ from .file_names import (
     CONFIG_NAME,
     EVALUATION_NAME,
     FIGURE_NAME,
+    FOREIGN_FILES,
     HUB_ID,
     INDEX_NAME,
-    NOT_OURS,
     RECIPE_NAME,
     RESULTS_FOLDER,
     SWEEP_NAME,
@@ -29,5 +29,5 @@ from .file_names import (
     WEIGHTS_NAME,
 )
 from .recipe import BaseRecord, Recipe, library_versions
-from .scores import Scores
+from .scores import FORWARD, REVERSE, Scores
 from .selection import Selection

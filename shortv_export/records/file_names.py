@@ -21,5 +21,5 @@ EVALUATION_NAME = "evaluation.json"
 SWEEP_NAME = "frozen_layers_sweep.png"
 RESULTS_FOLDER = ".eval_results"
 
-NOT_OURS = {".gitattributes", ".cache", ".git"}
+FOREIGN_FILES = {".gitattributes", ".cache", ".git"}
 """Entries that git, the Hub and `hf download --local-dir` add to a package's folder."""

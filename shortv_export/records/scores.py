@@ -11,6 +11,11 @@ from ..errors import ShortVError
 from ..files import read_json, write_json
 from .validation import STRICT, validated
 
+FORWARD = "kl(original||ablated)"
+"""Direction of the KL divergence: the paper's Eq. 2."""
+REVERSE = "kl(ablated||original)"
+"""What the paper's reference code computes."""
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -24,7 +29,7 @@ class Scores:
         visual_samples: LC of the visual tokens of each sample, ``(num_samples, layers)``; may be empty.
         visual_cosine_distance: 1 - cosine similarity of the visual hidden states before and after each layer, for
             comparison only; may be empty.
-        divergence: the direction, ``"kl(original||ablated)"``.
+        divergence: `FORWARD` or `REVERSE`.
         until_stable: ``{"num_frozen", "rounds", "stable"}`` if samples were added in rounds: the number of layers to
             select, the number of samples after each round, and whether the selected layers stopped changing.
         calibration: the samples (see `DrawnSamples.record`).
@@ -38,7 +43,7 @@ class Scores:
     num_samples: int
     visual_samples: tuple[tuple[float, ...], ...] = ()
     visual_cosine_distance: tuple[float, ...] = ()
-    divergence: str = "kl(original||ablated)"
+    divergence: str = FORWARD
     until_stable: dict[str, Any] | None = None
     calibration: dict[str, Any] = field(default_factory=dict)
     base: dict[str, Any] = field(default_factory=dict)
@@ -52,7 +57,7 @@ class Scores:
         if not self.visual or {*map(len, per_layer)} != {len(self.visual)}:
             raise ShortVError("scores must hold one value of each kind per layer.")
         if len(self.visual_samples) not in (0, self.num_samples):
-            raise ShortVError("scores must hold the values of all `num_samples` samples, or of none.")
+            raise ShortVError("scores must hold the values of all num_samples samples, or of none.")
         if not all(
             isinstance(value, int | float) and math.isfinite(value) for values in per_layer for value in values
         ):

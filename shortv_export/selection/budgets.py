@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from ..base import LayerShape, flops_ratio
+from ..base import TEXT_TOKENS, VISUAL_TOKENS, LayerShape, flops_ratio
 from ..errors import ShortVError
 from ..options import Budget
 from ..records import Scores, Selection
@@ -22,10 +22,6 @@ DEFAULT_FRACTION = 0.6
 
 METHODS = ("lc", "cosine", "random")
 """How layers are ordered. The last two are for comparison (paper, Table 6)."""
-
-# Lengths of the paper's prompts.
-TEXT_TOKENS = 64
-VISUAL_TOKENS = 576
 
 Measure = Callable[[Sequence[int]], tuple[float, float]]
 """Frozen layers -> KL(base || frozen) in nats, and its standard error (see `measure.JointDivergence`)."""

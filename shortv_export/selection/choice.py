@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 from ..base import BaseModel
@@ -19,7 +18,7 @@ def select(
     budget: Budget,
     *,
     seed: int,
-    measurement: Callable[[Scores | None], Measure] | None = None,
+    measure: Measure | None = None,
 ) -> tuple[Selection, Scores | None]:
     """Selects layers for a base. Also returns the scores that were used, if any.
 
@@ -27,19 +26,15 @@ def select(
         choice: where the list comes from, and by which method.
         budget: how many layers; not for a preset or a given list.
         seed: of the random order and of held-out samples.
-        measurement: makes a `Measure` for these scores; called only for `max_kl`.
+        measure: for `max_kl`.
 
     Raises:
         ShortVError: there is no source or more than one; a fixed list is given a budget; or the source or the budget
             does not fit the base.
     """
-    if len(choice.sources) != 1:
-        raise ShortVError(
-            "say which layers to freeze with one of `scores`, `preset`, `frozen_layers` and `method` random."
-        )
+    require_source(choice)
     if choice.scores is not None or choice.method == "random":
         scores = Scores.load(choice.scores) if choice.scores is not None else None
-        measure = measurement(scores) if measurement is not None and budget.max_kl is not None else None
         prompt = (base.layer_shapes, base.prompt_visual_tokens)
         return select_layers(scores, budget, *prompt, method=choice.method, seed=seed, measure=measure), scores
     if budget != Budget() or choice.method != "lc":
@@ -53,7 +48,15 @@ def select(
     return preset_selection(base), None
 
 
-def foresee(base: BaseModel, choice: Choice, budget: Budget, *, seed: int) -> Selection | None:
+def require_source(choice: Choice) -> None:
+    """Raises a ShortVError unless exactly one source of the list is given."""
+    if len(choice.sources) != 1:
+        raise ShortVError(
+            "say which layers to freeze with one of `scores`, `preset`, `frozen_layers` and `method` random."
+        )
+
+
+def preview_selection(base: BaseModel, choice: Choice, budget: Budget, *, seed: int) -> Selection | None:
     """The selection, or None if scores or a divergence must be measured first.
 
     Raises:

@@ -117,7 +117,7 @@ def _plan_memory(package: Package) -> tuple[Check, int | None]:
     except Exception as error:  # transformers raises many kinds
         return Check("memory", False, f"the config describes no model: {one_line(error)}"), None
     need, available = sum(layers) + rest + _OVERHEAD, available_memory()
-    text = f"the comparison needs {need / 1e9:.1f} GB in fp32, {available / 1e9:.1f} GB are free"
+    text = f"the comparison needs {need / 1e9:.1f} GB in float32, {available / 1e9:.1f} GB are free"
     if need <= available:
         return Check("memory", True, text), None
     largest = max(layers)

@@ -304,14 +304,14 @@ def test_cost_of_layers_that_differ(tmp_path: Path) -> None:
         in text
     )
     assert "m = 512 in 2 layers and 96 in 2 layers, L = 4 layers, N = 1 frozen." in text
-    assert "ratio   (Σ dense of the L−N layers + Σ frozen of the N) / (Σ dense of all L)" in text
+    assert "ratio   (Σ base of the L−N layers + Σ frozen of the N) / (Σ base of all L)" in text
     assert f"{100 * ratio:.1f} %" not in render("1")
     code = re.findall(r"^```\w+\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     assert max(len(line) for block in code for line in block.splitlines()) <= 80
     text_config["mlp_only_layers"] = []
     base = replace(base)  # what it has read of its config is kept
     assert "m = 96, L = 4 layers" in render("0")
-    assert "ratio   ((L−N)·dense + N·frozen) / (L·dense)" in render("0")
+    assert "ratio   ((L−N)·base + N·frozen) / (L·base)" in render("0")
 
 
 def test_commands(base: BaseModel) -> None:

@@ -21,8 +21,8 @@ from shortv_export.base.resolve import resolve_base
 from shortv_export.errors import ShortVError
 from shortv_export.options import Budget, Conversion, Samples, Target
 from shortv_export.packaging import update
-from shortv_export.packaging.benchmark_results import check_task, evaluation_files
 from shortv_export.packaging.card import UNNAMED
+from shortv_export.packaging.evaluation_files import check_task, evaluation_files
 from shortv_export.packaging.figures import draw_sweep
 from shortv_export.packaging.inspection import inspect_package
 from shortv_export.packaging.package import Package
@@ -185,15 +185,15 @@ def test_the_card_shows_the_files_numbers(package: Path) -> None:
     stored = Evaluation.load(package / "evaluation.json")
     chosen = stored.chosen
 
-    closeness = table(card, "Closeness to the base")
+    fidelity = table(card, "Fidelity to the base")
     for name, value, factor in (
         ("same most likely first token", chosen.fidelity.top1_agreement, 100),
         ("same answer, token for token", chosen.fidelity.exact_match, 100),
         ("KL(base ‖ this model) of the first token, nats", chosen.fidelity.first_token_kl, 1),
         ("KL(base ‖ this model) per token of the base's answer, nats", chosen.fidelity.answer_kl, 1),
     ):
-        assert same(closeness[name], (factor * value.mean,), ends(value, factor))
-    assert len(closeness) == 4
+        assert same(fidelity[name], (factor * value.mean,), ends(value, factor))
+    assert len(fidelity) == 4
 
     accuracy = table(card, "Accuracy")
     assert list(accuracy) == ["all", "`text / in *images*`", "`colour`"]  # the worst group first
@@ -205,7 +205,7 @@ def test_the_card_shows_the_files_numbers(package: Path) -> None:
     assert "in `text / in *images*` (-20.0 points)." in worse
     assert "colour" not in worse
 
-    timed = table(card, "Speed of the prompt pass")
+    timed = table(card, "Prefill speed")
     for name, value in zip(("35 + 576, the median sample", "64 + 2880"), chosen.speed, strict=True):
         first, prefill, memory = (
             tuple(scale * x for x in (pair.base, pair.changed)) if pair else ()
@@ -217,7 +217,7 @@ def test_the_card_shows_the_files_numbers(package: Path) -> None:
         )
         numbers = (first, prefill, (value.speed_up,), (value.limit,), (100 * value.share_of_limit,), memory)
         assert same(timed[name], *numbers)
-    speed_section = section(card, "Speed of the prompt pass")
+    speed_section = section(card, "Prefill speed")
     assert "`An Accelerator (80 GB)`" in speed_section
     assert "medians of 7 rounds" in speed_section
     assert "0.12 %" in speed_section

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import HfApi
 
 from shortv_export.base.resolve import resolve_base
 from shortv_export.errors import ShortVError
@@ -19,7 +20,8 @@ from shortv_export.options import Target
 from shortv_export.packaging.card import UNNAMED
 from shortv_export.packaging.package import Package
 from shortv_export.publish.forecast import forecast_push
-from shortv_export.publish.repository import look_at
+from shortv_export.publish.push import push_package
+from shortv_export.publish.repository import inspect_repository
 from shortv_export.records.scores import Scores
 from shortv_export.records.selection import Selection
 from tests.support.packages import make_package, publish
@@ -66,8 +68,6 @@ def published(hub: LoopbackHub, revision: str = "main", repo_id: str = REPO) -> 
 
 
 def tags(hub: LoopbackHub, repo_id: str = REPO) -> dict[str, str]:
-    from huggingface_hub import HfApi
-
     return {ref.name: ref.target_commit for ref in HfApi().list_repo_refs(repo_id).tags}
 
 
@@ -202,6 +202,9 @@ def test_branch(loopback: LoopbackHub, packages: dict[str, Path]) -> None:
     assert published(loopback) == contents(packages["one"])
     assert published(loopback, "next") == contents(packages["two"])
     assert tags(loopback)[push.tag] == push.commit
+    # A branch of what main holds already needs no commit.
+    assert not publish(packages["one"], REPO, branch="copy").changed
+    assert published(loopback, "copy") == contents(packages["one"])
 
 
 def test_branch_of_a_new_repository(loopback: LoopbackHub, package: Path) -> None:
@@ -265,7 +268,7 @@ def test_forecast(loopback: LoopbackHub, tiny_base: Callable[..., Path], tmp_pat
     outline = resolve_base("acme/base", weights=False)
     assert not list(outline.path.glob("model-*"))
     before = state(loopback)
-    forecast = forecast_push(outline, look_at(REPO), selection)
+    forecast = forecast_push(outline, inspect_repository(REPO), selection)
     assert state(loopback) == before
     assert not list(outline.path.glob("model-*"))
     assert "a new repository" in forecast.summary
@@ -278,12 +281,12 @@ def test_forecast(loopback: LoopbackHub, tiny_base: Callable[..., Path], tmp_pat
     made = sum(len(contents(tmp_path / "out")[name]) for name in forecast.made)
     assert forecast.uploaded_bytes == push.uploaded_bytes - made
     # Files that are there already are not sent; files that are not on the Hub are uploaded.
-    again = forecast_push(outline, look_at(REPO), selection)
+    again = forecast_push(outline, inspect_repository(REPO), selection)
     assert (again.copied, again.uploaded, again.exists) == ((), (), True)
-    reference = forecast_push(outline, look_at("loopback/other"), selection, weights="reference")
+    reference = forecast_push(outline, inspect_repository("loopback/other"), selection, weights="reference")
     assert (reference.copied, reference.copied_bytes) == ((), 0)
     assert reference.uploaded == tuple(name for name in forecast.uploaded if "safetensors" not in name)
-    local = forecast_push(resolve_base(folder, weights=False), look_at("loopback/other"), None)
+    local = forecast_push(resolve_base(folder, weights=False), inspect_repository("loopback/other"), None)
     assert (local.copied, local.frozen_layers) == ((), None)
     assert local.uploaded_bytes == sum((folder / name).stat().st_size for name in base.files)
     assert "layer_contribution.png" in local.made
@@ -362,7 +365,7 @@ def test_fine_grained_tokens_that_may_not(
     loopback.add_token("hf_fine", "loopback", "fineGrained", ("acme",), permissions=permissions)
     monkeypatch.setenv("HF_TOKEN", "hf_fine")
     with pytest.raises(ShortVError, match="fine-grained token may not") as caught:
-        look_at(repo_id)
+        inspect_repository(repo_id)
     assert needed in str(caught.value)
     assert {request.method for request in loopback.requests} == {"GET"}
     assert needed in refusal(loopback, package, repo_id)
@@ -462,14 +465,14 @@ def test_tag_on_another_model(loopback: LoopbackHub, package: Path) -> None:
 
 
 def test_preflight_changes_nothing(loopback: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    look_at(REPO, Target(private=True))
+    inspect_repository(REPO, Target(private=True))
     assert loopback.repos == {}
     loopback.create_repo(REPO, files={"notes.md": b"mine"})
     with pytest.raises(ShortVError, match="was not published"):
-        look_at(REPO)
+        inspect_repository(REPO)
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(ShortVError, match="no token"):
-        look_at(REPO)
+        inspect_repository(REPO)
 
 
 def test_offline(loopback: LoopbackHub, package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -512,6 +515,7 @@ def test_any_request_may_fail_once(loopback: LoopbackHub, packages: dict[str, Pa
         loopback.faults.clear()
         loopback.fail(nth=nth, **fault)
         push = publish(packages["one"], repo_id)
+        loopback.faults.clear()  # the last one may be left: the client asks for some things once per process
         assert published(loopback, repo_id=repo_id) == contents(packages["one"], repo_id)
         assert loopback.commits(repo_id)[0].sha == push.commit
         assert len(loopback.commits(repo_id)) == 2
@@ -565,6 +569,33 @@ def test_a_push_that_breaks_off_is_continued(loopback: LoopbackHub, packages: di
         assert published(loopback, repo_id=repo_id) == new
         assert len(loopback.commits(repo_id)) == 3
         assert set(tags(loopback, repo_id)) == {Package.open(path).tag for path in packages.values()}
+
+
+def test_the_repository_changes_after_it_was_inspected(loopback: LoopbackHub, packages: dict[str, Path]) -> None:
+    """Hours of scoring may lie between the look at the repository and the commit."""
+    one, two = (Package.open(packages[name]) for name in ("one", "two"))
+
+    # Somebody else creates it, in public.
+    seen = inspect_repository(REPO, Target(private=True))
+    loopback.create_repo(REPO, files={})
+    with pytest.raises(ShortVError, match="exists and is public"):
+        push_package(one, seen)
+    assert published(loopback) == {}
+
+    # It holds the package already, and then another one.
+    publish(packages["one"], REPO)
+    seen = inspect_repository(REPO)
+    publish(packages["two"], REPO)
+    with pytest.raises(ShortVError, match="main has another model; push again"):
+        push_package(one, seen)
+    assert published(loopback) == contents(packages["two"])
+
+    # Somebody else takes the tag.
+    seen = inspect_repository(REPO, Target(tag="v1"))
+    HfApi().create_tag(REPO, tag="v1", revision=tags(loopback)[one.tag])
+    with pytest.raises(ShortVError, match="set its tag v1 elsewhere"):
+        push_package(two, seen)
+    assert tags(loopback)["v1"] == tags(loopback)[one.tag] != tags(loopback)[two.tag]
 
 
 def test_somebody_else_commits_meanwhile(loopback: LoopbackHub, packages: dict[str, Path]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -13,7 +12,7 @@ from shortv_export.base.model import BaseModel
 from shortv_export.errors import ShortVError
 from shortv_export.options import Budget, Choice
 from shortv_export.records.scores import Scores
-from shortv_export.selection.choice import foresee, select, select_by_scores
+from shortv_export.selection.choice import preview_selection, select, select_by_scores
 
 SCORES = Scores((0.3, 0.02, 0.5, 0.0), (1.0,) * 4, (0.0,) * 4, 1, visual_cosine_distance=(0.1, 0.2, 0.3, 0.4))
 
@@ -34,7 +33,7 @@ def base(num_layers: int = 4) -> BaseModel:
     return BaseModel("a folder", None, None, Path("nowhere"), config, FAMILIES["llava"], ())
 
 
-def never(scores: Scores | None) -> Any:
+def never(frozen_layers: Sequence[int]) -> tuple[float, float]:
     raise AssertionError("there is nothing to measure")
 
 
@@ -45,32 +44,29 @@ def test_choices_without_measurement(scores: Path) -> None:
         (Choice(scores, method="cosine"), Budget(num_frozen=1), (0,)),
         (Choice(frozen_layers=(2, 0)), Budget(), (0, 2)),
     ):
-        selection, rests_on = select(base(), choice, budget, seed=0, measurement=never)
+        selection, rests_on = select(base(), choice, budget, seed=0, measure=never)
         assert selection.frozen_layers == expected
         assert rests_on == (SCORES if choice.scores else None)
-        assert foresee(base(), choice, budget, seed=0) == selection
+        assert preview_selection(base(), choice, budget, seed=0) == selection
     drawn, _ = select(base(), Choice(method="random"), Budget(), seed=5)
     assert drawn.budget == {"fraction": 0.6, "seed": 5}
-    assert foresee(base(), Choice(method="random"), Budget(), seed=5) == drawn
+    assert preview_selection(base(), Choice(method="random"), Budget(), seed=5) == drawn
 
 
 def test_a_divergence_is_measured_for_the_scores(scores: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "shortv_export")
-    given: list[Scores | None] = []
+    measured: list[Sequence[int]] = []
 
-    def measurement(scores: Scores | None) -> Any:
-        def measure(frozen_layers: Sequence[int]) -> tuple[float, float]:
-            return len(frozen_layers) / 10, 0.01
-
-        given.append(scores)
-        return measure
+    def measure(frozen_layers: Sequence[int]) -> tuple[float, float]:
+        measured.append(frozen_layers)
+        return len(frozen_layers) / 10, 0.01
 
     budget = Budget(max_kl=0.15)
-    assert foresee(base(), Choice(scores), budget, seed=0) is None
-    assert foresee(base(), Choice(method="random"), budget, seed=0) is None
-    assert (given, caplog.messages) == ([], [])
-    selection, _ = select(base(), Choice(scores), budget, seed=0, measurement=measurement)
-    assert given == [SCORES]
+    assert preview_selection(base(), Choice(scores), budget, seed=0) is None
+    assert preview_selection(base(), Choice(method="random"), budget, seed=0) is None
+    assert (measured, caplog.messages) == ([], [])
+    selection, rests_on = select(base(), Choice(scores), budget, seed=0, measure=measure)
+    assert (measured, rests_on) == ([[1, 3], [3]], SCORES)
     assert selection.frozen_layers == (3,)
     assert caplog.messages == [
         "2 layers frozen together: KL 0.2, standard error 0.01",
@@ -80,7 +76,7 @@ def test_a_divergence_is_measured_for_the_scores(scores: Path, caplog: pytest.Lo
 
 def test_scores_that_have_yet_to_be_measured() -> None:
     for budget in (Budget(), Budget(num_frozen=4), Budget(max_kl=0.1), Budget(flops_ratio=0.9)):
-        assert foresee(base(), Choice(), budget, seed=0) is None
+        assert preview_selection(base(), Choice(), budget, seed=0) is None
     assert select_by_scores(base(), SCORES, Budget(num_frozen=1)).frozen_layers == (3,)
     assert select_by_scores(base(), SCORES, Budget(max_kl=0.1)).budget == {"fraction": 0.6}
 
@@ -107,14 +103,14 @@ def test_scores_that_have_yet_to_be_measured() -> None:
 )
 def test_what_is_refused_is_refused_before(choice: Choice, budget: Budget, message: str) -> None:
     with pytest.raises(ShortVError, match=message) as caught:
-        foresee(base(), choice, budget, seed=0)
+        preview_selection(base(), choice, budget, seed=0)
     assert "\n" not in str(caught.value)
     if choice.sources:
         with pytest.raises(ShortVError, match=message):
-            select(base(), choice, budget, seed=0, measurement=lambda scores: lambda frozen_layers: (0.0, 0.0))
+            select(base(), choice, budget, seed=0, measure=lambda frozen_layers: (0.0, 0.0))
 
 
 def test_scores_of_another_base_are_refused_before(scores: Path) -> None:
     for budget in (Budget(), Budget(max_kl=0.1)):
         with pytest.raises(ShortVError, match="4 layers, but the model has 5"):
-            foresee(base(5), Choice(scores), budget, seed=0)
+            preview_selection(base(5), Choice(scores), budget, seed=0)

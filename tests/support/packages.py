@@ -14,7 +14,7 @@ from shortv_export.options import Contents, Target
 from shortv_export.packaging.build import Draft, build_package
 from shortv_export.packaging.package import Package
 from shortv_export.publish.push import Push, push_package
-from shortv_export.publish.repository import look_at
+from shortv_export.publish.repository import inspect_repository
 from shortv_export.records.scores import Scores
 from shortv_export.records.selection import Selection
 
@@ -53,4 +53,4 @@ def publish(package: Path, repo_id: str, *, token: str | None = None, **target: 
     with pytest.MonkeyPatch.context() as patch:
         if token is not None:
             patch.setenv("HF_TOKEN", token)
-        return push_package(Package.open(package), look_at(repo_id, Target(**target)))
+        return push_package(Package.open(package), inspect_repository(repo_id, Target(**target)))

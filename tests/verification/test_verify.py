@@ -258,7 +258,7 @@ def test_more_layers_than_memory(
     layers, rest = weights(package)
     overhead = verification._OVERHEAD
     for free, expected in (
-        (sum(layers) + rest + overhead, "the comparison needs 2.1 GB in fp32, 2.1 GB are free"),
+        (sum(layers) + rest + overhead, "the comparison needs 2.1 GB in float32, 2.1 GB are free"),
         (sum(layers) + rest + overhead - 1, "2 of 4 layers are read from disk in turn"),
         (layers[0] + rest + overhead, "4 of 4 layers are read from disk in turn"),
     ):

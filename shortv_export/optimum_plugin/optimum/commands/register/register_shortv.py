@@ -26,7 +26,7 @@ class ShortVExportCommand(BaseOptimumCLICommand):
         parser.add_argument("-m", "--model", metavar="BASE", required=True, help="Base model: a Hub id or a folder.")
         parser.add_argument("output", metavar="OUT", help="Folder of the package; must not exist or be empty.")
         for option in options_of(package):
-            if not option.positional:
+            if not option.positional and option.name != "recipe":
                 text = with_flags(option.help.text, names).replace("%", "%%")  # argparse fills in percent signs
                 parser.add_argument(option.flag, dest=option.name, help=text)
 
