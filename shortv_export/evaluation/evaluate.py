@@ -11,7 +11,7 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..base import LayerShape, layer_shapes
 from ..base.definition import text_decoder, visual_tokens
@@ -20,16 +20,13 @@ from ..measure import PartialResults, device_map_for, is_out_of_memory, out_of_m
 from ..options import Comparison, Placement, Questions
 from ..packaging import Package, referenced_weights, require_intact
 from ..records import Evaluation, Row, Speed, library_versions
-from ..samples import encode_samples
+from ..samples import DrawnSamples, Sample, encode_samples
 from .baselines import paper_baselines
 from .changes import Change, Inputs, frozen_lists, shortv
 from .fidelity import measure_fidelity
 from .report import notes_on
 from .speed import accelerators, device_name, measure_speed
 from .summary import accuracy_by_group, accuracy_of, fidelity_of
-
-if TYPE_CHECKING:
-    from ..samples import DrawnSamples, Sample
 
 logger = logging.getLogger(__name__)
 

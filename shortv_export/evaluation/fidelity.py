@@ -12,18 +12,15 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..base.definition import placed
 from ..measure import PartialResults, log_probabilities
-from ..samples import encode_samples
+from ..samples import Sample, encode_samples
 from .changes import UNCHANGED, Change, Inputs
-
-if TYPE_CHECKING:
-    from ..samples import Sample
 
 
 @dataclass(frozen=True)

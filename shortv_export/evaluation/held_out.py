@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import ShortVError
 from ..options import Questions, Samples
 from ..packaging import Package, check_task
 from ..records import Scores
-from ..samples import LOCAL_FILES, draw_samples
-
-if TYPE_CHECKING:
-    from ..samples import DrawnSamples
+from ..samples import LOCAL_FILES, DrawnSamples, draw_samples
 
 
 def data_of(record: Mapping[str, Any]) -> str | None:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from ..records import NO_CPU_MEMORY, NO_WIDTH, SINGLE_SAMPLE, Estimate, Evaluation, Pair, Row
-
-if TYPE_CHECKING:
-    from ..samples import DrawnSamples
+from ..samples import DrawnSamples
 
 
 def notes_on(

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..records import Accuracy, Estimate, Fidelity
+from ..samples import Sample
 from ..selection import RESAMPLES, draws
 from .fidelity import Answers
-
-if TYPE_CHECKING:
-    from ..samples import Sample
 
 _LEVEL = 0.95  # of confidence
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")

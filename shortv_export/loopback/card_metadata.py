@@ -6,16 +6,14 @@ import json
 import re
 from typing import Any
 
+import yaml
+
 _FRONT_MATTER = re.compile(r"\s*---\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|$)", re.DOTALL)
 _MODEL_ID = re.compile(r"[\w.-]+(?:/[\w.-]+)?", re.ASCII)
 
 
 def front_matter(text: str) -> tuple[dict[str, Any], list[str], list[str]]:
     """The metadata of a card, and the errors and warnings that the Hub would report."""
-    try:
-        import yaml
-    except ImportError:  # it comes with huggingface_hub; without it, metadata is neither read nor refused
-        return {}, [], []
     block = _FRONT_MATTER.match(text)
     if block is None or not block[1].strip():
         return {}, [], ["empty or missing yaml metadata in repo card"]

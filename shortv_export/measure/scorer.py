@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from ..base import BaseModel, load_base, load_processor
 from ..errors import ShortVError
 from ..options import Placement, Scoring
-from ..records import Scores, library_versions
+from ..records import FORWARD, REVERSE, Scores, library_versions
 from ..samples import DrawnSamples, Sample, encode_samples
-from .layer_contribution import FORWARD, REVERSE, layer_contributions
+from .layer_contribution import layer_contributions
 from .memory import device_map_for, estimate, free_bytes, stored_dtype, this_process, weight_bytes
 from .partial_results import PartialResults
 from .streaming import load_streamed
