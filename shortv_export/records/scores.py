@@ -57,7 +57,7 @@ class Scores:
         if not self.visual or {*map(len, per_layer)} != {len(self.visual)}:
             raise ShortVError("scores must hold one value of each kind per layer.")
         if len(self.visual_samples) not in (0, self.num_samples):
-            raise ShortVError("scores must hold the values of all num_samples samples, or of none.")
+            raise ShortVError("scores must hold the values of all samples ('num_samples'), or of none.")
         if not all(
             isinstance(value, int | float) and math.isfinite(value) for values in per_layer for value in values
         ):

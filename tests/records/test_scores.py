@@ -65,7 +65,7 @@ def test_old_files_lack_fields_and_later_ones_have_more() -> None:
         ("text", {"0": 1.0, "1": 1.0}, "'text'"),
         ("num_samples", "2", "'num_samples'"),
         ("num_samples", 2.0, "'num_samples'"),
-        ("num_samples", 3, "`num_samples`"),
+        ("num_samples", 3, "'num_samples'"),
         ("visual_samples", [[0.2, 0.1], [0.4, None]], "'visual_samples.1.1'"),
         ("visual_cosine_distance", [0.5], "per layer"),
         ("divergence", 1, "'divergence'"),
