@@ -203,7 +203,7 @@ def main() -> None:
 
 
 class _Printer(logging.Handler):
-    """Prints the library's messages."""
+    """Prints what the functions log."""
 
     def emit(self, record: logging.LogRecord) -> None:
         _print(record.getMessage())

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from .base import BaseModel
     from .packaging import Draft, Package
     from .publish import Forecast, Push
-    from .records import Evaluation, Recipe, Scores
+    from .records import Evaluation, Scores
     from .selection import Measure
     from .verification import Verification
 
@@ -152,7 +152,7 @@ def rebuild(recipe: Path, out: Path, *, base: str | None = None) -> Package:
             raise ShortVError(f"the recipe's package was evaluated; put its {EVALUATION_NAME} beside {recipe}.")
         evaluation = Evaluation.load(path)
     made = rebuild_package(resolve_base(base, revision=revision), out, loaded, evaluation)
-    _log_stability(loaded)
+    _log_stability(made)
     return made
 
 
@@ -361,16 +361,15 @@ def _package(draft: Draft, choice: Choice, budget: Budget, samples: Samples, pla
     selection, scores = select(draft.base, choice, budget, seed=samples.seed, measure=measure)
     selection = replace(selection, evidence=selection.evidence | evidence)
     package = build_package(draft, selection, scores)
-    _log_stability(package.recipe)
+    _log_stability(package)
     return package
 
 
-def _log_stability(recipe: Recipe) -> None:
-    from .records import RECIPE_NAME, Scores
+def _log_stability(package: Package) -> None:
     from .selection import describe
 
-    if recipe.selection["method"] == "lc" and recipe.scores:
-        logger.info(describe(Scores.from_dict(recipe.scores, RECIPE_NAME), len(recipe.frozen_layers)))
+    if package.recipe.selection["method"] == "lc" and package.scores is not None:
+        logger.info(describe(package.scores, len(package.recipe.frozen_layers)))
 
 
 def _divergence(

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from ..errors import ShortVError, one_line
 from ..hub import DELAYS, hub_error, is_of_xet, is_transient, retry, seconds_to_wait, status_of, xet_storage
 from .permissions import TOKENS
 from .plan import Plan
 from .repository import GIT_ATTRIBUTES, NO_WRITING, Repository, check_visibility, list_files
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import ModelInfo
 
 
 def prepare(repository: Repository) -> Repository:
@@ -29,7 +33,7 @@ def prepare(repository: Repository) -> Repository:
     if branch != "main" and branch not in repository.branches:
         retry(lambda: api.create_branch(repo_id, branch=branch, revision=repository.head, exist_ok=True), repo_id)
     if not repository.exists:
-        info = retry(lambda: api.model_info(repo_id, revision=branch), repo_id)
+        info = _look_again(repository)
         check_visibility(info, repository.target)  # somebody else may have created it meanwhile
         repository = replace(repository, exists=True, head=str(info.sha))
         if set(list_files(api, repo_id, str(repository.head))) - {GIT_ATTRIBUTES}:
@@ -79,7 +83,7 @@ def make_commit(repository: Repository, plan: Plan, message: str) -> tuple[str, 
             if create_pr:
                 if found := _find_pull_request(repository, plan, message):
                     return *found, plan
-            elif (head := _head(repository)) != repository.head:
+            elif (head := str(_look_again(repository).sha)) != repository.head:
                 if not plan.differences(list_files(repository.api, repo_id, head)):
                     return head, repository.url, plan
                 raise ShortVError(
@@ -90,10 +94,10 @@ def make_commit(repository: Repository, plan: Plan, message: str) -> tuple[str, 
             time.sleep(seconds_to_wait(error, delays.pop(0)))
 
 
-def _head(repository: Repository) -> str:
-    """The commit that the branch is at now."""
+def _look_again(repository: Repository) -> ModelInfo:
+    """The repository as it is now, with the commit of the branch."""
     api, repo_id = repository.api, repository.repo_id
-    return str(retry(lambda: api.model_info(repo_id, revision=repository.branch), repo_id).sha)
+    return retry(lambda: api.model_info(repo_id, revision=repository.branch), repo_id)
 
 
 def _find_pull_request(repository: Repository, plan: Plan, message: str) -> tuple[str, str] | None:

@@ -15,7 +15,7 @@ from ..hub import retry
 from ..packaging import Package, require_intact
 from .commit import make_commit, prepare
 from .plan import plan_commit
-from .repository import Repository, list_files
+from .repository import Repository, list_files, list_references
 
 
 @dataclass(frozen=True)
@@ -136,12 +136,12 @@ def push_package(package: Package, repository: Repository) -> Push:
 def _check_references(repository: Repository, commit: str, new_tags: Collection[str], *, committed: bool) -> None:
     """Refuses to call a push done if somebody else set one of its tags, or moved a branch that it left as it was."""
     repo_id, branch = repository.repo_id, repository.branch
-    references = retry(lambda: repository.api.list_repo_refs(repo_id), repo_id)
-    if not committed and commit not in {ref.target_commit for ref in references.branches if ref.name == branch}:
+    branches, tags = list_references(repository.api, repo_id)
+    if not committed and branches.get(branch) != commit:
         raise ShortVError(f"{repo_id} was changed during this push, and {branch} has another model; push again.")
-    for ref in references.tags:
-        if ref.name in new_tags and ref.target_commit != commit:
+    for name in new_tags:
+        if tags.get(name, commit) != commit:
             raise ShortVError(
-                f"{repo_id} holds the package at {commit}, but somebody else set its tag {ref.name} elsewhere; "
+                f"{repo_id} holds the package at {commit}, but somebody else set its tag {name} elsewhere; "
                 "delete that tag, then push again."
             )

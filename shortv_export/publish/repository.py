@@ -112,8 +112,7 @@ def inspect_repository(repo_id: str, target: Target = Target()) -> Repository:
     check_permissions(account, repo_id, exists=True, create_pr=target.create_pr)
     if not target.create_pr:
         retry(lambda: api.auth_check(repo_id, write=True), repo_id, NO_WRITING)
-    refs = retry(lambda: api.list_repo_refs(repo_id), repo_id)
-    branches = {ref.name: ref.target_commit for ref in refs.branches}
+    branches, tags = list_references(api, repo_id)
     head = branches.get(target.branch or "main", branches.get("main", str(info.sha)))
     files = list_files(api, repo_id, head)
     if RECIPE_NAME not in files and set(files) - {GIT_ATTRIBUTES} and not target.overwrite:
@@ -121,7 +120,6 @@ def inspect_repository(repo_id: str, target: Target = Target()) -> Repository:
             f"{repo_id} exists and was not published by shortv-export (it has no {RECIPE_NAME}); "
             "choose another name, or replace what is there with `overwrite`."
         )
-    tags = {ref.name: ref.target_commit for ref in refs.tags}
     if target.tag in branches:
         raise ShortVError(f"{repo_id} has a branch {target.tag}; choose another `tag`.")
     return Repository(api, user, repo_id, target, True, head, files, tags, branches)
@@ -159,6 +157,13 @@ def check_visibility(info: ModelInfo, target: Target) -> None:
     """Refuses to publish to a public repository what shall be private."""
     if target.private and not info.private:
         raise ShortVError(f"{info.id} exists and is public; make it private in its settings or leave out `private`.")
+
+
+def list_references(api: HfApi, repo_id: str) -> tuple[dict[str, str], dict[str, str]]:
+    """The commits of all branches and of all tags, by name."""
+    references = retry(lambda: api.list_repo_refs(repo_id), repo_id)
+    branches, tags = ({ref.name: ref.target_commit for ref in refs} for refs in (references.branches, references.tags))
+    return branches, tags
 
 
 def list_files(api: HfApi, repo_id: str, revision: str) -> dict[str, RepoFile]:
