@@ -6,7 +6,6 @@ layers, token by token without a cache, and a 4-D mask hides the dropped tokens 
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -38,7 +37,7 @@ from shortv_export.records.selection import Selection
 from shortv_export.selection.presets import PRESETS
 from tests.modeling import test_families
 from tests.support.definition import CACHE, oracle, relative_error
-from tests.support.packages import make_package
+from tests.support.packages import make_package, write_questions
 from tests.support.tiny_families import batch
 
 pairs = test_families.pairs
@@ -327,13 +326,8 @@ def test_windows_are_refused(load: Callable[..., Any]) -> None:
 def test_evaluate_measures_them(
     tiny_base: Callable[..., Path], photos: dict[str, Any], tmp_path: Path, capsys: Any, monkeypatch: Any
 ) -> None:
-    data = tmp_path / "data"
-    data.mkdir()
-    for name in ("rocket", "coffee"):
-        photos[name].resize((64, 64)).save(data / f"{name}.png")
-    line = {"question": "is there a cat ?", "answer": "no"}
-    lines = [json.dumps(line | {"file_name": f"{name}.png"}) for name in ("rocket", "coffee")]
-    (data / "metadata.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    two = {name: photos[name] for name in ("rocket", "coffee")}
+    data = write_questions(tmp_path / "data", two, ["is there a cat ?"], (64, 64))
     visual, cosine = (0.1, 0.2, 0.3, 0.4), (0.4, 0.1, 0.3, 0.2)
     scores = Scores(visual, visual, (0.0,) * LAYERS, 1, visual_cosine_distance=cosine)
     package = make_package(

@@ -24,7 +24,6 @@ from shortv_export.evaluation.evaluate import load_package, require_evaluable
 from shortv_export.evaluation.fidelity import Answers, measure_fidelity
 from shortv_export.evaluation.report import tables
 from shortv_export.evaluation.summary import accuracy_of, fidelity_of, mean_interval, normalised
-from shortv_export.measure.partial_results import PartialResults
 from shortv_export.options import Comparison, Questions, Samples
 from shortv_export.packaging.package import Package
 from shortv_export.records.evaluation import NO_WIDTH, SINGLE_SAMPLE, Evaluation
@@ -34,6 +33,7 @@ from shortv_export.samples.draw import DrawnSamples, draw_samples
 from shortv_export.samples.encode import encode_samples
 from tests.support import packages
 from tests.support.definition import oracle
+from tests.support.interrupted import interrupted_after
 
 LAYERS = 4
 FROZEN = (0, 2)
@@ -212,17 +212,8 @@ def test_an_interrupted_run_goes_on(make_package: Callable[..., str], questions:
     package, output = make_package(), tmp_path / "evaluation.json"
     whole = run_evaluation(package, questions, output=tmp_path / "whole.json")
 
-    add = PartialResults.add
-
-    def interrupt(self: PartialResults, *result: Any) -> None:
-        add(self, *result)
-        if len(self.values) == 2:
-            raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(PartialResults, "add", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            run_evaluation(package, questions, output=output)
+    with interrupted_after(2):
+        run_evaluation(package, questions, output=output)
     partial = tmp_path / "evaluation.json.partial.jsonl"
     assert not output.exists()
     kept = partial.read_text(encoding="utf-8")

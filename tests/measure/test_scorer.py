@@ -23,7 +23,6 @@ from shortv_export.errors import ShortVError
 from shortv_export.measure import memory
 from shortv_export.measure import scorer as scorer_module
 from shortv_export.measure.layer_contribution import REVERSE
-from shortv_export.measure.partial_results import PartialResults
 from shortv_export.measure.scorer import Scorer
 from shortv_export.measure.streaming import StreamedLayers
 from shortv_export.options import Placement, Samples, Scoring
@@ -31,6 +30,7 @@ from shortv_export.records.scores import Scores
 from shortv_export.samples.decode import Sample
 from shortv_export.samples.draw import DrawnSamples, draw_samples
 from shortv_export.samples.encode import encode_samples
+from tests.support.interrupted import interrupted_after
 from tests.support.large_base import write_checkpoint, write_samples
 from tests.support.tiny_llava import build_tiny_llava
 
@@ -77,20 +77,6 @@ def calibration(count: int = 5) -> DrawnSamples:
 def input_ids(base: BaseModel, samples: DrawnSamples) -> list[Any]:
     processor = load_processor(base)
     return [encode_samples(processor, [sample])["input_ids"][0] for sample in samples.samples]
-
-
-def interrupt_after_three(base: BaseModel, output: Path) -> None:
-    add = PartialResults.add
-
-    def interrupt(self: PartialResults, *result: Any) -> None:
-        add(self, *result)
-        if len(self.values) == 3:
-            raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(PartialResults, "add", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            score(base, calibration(), output=output)
 
 
 @pytest.fixture
@@ -172,7 +158,8 @@ def test_interrupted_run_resumes(
     expected = score(base, calibration())
     output = tmp_path / "out" / "scores.json"
     partial = tmp_path / "out" / "scores.json.partial.jsonl"
-    interrupt_after_three(base, output)
+    with interrupted_after(3):
+        score(base, calibration(), output=output)
     assert [path.name for path in output.parent.iterdir()] == [partial.name]
     with partial.open("a") as file:
         file.write('\n{"settings": "')  # killed while writing
@@ -214,7 +201,8 @@ def test_partial_results_of_other_settings_are_not_used(
 ) -> None:
     base = resolve_base(tiny_base())
     output = tmp_path / "scores.json"
-    interrupt_after_three(base, output)
+    with interrupted_after(3):
+        score(base, calibration(), output=output)
     progress.clear()
     reverse = score(base, calibration(), Scoring(divergence="reverse"), output=output)
     assert progress == [(done, 5) for done in range(6)]
