@@ -15,6 +15,7 @@ from typing import Any
 
 from ..errors import ShortVError
 from .json_file import read_json, write_json
+from .reading import open_regular
 
 _CHUNK = 1 << 20
 _LARGE = 16 << 20  # bytes; smaller files are not cached
@@ -27,20 +28,21 @@ _SETTLED = 2.0  # seconds
 _LOCK = threading.Lock()  # files are hashed in several threads
 
 
-def file_sha256(path: Path, *, remembered: bool = False) -> str:
+def file_sha256(path: Path, *, remembered: bool = False, folder: Path | None = None) -> str:
     """A file's sha256, in hexadecimal. Reading a large file shows a progress bar.
 
     Args:
-        path: the file.
+        path: the file, which may be hostile.
         remembered: whether a cached hash may be used; not when a file is to be verified.
+        folder: where the file must lie (see `open_regular`).
 
     Raises:
-        ShortVError: the file cannot be read.
+        ShortVError: the file cannot be read, is no regular file, or lies elsewhere.
     """
     from huggingface_hub.utils import tqdm
 
     try:
-        with path.open("rb") as file:
+        with open_regular(path, folder=folder) as file:
             before = os.fstat(file.fileno())
             large = before.st_size >= _LARGE
             key = _identity(file, before) if large else ""

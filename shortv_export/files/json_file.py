@@ -9,25 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ShortVError
+from .reading import read_regular
 
 _MAX_JSON_BYTES = 64 * 1024 * 1024
 
 
-def read_json(path: str | Path) -> Any:
-    """Parses a JSON file.
+def read_json(path: str | Path, *, folder: Path | None = None, most: int = _MAX_JSON_BYTES) -> Any:
+    """Parses a JSON file. It may be hostile: see `open_regular`, also for `folder` and `most`.
 
     Raises:
-        ShortVError: the file is missing, unreadable, larger than 64 MiB, or not JSON.
+        ShortVError: the file is missing, unreadable, no regular file, too large, outside the folder, or not JSON.
     """
-    path = Path(path)
     try:
-        if path.stat().st_size > _MAX_JSON_BYTES:
-            raise ShortVError(f"{path} is larger than {_MAX_JSON_BYTES >> 20} MiB, the limit for JSON files.")
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ShortVError(f"{path} does not exist.") from None
-    except OSError as error:
-        raise ShortVError(f"cannot read {path}: {error.strerror}.") from None
+        return json.loads(read_regular(Path(path), folder=folder, most=most).decode("utf-8"))
     except (ValueError, RecursionError):
         raise ShortVError(f"{path} is not valid JSON.") from None
 

@@ -129,5 +129,5 @@ def test_the_cache_stays_small_and_names_no_file(tmp_path: Path, cache: Path, mo
 
 
 def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(ShortVError, match=r"cannot read .*: No such file"):
+    with pytest.raises(ShortVError, match="does not exist"):
         file_sha256(tmp_path / "nowhere")

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from shortv_export.errors import ShortVError
-from shortv_export.files import json_file
 from shortv_export.files.disk import check_space, same_device
 from shortv_export.files.json_file import json_text, read_json, write_json, write_text
 
@@ -40,11 +39,10 @@ def test_unreadable_files(tmp_path: Path, content: str | bytes | None, words: st
         read_json(path)
 
 
-def test_large_files_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(json_file, "_MAX_JSON_BYTES", 1 << 20)
+def test_large_files_are_not_read(tmp_path: Path) -> None:
     (tmp_path / "file.json").write_bytes(b" " * (1 << 20) + b"1")
-    with pytest.raises(ShortVError, match="is larger than 1 MiB"):
-        read_json(tmp_path / "file.json")
+    with pytest.raises(ShortVError, match="is larger than 1,048,576 bytes"):
+        read_json(tmp_path / "file.json", most=1 << 20)
 
 
 def test_what_cannot_be_written_leaves_the_old_file(tmp_path: Path) -> None:
