@@ -139,12 +139,15 @@ def _show_package(package: Any, as_json: bool, base: str, out: Path | None, **_:
 @_command(pipeline.verify)
 def _show_verify(result: Any, as_json: bool, package: str, **_: Any) -> None:
     if as_json:
-        _print_json({"passed": result.passed, "checks": [asdict(check) for check in result.checks]})
+        _print_json({"verdict": result.verdict, "checks": [asdict(check) for check in result.checks]})
     else:
         states = {True: "passed", False: "FAILED", None: "not made"}
         rows = [(states[check.passed], check.name, check.detail) for check in result.checks]
         _print_table(f"Verification of {package}", rows)
+        _print(f"{package}: {result.summary}")
     result.raise_if_failed()
+    if result.not_made:
+        raise typer.Exit(3)
 
 
 @_command(pipeline.evaluate)

@@ -10,6 +10,10 @@ class ShortVError(Exception):
     """
 
 
+class UnavailableError(ShortVError):
+    """Something on the Hub that cannot be had now: no network, no access, or it is gone."""
+
+
 class UsageError(ShortVError):
     """Options that do not go together. The command line exits with status 2."""
 

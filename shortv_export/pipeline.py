@@ -160,20 +160,26 @@ def verify(
     package: Annotated[str, Help("A package folder or a published repository.", "PACKAGE")],
     *,
     revision: Revision = None,
+    base: Annotated[
+        str | None, Help("The base to compare with. Default: the recipe's, at its commit on the Hub.")
+    ] = None,
 ) -> Verification:
-    """Loads a package in a fresh process and compares it with its definition.
+    """Makes a package again from its base, compares every byte, loads it and compares it with its definition.
 
     Args:
         package: a folder or a repository id.
         revision: branch, tag or commit of the repository.
+        base: a Hub id or a folder; needed for a package whose base was a folder.
 
     Raises:
-        ShortVError: there is no such package. A failed check is not raised (see `Verification.raise_if_failed`).
+        ShortVError: there is no such package, or no such base. A failed check is not raised (see `Verification`).
     """
+    from .base import resolve_base
     from .packaging import Package
     from .verification import verify_package
 
-    return verify_package(Package.open(package, revision=revision))
+    opened = Package.open(package, revision=revision)
+    return verify_package(opened, base=None if base is None else resolve_base(base, weights=False))
 
 
 def evaluate(
@@ -309,9 +315,9 @@ def _convert(base: BaseModel, out: Path, conversion: Conversion) -> Package:
     package = _package(draft, choice, budget, samples, placement)
     recipe = package.recipe
     logger.info("packaged with %d of %d layers frozen: %s", len(recipe.frozen_layers), recipe.num_layers, out)
-    verification = verify_package(package)
+    verification = verify_package(package, base=base)
     verification.raise_if_failed()
-    logger.info("verified: %s", verification.summary)
+    logger.info(verification.summary)
     if (number := conversion.evaluate) is not None:
         output = out.with_name(f"{out.name}.evaluation.json")
         held_out = replace(samples, num_samples=number)

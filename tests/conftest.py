@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from tests.support.definition import Pair, edit_config, make_shortv
+from tests.support.hub import client_of_loopback
 
 # Set before any Hugging Face library is imported, because they read these once.
 _CACHE = tempfile.mkdtemp(prefix="shortv-tests-")
@@ -144,26 +145,10 @@ def shortv_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pat
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
-    """A `LoopbackHub` that this process's client is logged in to, with an empty cache.
-
-    Any error that the Hub saw fails the test.
-    """
-    from huggingface_hub import constants
-
-    from shortv_export.loopback import LoopbackHub
-
-    with LoopbackHub() as hub:
-        # The client reads these from the environment once, at import.
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setenv("HF_TOKEN", hub.token)
-        monkeypatch.setenv("no_proxy", "127.0.0.1")
+def hub(tmp_path: Path) -> Iterator[Any]:
+    """`client_of_loopback` with an empty cache."""
+    with client_of_loopback(tmp_path / "cache") as hub:
         yield hub
-        assert hub.errors == []
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Base models: supported families, FLOPs, files, and loading."""
 
-from .checks import check_code
+from .checks import check_code, may_carry
 from .cost import TEXT_TOKENS, VISUAL_TOKENS, flops_ratio, model_flops
 from .families import FAMILIES, Family, plain_prompt
 from .model import BaseModel, load_base, load_processor

@@ -45,6 +45,11 @@ _LLAVA_HF = {
 }
 
 
+def may_carry(name: str) -> bool:
+    """Whether a package may hold a file of its base under this name."""
+    return bool(CARRIED.fullmatch(name) or _SHARD.fullmatch(name) or name == INDEX_NAME)
+
+
 def inspect_files(name: str, folder: Path, names: Collection[str]) -> tuple[dict[str, Any], Family, tuple[str, ...]]:
     """Checks everything except the content of the weights.
 

@@ -140,17 +140,22 @@ class BaseModel:
         # CLIP puts a class token before the patches, which "full" keeps. Other vision models have no class token.
         return patches + (strategy == "full" and vision["model_type"] == "clip_vision_model")
 
-    def record(self) -> BaseRecord:
-        """The base as a recipe names it, with the hashes of all `files`. Hashes of large files are cached."""
+    def record(self, *, weights: bool = True) -> BaseRecord:
+        """The base as a recipe names it, with the hashes of all `files`. Hashes of large files are cached.
+
+        Args:
+            weights: whether to hash the weight files, too; else they are left out.
+        """
+        names = [name for name in self.files if weights or not name.endswith(".safetensors")]
 
         def entry(name: str) -> dict[str, Any]:
             path = self.path / name
-            return {"sha256": file_sha256(path, remembered=True), "size": path.stat().st_size}
+            return {"sha256": file_sha256(path, remembered=True, folder=self.path), "size": path.stat().st_size}
 
         # One file keeps one core busy; with more files at once, the disk is the limit.
         with ThreadPoolExecutor(max_workers=4) as workers:
-            files = dict(zip(self.files, workers.map(entry, self.files), strict=True))
-        return BaseRecord(self.repo_id, self.revision, file_sha256(self.path / CONFIG_NAME), files)
+            files = dict(zip(names, workers.map(entry, names), strict=True))
+        return BaseRecord(self.repo_id, self.revision, file_sha256(self.path / CONFIG_NAME, folder=self.path), files)
 
 
 def load_base(

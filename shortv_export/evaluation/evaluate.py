@@ -18,7 +18,7 @@ from ..base.definition import text_decoder, visual_tokens
 from ..errors import ShortVError, one_line
 from ..measure import PartialResults, device_map_for, is_out_of_memory, out_of_memory
 from ..options import Comparison, Placement, Questions
-from ..packaging import Package, referenced_weights, require_intact
+from ..packaging import Package, require_intact
 from ..records import Evaluation, Row, Speed, library_versions
 from ..samples import DrawnSamples, Sample, encode_samples
 from .baselines import paper_baselines
@@ -38,12 +38,7 @@ def require_evaluable(package: Package, comparison: Comparison = Comparison()) -
         ShortVError: its files are not what its recipe says, the weights that it refers to are not the recipe's, its
             code is not this release's, it freezes no layer, or `comparison.sweep` does not fit it.
     """
-    failure = "cannot be evaluated"
-    require_intact(package, failure)
-    if package.recipe.weights == "reference":
-        _, check = referenced_weights(package)
-        if check.passed is False:
-            raise ShortVError(f"{package.name} {failure}: {check.name}: {check.detail}")
+    require_intact(package, "cannot be evaluated", fetch=True)
     if not package.recipe.frozen_layers:
         raise ShortVError(f"{package.name} freezes no layer, so it is its base; evaluate a package that freezes some.")
     frozen_lists(package, comparison.sweep)

@@ -3,6 +3,6 @@
 from .bundled import model_cards_dir, modeling_dir
 from .disk import check_space, same_device
 from .folders import carry, link_or_copy, new_folder
-from .hashing import file_sha256
+from .hashing import file_identity, file_sha256
 from .json_file import json_text, read_json, write_json, write_text
 from .reading import open_regular, read_regular

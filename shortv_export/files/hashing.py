@@ -1,6 +1,6 @@
 """The sha256 of files. Hashes of large files are cached on disk, so that weights are read once.
 
-Hard links to a file share its cache key; a changed or replaced file has another key.
+A file that was written to or replaced has another cache key, even if its modification time was put back.
 """
 
 from __future__ import annotations
@@ -57,21 +57,37 @@ def file_sha256(path: Path, *, remembered: bool = False, folder: Path | None = N
             after = os.fstat(file.fileno())
     except OSError as error:
         raise ShortVError(f"cannot read {path}: {error.strerror}.") from None
-    unchanged = (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns)
-    if large and unchanged and time.time() - after.st_mtime > _SETTLED:
+    unchanged = _stamp(before) == _stamp(after)
+    if large and unchanged and time.time() - max(after.st_mtime, after.st_ctime) > _SETTLED:
         _remember(key, digest.hexdigest())
     return digest.hexdigest()
 
 
+def file_identity(path: Path) -> tuple[int, ...]:
+    """What tells whether a file was replaced or written to: two equal answers mean that it was not.
+
+    Raises:
+        ShortVError: the file cannot be looked at.
+    """
+    try:
+        return _stamp(path.stat())
+    except OSError as error:
+        raise ShortVError(f"cannot read {path}: {error.strerror}.") from None
+
+
+def _stamp(status: os.stat_result) -> tuple[int, ...]:
+    # Programs can set the modification time, but not the time of the last change of the inode.
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
 def _identity(file: Any, status: os.stat_result) -> str:
-    """Cache key: device, inode, size, modification time, sampled blocks. Rewinds the file."""
+    """Cache key: what `file_identity` gives, and sampled blocks. Rewinds the file."""
     samples = hashlib.sha256()
     for number in range(_SAMPLES):
         file.seek(number * (status.st_size - _SAMPLE_SIZE) // (_SAMPLES - 1))
         samples.update(file.read(_SAMPLE_SIZE))
     file.seek(0)
-    numbers = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
-    return f"{'-'.join(map(str, numbers))}-{samples.hexdigest()}"
+    return f"{'-'.join(map(str, _stamp(status)))}-{samples.hexdigest()}"
 
 
 def _cache() -> Path:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-from ..errors import ShortVError, one_line
+from ..errors import ShortVError, UnavailableError, one_line
 
 _T = TypeVar("_T")
 
@@ -72,12 +72,12 @@ def hub_error(error: Exception, what: str, reasons: Mapping[int, str] | None = N
     elif isinstance(error, errors.HfHubHTTPError):
         reason = f"was refused by the Hub{', try again later' if is_transient(error) else ''}: {cause}"
     elif isinstance(error, errors.HFValidationError):
-        reason = "is neither a folder here nor a Hub id such as llava-hf/llava-1.5-7b-hf"
+        return ShortVError(f"{what} is neither a folder here nor a Hub id such as llava-hf/llava-1.5-7b-hf.")
     elif isinstance(error, errors.HTTPError | OSError):
         reason = f"could not be reached ({cause}); check the network"
     else:
         reason = f"failed: {cause}"
-    return ShortVError(f"{what} {reason}.")
+    return UnavailableError(f"{what} {reason}.")
 
 
 def status_of(error: BaseException) -> int | None:

@@ -5,6 +5,6 @@ from .card import UNNAMED
 from .card_metadata import inherited_metadata
 from .contents import carried_files, expected_files
 from .evaluation_files import check_task
-from .inspection import Check, inspect_package, referenced_weights, require_intact
+from .inspection import Check, Inspection, inspect_package, require_intact
 from .package import Package
 from .update import add_evaluation, require_updatable

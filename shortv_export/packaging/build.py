@@ -6,38 +6,31 @@ code, a ``config.json`` that names it, the recipe and the card.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from ..base import TEXT_TOKENS, BaseModel, flops_ratio
+from ..base import BaseModel
 from ..errors import ShortVError
-from ..files import carry, check_space, json_text, new_folder, same_device, write_text
+from ..files import carry, check_space, new_folder, same_device
 from ..options import Contents
-from ..records import (
-    CARD_NAME,
-    CONFIG_NAME,
-    FIGURE_NAME,
-    RECIPE_NAME,
-    TOKENIZER_CONFIG_NAME,
-    WEIGHTS,
-    Evaluation,
-    Recipe,
-    Scores,
-    Selection,
-    library_versions,
-)
-from .card import render_card, template_sha256
+from ..records import FIGURE_NAME, WEIGHTS, Evaluation, Recipe, Scores, Selection, library_versions
 from .card_metadata import Inherited, inherited_metadata, plain_line, recorded_metadata
-from .contents import carried_files, code_sha256, layers_problem, own_fields
+from .contents import carried_files
 from .evaluation_files import check_evaluation, evaluation_files
-from .figures import draw_scores
 from .inspection import check_same_base, look_at_recipe
 from .package import Package
-from .tokenizer import tokenizer_classes, with_class
+from .rendering import (
+    DRAWN_WITH,
+    check_fit,
+    check_same_recipe,
+    derived_fields,
+    measured_files,
+    remake,
+    render_files,
+    write_files,
+)
+from .tokenizer import tokenizer_classes
 
 
 @dataclass(frozen=True)
@@ -88,17 +81,17 @@ def build_package(draft: Draft, selection: Selection, scores: Scores | None = No
         ShortVError: the folder cannot be written; the selection or the scores are for another model.
     """
     base = draft.base
-    _check_fit(base, selection, scores)
-    derived, figure = _derive(base, selection, scores, draft.inherited)
+    check_fit(base, selection, scores)
+    derived, figure = derived_fields(base, selection, scores, draft.inherited)
     recipe = Recipe(
         base=base.record(),
         weights=draft.weights,
-        versions=library_versions(*(("matplotlib", "pillow") if scores else ())),
+        versions=library_versions(*(DRAWN_WITH if scores else ())),
         tokenizer_class=tokenizer_classes(base),
         **derived,
     )
-    with new_folder(draft.out) as folder:
-        _fill(folder, base, recipe, figure)
+    recipe, files = render_files(base, recipe, figures={FIGURE_NAME: figure} if figure else None)
+    _write(draft.out, base, recipe, files)
     return Package.open(draft.out)
 
 
@@ -112,18 +105,14 @@ def rebuild_package(base: BaseModel, out: Path, recipe: Recipe, evaluation: Eval
     out = Path(os.path.abspath(out))
     _check_empty(out)
     look_at_recipe(recipe)
-    inherited = recorded_metadata(recipe.card)
-    selection = Selection(**{**recipe.selection, "frozen_layers": tuple(recipe.selection["frozen_layers"])})
-    scores = Scores.from_dict(recipe.scores, RECIPE_NAME) if recipe.scores else None
     check_same_base(base, recipe.base)
-    files = tuple(sorted(recipe.base.files))
-    base = replace(base, repo_id=recipe.base.repo_id, revision=recipe.base.revision, files=files)
-    _check_fit(base, selection, scores)
+    if evaluation is not None:
+        check_evaluation(evaluation, recipe)
     _check_room(base, out, recipe.weights)
-    derived, figure = _derive(base, selection, scores, inherited)
-    with new_folder(out) as folder:
-        made = _fill(folder, base, replace(recipe, **derived, measured={}), figure, evaluation)
-        _check_same_recipe(made, recipe)
+    made, files = remake(base, recipe, evaluation, recorded_metadata(recipe.card))
+    _check_figures(made, recipe)
+    check_same_recipe(made, recipe)
+    _write(out, base, made, files)
     return Package.open(out)
 
 
@@ -135,69 +124,25 @@ def add_measured(folder: Path, recipe: Recipe, evaluation: Evaluation) -> Recipe
     """
     check_evaluation(evaluation, recipe)
     files = evaluation_files(evaluation)
-    for name, content in files.items():
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_bytes(content)
-    return replace(recipe, measured={name: hashlib.sha256(files[name]).hexdigest() for name in files})
+    write_files(folder, files)
+    return measured_files(recipe, files)
 
 
-def _derive(
-    base: BaseModel, selection: Selection, scores: Scores | None, inherited: Inherited
-) -> tuple[dict[str, Any], bytes | None]:
-    """The recipe's fields that follow from a base and a selection; and the card's figure, if there are scores."""
-    figure = draw_scores(scores, selection.frozen_layers) if scores else None
-    text = selection.budget.get("text_tokens", TEXT_TOKENS)
-    visual = selection.budget.get("visual_tokens", base.prompt_visual_tokens)
-    ratio = flops_ratio(base.layer_shapes, selection.frozen_layers, text, visual)
-    fields = {
-        "family": base.family.model_type,
-        "num_layers": base.num_layers,
-        "frozen_layers": selection.frozen_layers,
-        "selection": asdict(selection),
-        "scores": asdict(scores) if scores else None,
-        "cost": {"text_tokens": text, "visual_tokens": visual, "flops_ratio": ratio},
-        "card": {**asdict(inherited), "template": template_sha256()},
-        "figure": hashlib.sha256(figure).hexdigest() if figure else None,
-        "code": code_sha256(base.family),
-    }
-    return fields, figure
+def _write(out: Path, base: BaseModel, recipe: Recipe, files: dict[str, bytes]) -> None:
+    """Writes a package, whole or not at all."""
+    with new_folder(out) as folder:
+        write_files(folder, files)
+        for name, entry in carried_files(recipe).items():
+            if name not in files:
+                carry(base.path / name, folder / name, entry["sha256"])
 
 
-def _fill(
-    folder: Path, base: BaseModel, recipe: Recipe, figure: bytes | None, evaluation: Evaluation | None = None
-) -> Recipe:
-    """Writes every file of a package, and returns the recipe that was written."""
-    if evaluation is not None:
-        recipe = add_measured(folder, recipe, evaluation)
-    for name, entry in carried_files(recipe).items():
-        carry(base.path / name, folder / name, entry["sha256"])
-    if classes := recipe.tokenizer_class:
-        text = (base.path / TOKENIZER_CONFIG_NAME).read_bytes().decode("utf-8")
-        write_text(folder / TOKENIZER_CONFIG_NAME, with_class(text, classes["base"], classes["package"]))
-    for name in recipe.code:
-        write_text(folder / name, base.family.source(name))
-    write_text(folder / CONFIG_NAME, _config(base, recipe))
-    write_text(folder / RECIPE_NAME, json_text(recipe.to_dict()))
-    if figure:
-        (folder / FIGURE_NAME).write_bytes(figure)
-    tag = Package.open(folder).tag
-    write_text(folder / CARD_NAME, render_card(base, recipe, tag=tag, evaluation=evaluation))
-    return recipe
-
-
-def _check_same_recipe(made: Recipe, recipe: Recipe) -> None:
-    """Refuses a recipe other than the one that this release has made of it."""
+def _check_figures(made: Recipe, recipe: Recipe) -> None:
+    """Refuses figures that look different when they are drawn here."""
     figures, made_figures = ({**each.measured, FIGURE_NAME: each.figure} for each in (recipe, made))
     if any(figures[name] != made_figures.get(name) for name in figures if name.endswith(".png")):
-        drawn = ", ".join(f"{name} {recipe.versions.get(name)}" for name in ("matplotlib", "pillow"))
+        drawn = ", ".join(f"{name} {plain_line(recipe.versions.get(name))}" for name in DRAWN_WITH)
         raise ShortVError(f"the figure differs when drawn here; install the libraries that drew it: {drawn}.")
-    before, after = (json.loads(json_text(each.to_dict())) for each in (recipe, made))
-    if changed := [name for name in before if before[name] != after[name]]:
-        version = recipe.versions["shortv-export"]
-        raise ShortVError(
-            f"the recipe's {changed[0]} would be different with this release; install the release that wrote it: "
-            f"pip install shortv-export=={plain_line(version)}."
-        )
 
 
 def _check_empty(out: Path) -> None:
@@ -218,27 +163,3 @@ def _check_room(base: BaseModel, out: Path, weights: str) -> None:
             f"copying the weights of {base.name}, which are on another disk,",
             "name a folder with more room or on the disk of the weights, or choose `weights` reference",
         )
-
-
-def _check_fit(base: BaseModel, selection: Selection, scores: Scores | None) -> None:
-    """Refuses a selection or scores that were made for another model."""
-    layers = base.num_layers
-    if selection.num_layers != layers:
-        raise ShortVError(f"the selection is for {selection.num_layers} layers, but {base.name} has {layers}.")
-    if reason := layers_problem(selection.frozen_layers, layers):
-        raise ShortVError(f"the selection's frozen layers {reason}.")
-    if scores is not None and len(scores.visual) != layers:
-        raise ShortVError(f"the scores are for {len(scores.visual)} layers, but {base.name} has {layers}.")
-    for key, ours in (("repo_id", base.repo_id), ("revision", base.revision)):
-        theirs = scores and scores.base.get(key)
-        if ours and theirs and ours != theirs:
-            raise ShortVError(f"the scores were measured on {theirs}, not on {ours}; measure them on {base.name}.")
-
-
-def _config(base: BaseModel, recipe: Recipe) -> str:
-    """The base's ``config.json``, field by field, under the package's own model type and code."""
-    fields = {name: value for name, value in base.config.items() if name not in ("auto_map", "shortv_base")}
-    try:
-        return json_text({**fields, **own_fields(base.family, recipe)})
-    except ValueError:
-        raise ShortVError(f"the {CONFIG_NAME} of {base.name} holds NaN or Infinity; write a number.") from None

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..base import FAMILIES, BaseModel, Family
 from ..errors import ShortVError
-from ..files import file_sha256, read_json
+from ..files import read_json
 from ..hub import download_files, hub_error
 from ..records import (
     CONFIG_NAME,
@@ -88,8 +88,8 @@ class Package:
 
     @property
     def tag(self) -> str:
-        """Its tag on the Hub, named after its recipe's hash: a card cannot name its own commit."""
-        return f"shortv-{file_sha256(self.folder / RECIPE_NAME)[:12]}"
+        """Its tag on the Hub."""
+        return self.recipe.tag
 
     @property
     def base(self) -> BaseModel:

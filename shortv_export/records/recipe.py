@@ -81,6 +81,11 @@ class Recipe:
         """The hash of the recipe without `measured`; an evaluation names the package that it measured by it."""
         return hashlib.sha256(json_text(replace(self, measured={}).to_dict()).encode()).hexdigest()
 
+    @property
+    def tag(self) -> str:
+        """The package's tag on the Hub, named after the hash of ``shortv.json``: a card cannot name its own commit."""
+        return f"shortv-{hashlib.sha256(json_text(self.to_dict()).encode()).hexdigest()[:12]}"
+
     def to_dict(self) -> dict[str, Any]:
         """The JSON object of ``shortv.json``."""
         return asdict(self)

@@ -1,20 +1,21 @@
-"""Checks that a package is what its recipe says and computes what its list of frozen layers says.
+"""Verifies that a package is what its recipe and its base make, and that it computes what its list of layers says.
 
-First its files are inspected without running any. A package whose remote code is not this release's, byte for byte,
-goes no further. Then a fresh, isolated process loads it as any user would (see `child`).
+First its files are compared, without running any (see `packaging.inspect_package`). A package whose remote code is not
+this release's, byte for byte, goes no further. Then a fresh process loads the copy that was compared, as any user
+would (see `child`).
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
+from ..base import BaseModel
 from ..errors import ShortVError, one_line
-from ..hub import LocalFile, hub_error
 from ..measure import available_memory
-from ..packaging import Check, Package, carried_files, inspect_package, referenced_weights
-from ..records import TOKENIZER_CONFIG_NAME
+from ..packaging import Check, Inspection, Package, inspect_package
 from .isolated import run_isolated
 
 logger = logging.getLogger(__name__)
@@ -36,16 +37,27 @@ class Verification:
     checks: tuple[Check, ...]
 
     @property
-    def passed(self) -> bool:
-        """Whether no check failed."""
-        return all(check.passed is not False for check in self.checks)
+    def failed(self) -> bool:
+        """Whether a check failed."""
+        return any(check.passed is False for check in self.checks)
+
+    @property
+    def not_made(self) -> tuple[Check, ...]:
+        """The checks that could not be made."""
+        return tuple(check for check in self.checks if check.passed is None)
+
+    @property
+    def verdict(self) -> str:
+        """``"verified"``, ``"verified except"`` (some checks could not be made) or ``"failed"``."""
+        return "failed" if self.failed else "verified except" if self.not_made else "verified"
 
     @property
     def summary(self) -> str:
-        """How many checks passed, and which could not be made."""
-        passed = f"{sum(check.passed is True for check in self.checks)} checks passed"
-        skipped = ", ".join(check.name for check in self.checks if check.passed is None)
-        return f"{passed}, not made: {skipped}" if skipped else passed
+        """The verdict in one line."""
+        if self.failed:
+            return next(f"failed: {check.name}: {check.detail}" for check in self.checks if check.passed is False)
+        missing = "; ".join(f"{check.name} ({check.detail.rstrip('.')})" for check in self.not_made)
+        return f"{self.verdict} {missing}" if missing else f"verified: {len(self.checks)} checks passed"
 
     def raise_if_failed(self) -> None:
         """Raises a ShortVError with the first failure's reason."""
@@ -54,7 +66,7 @@ class Verification:
                 raise ShortVError(f"{self.package} failed verification: {check.name}: {check.detail}")
 
 
-def verify_package(package: Package, *, timeout: float = 3600) -> Verification:
+def verify_package(package: Package, *, base: BaseModel | None = None, timeout: float = 3600) -> Verification:
     """Checks a package. A failed check is returned, not raised.
 
     The package and its definition run on the CPU in fp32, one after the other. This takes 4 bytes of memory per
@@ -63,51 +75,31 @@ def verify_package(package: Package, *, timeout: float = 3600) -> Verification:
 
     Args:
         package: the package to check.
-        timeout: seconds for the isolated process.
+        base: what it should have been made of; None looks up the recipe's base at its commit.
+        timeout: seconds for the fresh process.
     """
-    checks = inspect_package(package)
-    if checks[-1].passed:
-        by_reference = package.recipe.weights == "reference"
-        weights, base = referenced_weights(package) if by_reference else (package.folder, _compare_with_base(package))
-        checks.append(base)
-        if base.passed is not False:
-            memory, resident_layers = _plan_memory(package)
-            checks.append(memory)
-            logger.info(memory.detail)
-            if memory.passed:
-                checks += run_isolated(package, weights, resident_layers, timeout)
-    return Verification(package.name, tuple(checks))
+    with TemporaryDirectory(prefix="shortv-verify-") as temporary:
+        inspection = inspect_package(package, Path(temporary, "package"), base=base, fetch=True)
+        checks = list(inspection.checks)
+        if inspection.failed is None:
+            checks += _run(inspection, Path(temporary), timeout)
+        return Verification(package.name, tuple(checks))
 
 
-def _compare_with_base(package: Package) -> Check:
-    """Compares the files that the package carries with the base's repository at its commit, by the Hub's hashes.
-
-    `Check.passed` is None if they cannot be compared: the base was a folder, there is no network, or the commit is
-    gone from the Hub.
-    """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HFValidationError, HTTPError
-    from huggingface_hub.hf_api import RepoFile
-
-    recipe, base = package.recipe, package.recipe.base
-    carried = carried_files(recipe).items()
-    files = {name: LocalFile(package.folder / name, entry["size"], entry["sha256"]) for name, entry in carried}
-    if recipe.tokenizer_class:
-        content = package.base_tokenizer_config.encode()
-        files[TOKENIZER_CONFIG_NAME] = LocalFile(content, len(content), hashlib.sha256(content).hexdigest())
-    if not (base.repo_id and base.revision):
-        return Check("base", None, "not compared with the Hub: the base was a folder")
+def _run(inspection: Inspection, folder: Path, timeout: float) -> list[Check]:
+    """Loads the package and compares what it computes."""
+    if inspection.weights_folder is None:
+        return [Check("definition", None, "without weights, nothing can be computed")]
+    memory, resident_layers = _plan_memory(inspection.package)
+    logger.info(memory.detail)
+    if not memory.passed:
+        return [memory]
+    checks = [memory, *run_isolated(inspection, folder, resident_layers, timeout)]
     try:
-        infos = HfApi().get_paths_info(base.repo_id, sorted(files), revision=base.revision)
-    except (HTTPError, HFValidationError, OSError) as error:
-        reason = hub_error(error, f"model {base.repo_id}")
-        return Check("base", None, f"not compared with the Hub: {str(reason).rstrip('.')}")
-    found = {info.path: info for info in infos if isinstance(info, RepoFile)}
-    for name, file in files.items():
-        if not file.is_at(found.get(name)):
-            state = "differs from" if name in found else "is not in"
-            return Check("base", False, f"{name} {state} {base.repo_id} at {base.revision}.")
-    return Check("base", True, f"{len(files)} files, identical to {base.repo_id}'s at {base.revision[:12]}")
+        inspection.check_unchanged()
+    except ShortVError as error:
+        checks.append(Check("unchanged", False, str(error)))
+    return checks
 
 
 def _plan_memory(package: Package) -> tuple[Check, int | None]:
@@ -124,7 +116,7 @@ def _plan_memory(package: Package) -> tuple[Check, int | None]:
     # A layer from disk is in memory, too, while it is computed.
     resident_layers = (available - rest - _OVERHEAD) // largest - 1
     if resident_layers < 0:
-        return Check("memory", False, f"{text}; free at least {(rest + largest + _OVERHEAD) / 1e9:.1f} GB."), None
+        return Check("memory", None, f"{text}; free at least {(rest + largest + _OVERHEAD) / 1e9:.1f} GB."), None
     away = len(layers) - resident_layers
     return Check("memory", True, f"{text}: {away} of {len(layers)} layers are read from disk in turn"), resident_layers
 

@@ -22,12 +22,11 @@ from shortv_export.evaluation.speed import measure_speed
 from shortv_export.files.bundled import modeling_dir
 from shortv_export.options import Budget, Choice
 from shortv_export.packaging import build
-from shortv_export.packaging.inspection import inspect_package
 from shortv_export.packaging.package import Package
 from shortv_export.records.recipe import Recipe
 from shortv_export.records.scores import Scores
 from shortv_export.records.selection import Selection
-from tests.support.packages import make_package
+from tests.support.packages import inspected, make_package
 from tests.support.tiny_families import base_class, tiny_config
 
 FROZEN = Selection((1, 3), 4, "given", {"num_frozen": 2})
@@ -102,14 +101,17 @@ def test_contents(tiny_base: Callable[..., Path], model_type: str, tmp_path: Pat
     ratio = flops_ratio((LayerShape(64, 128, 64, 64),) * 4, (1, 3), 64, visual)
     assert recipe["cost"] == {"text_tokens": 64, "visual_tokens": visual, "flops_ratio": ratio}
     assert Package.open(out).tag == "shortv-" + hashlib.sha256(files["shortv.json"]).hexdigest()[:12]
-    assert [check.name for check in inspect_package(Package.open(out))] == [
+    assert [check.name for check in inspected(out)] == [
         "recipe",
         "files",
         "hashes",
         "remote code",
-        "config",
+        "made again",
+        "figures",
+        "card",
+        "weights",
     ]
-    assert all(check.passed for check in inspect_package(Package.open(out)))
+    assert all(check.passed for check in inspected(out))
 
 
 def test_flops_ratio_where_layers_differ(tiny_base: Callable[..., Path], tmp_path: Path) -> None:
@@ -288,18 +290,22 @@ SHARD = "model-00001-of-00002.safetensors"
         (lambda p: (p / "chat_template.jinja").unlink(), "files", "missing"),
         (lambda p: (p / "pytorch_model.bin").write_bytes(b""), "files", "not of the package"),
         (lambda p: (p / "custom_generate").mkdir(), "files", "not of the package"),
-        (lambda p: flip_last_byte(p / SHARD), "hashes", f"{SHARD} differs"),
-        (lambda p: (p / SHARD).write_bytes(b"x"), "hashes", "has 1 bytes"),
+        (lambda p: flip_last_byte(p / SHARD), "weights", f"{SHARD} differs"),
+        (lambda p: (p / SHARD).write_bytes(b"x"), "files", "has 1 bytes"),
         (lambda p: flip_last_byte(p / "tokenizer.json"), "hashes", "tokenizer.json differs"),
         (lambda p: flip_last_byte(p / "shortv_layers.py"), "remote code", "was changed"),
-        (lambda p: edit_json(p / "config.json", lambda c: c.update(frozen_layers=[])), "config", "frozen"),
-        (lambda p: edit_json(p / "config.json", lambda c: c.pop("auto_map")), "config", "auto_map"),
-        (lambda p: (p / "config.json").write_text("[]"), "config", "not a JSON object"),
+        (
+            lambda p: edit_json(p / "config.json", lambda c: c.update(frozen_layers=[])),
+            "made again",
+            "config.json was changed",
+        ),
+        (lambda p: edit_json(p / "config.json", lambda c: c.pop("auto_map")), "made again", "config.json was"),
+        (lambda p: (p / "config.json").write_text("[]"), "made again", "not a JSON object"),
     ],
 )
 def test_damage_is_found(package: Path, damage: Callable[[Path], object], name: str, reason: str) -> None:
     damage(package)
-    *before, last = inspect_package(Package.open(package))
+    *before, last = inspected(package)
     assert all(check.passed for check in before)
     assert (last.name, last.passed) == (name, False)
     assert reason in last.detail
@@ -311,7 +317,7 @@ def test_code_of_another_release(package: Path) -> None:
     code.write_text("evil = True\n")
     sha256 = hashlib.sha256(code.read_bytes()).hexdigest()
     edit_json(package / "shortv.json", lambda recipe: recipe["code"].update({code.name: sha256}))
-    last = inspect_package(Package.open(package))[-1]
+    last = inspected(package)[-1]
     assert (last.name, last.passed) == ("remote code", False)
     assert "is not this release's" in last.detail
 
@@ -321,8 +327,8 @@ def test_code_of_another_release(package: Path) -> None:
 )
 def test_code_that_the_config_asks_for(package: Path, fields: dict) -> None:
     edit_json(package / "config.json", lambda config: config.update(fields))
-    last = inspect_package(Package.open(package))[-1]
-    assert (last.name, last.passed) == ("config", False)
+    last = inspected(package)[-1]
+    assert (last.name, last.passed) == ("made again", False)
     assert "asks for code or weights from elsewhere" in last.detail
 
 
@@ -332,12 +338,12 @@ def test_code_that_a_carried_file_asks_for(package: Path) -> None:
     edit_json(config, lambda value: value.update({"auto_map": {"AutoTokenizer": "evil.Tokenizer"}}))
     entry = {"sha256": hashlib.sha256(config.read_bytes()).hexdigest(), "size": config.stat().st_size}
     edit_json(package / "shortv.json", lambda recipe: recipe["base"]["files"].update({config.name: entry}))
-    last = inspect_package(Package.open(package))[-1]
-    assert (last.name, last.passed) == ("config", False)
+    last = inspected(package)[-1]
+    assert (last.name, last.passed) == ("made again", False)
     assert "auto_map" in last.detail
 
 
 def test_what_downloads_leave_is_no_damage(package: Path) -> None:
     (package / ".gitattributes").write_text("")
     (package / ".cache").mkdir()
-    assert inspect_package(Package.open(package))[-1].passed
+    assert inspected(package)[-1].passed

@@ -24,14 +24,13 @@ from shortv_export.packaging import update
 from shortv_export.packaging.card import UNNAMED
 from shortv_export.packaging.evaluation_files import check_task, evaluation_files
 from shortv_export.packaging.figures import draw_sweep
-from shortv_export.packaging.inspection import inspect_package
 from shortv_export.packaging.package import Package
 from shortv_export.packaging.update import add_evaluation, require_updatable
 from shortv_export.records.evaluation import Accuracy, Estimate, Evaluation, Fidelity, Pair, Row, Speed
 from shortv_export.records.recipe import Recipe
 from shortv_export.records.scores import Scores
 from shortv_export.records.selection import Selection
-from tests.support.packages import make_package, publish
+from tests.support.packages import inspected, make_package, publish
 
 LAYERS = 4
 FROZEN = (1, 3)
@@ -146,7 +145,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def failures(package: Path) -> list[str]:
-    return [check.detail for check in inspect_package(Package.open(package)) if not check.passed]
+    return [check.detail for check in inspected(package) if not check.passed]
 
 
 def section(card: str, title: str) -> str:
@@ -364,7 +363,7 @@ def test_an_evaluation_of_another_package(package: Path, change: dict[str, Any],
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (lambda p: (p / "README.md").write_text((p / "README.md").read_text() + "Mine.\n"), "would lose text"),
+        (lambda p: (p / "README.md").write_text((p / "README.md").read_text() + "Mine.\n"), "README.md was changed"),
         (
             lambda p: (p / "config.json").unlink(),
             "is not a complete package: files: missing from the package: config.json",

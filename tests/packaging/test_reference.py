@@ -142,8 +142,8 @@ def test_package(package: Path, hub: LoopbackHub) -> None:
 
 
 def test_verify_and_push(publisher: Machine, package: Path, push: dict[str, Any], hub: LoopbackHub) -> None:
-    assert publisher.tool("verify", package)["passed"]
-    assert publisher.tool("verify", package, HF_HUB_OFFLINE="1")["passed"]
+    assert publisher.tool("verify", package)["verdict"] == "verified"
+    assert publisher.tool("verify", package, HF_HUB_OFFLINE="1")["verdict"] == "verified"
     assert not any(name.endswith(".safetensors") for name in hub.files(MODEL, push["tag"]))
     assert push["uploaded_bytes"] < 200_000
     assert publisher.tool("push", package, MODEL)["changed"] is False

@@ -18,14 +18,12 @@ from shortv_export.errors import ShortVError
 from shortv_export.loopback import LoopbackHub
 from shortv_export.packaging import build as packaging
 from shortv_export.packaging.build import rebuild_package
-from shortv_export.packaging.inspection import inspect_package
-from shortv_export.packaging.package import Package
 from shortv_export.packaging.tokenizer import with_class
 from shortv_export.pipeline import verify
 from shortv_export.records.file_names import RECIPE_NAME, TOKENIZER_CONFIG_NAME
 from shortv_export.records.recipe import Recipe
 from shortv_export.records.selection import Selection
-from tests.support.packages import make_package
+from tests.support.packages import inspected, make_package
 
 FROZEN = Selection((1, 3), 4, "given")
 PROMPT = "USER: <image>\nwhat is this ? ASSISTANT:"
@@ -101,8 +99,8 @@ def test_nothing_but_the_class_may_differ(base: Path, tmp_path: Path) -> None:
     ):
         assert changed != text
         path.write_text(changed)
-        failed = inspect_package(Package.open(package))[-1]
-        assert (failed.name, failed.passed) == ("hashes", False)
+        failed = inspected(package)[-1]
+        assert (failed.name, failed.passed) == ("made again", False)
         assert reason in failed.detail
 
 

@@ -24,12 +24,10 @@ from shortv_export.files.bundled import modeling_dir
 from shortv_export.loopback.card_metadata import front_matter
 from shortv_export.packaging.build import rebuild_package
 from shortv_export.packaging.card_metadata import inherited_metadata
-from shortv_export.packaging.inspection import inspect_package
-from shortv_export.packaging.package import Package
 from shortv_export.records.recipe import Recipe
 from shortv_export.records.scores import Scores
 from shortv_export.selection.presets import given_selection
-from tests.support.packages import make_package
+from tests.support.packages import inspected, make_package
 
 SCORES = Scores((0.3, 0.02, 0.5, 0.0), (1.5, 2.0, 0.7, 0.1), (0.1, 0.01, 0.1, 0.0), 2)
 
@@ -116,7 +114,7 @@ def alone(folder: Path, out: Path) -> Iterator[None]:
 
 def check(out: Path) -> None:
     """A package that was made is whole, its code is ours, and its card has no text from elsewhere but as data."""
-    assert all(check.passed for check in inspect_package(Package.open(out))), inspect_package(Package.open(out))[-1]
+    assert all(check.passed for check in inspected(out)), inspected(out)[-1]
     for path in out.glob("*.py"):
         assert path.read_bytes() == (modeling_dir() / path.name).read_bytes()
     text = (out / "README.md").read_text(encoding="utf-8")
@@ -244,7 +242,7 @@ def test_packages_are_inspected_without_harm(made: Path, tmp_path: Path, data: s
     (package / name).unlink()
     write(package / name, value)
     with alone(package, tmp_path / "out"):
-        checks = inspect_package(Package.open(package))
+        checks = inspected(package)
         assert all("\n" not in check.detail and len(check.detail) < 1500 for check in checks)
 
 

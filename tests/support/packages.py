@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from shortv_export.base.model import BaseModel
 from shortv_export.options import Contents, Target
 from shortv_export.packaging.build import Draft, build_package
+from shortv_export.packaging.inspection import Check, inspect_package
 from shortv_export.packaging.package import Package
 from shortv_export.publish.push import Push, push_package
 from shortv_export.publish.repository import inspect_repository
@@ -46,6 +48,13 @@ def make_package(
 ) -> Path:
     """Makes a package; returns its folder."""
     return build_package(Draft.of(base, out, Contents(license, weights)), selection, scores).folder
+
+
+def inspected(package: Path) -> list[Check]:
+    """The checks of a folder that can be made without its base, up to and including the first that failed."""
+    with TemporaryDirectory() as temporary:
+        found = inspect_package(Package.open(package), Path(temporary, "copy"), look_up=False).checks
+    return [check for check in found if check.passed is not None]
 
 
 def publish(package: Path, repo_id: str, *, token: str | None = None, **target: Any) -> Push:

@@ -1,0 +1,211 @@
+"""Makes every file of a package but its weights: a pure function of the base, the selection and the evaluation.
+
+Packaging writes these files, verification compares them with those of a package.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from ..base import TEXT_TOKENS, BaseModel, flops_ratio
+from ..errors import ShortVError
+from ..files import json_text, read_regular
+from ..records import (
+    CARD_NAME,
+    CONFIG_NAME,
+    FIGURE_NAME,
+    HUB_ID,
+    RECIPE_NAME,
+    TOKENIZER_CONFIG_NAME,
+    Evaluation,
+    Recipe,
+    Scores,
+    Selection,
+)
+from .card import UNNAMED, render_card, template_sha256
+from .card_metadata import Inherited, plain_line
+from .contents import carried_files, code_sha256, layers_problem, own_fields
+from .evaluation_files import evaluation_files
+from .figures import draw_scores
+from .tokenizer import with_class
+
+_MODEL_ID = re.compile(rf'^model_id = "({HUB_ID.pattern})"$', re.ASCII | re.MULTILINE)
+DRAWN_WITH = ("matplotlib", "pillow")
+"""The libraries that figures depend on. A recipe with scores records their versions."""
+MOST_BYTES = 256 << 20
+"""The largest file of a package, weights apart. Tokenizers of today take up to 35 MB."""
+
+
+def derived_fields(
+    base: BaseModel, selection: Selection, scores: Scores | None, inherited: Inherited, figure: bytes | None = None
+) -> tuple[dict[str, Any], bytes | None]:
+    """The recipe's fields that follow from a base and a selection; and the card's figure, if there are scores.
+
+    Args:
+        base, selection, scores: that the package is made of.
+        inherited: what the card takes over from the base's card.
+        figure: instead of drawing it.
+    """
+    figure = (figure or draw_scores(scores, selection.frozen_layers)) if scores else None
+    text = selection.budget.get("text_tokens", TEXT_TOKENS)
+    visual = selection.budget.get("visual_tokens", base.prompt_visual_tokens)
+    ratio = flops_ratio(base.layer_shapes, selection.frozen_layers, text, visual)
+    fields = {
+        "family": base.family.model_type,
+        "num_layers": base.num_layers,
+        "frozen_layers": selection.frozen_layers,
+        "selection": asdict(selection),
+        "scores": asdict(scores) if scores else None,
+        "cost": {"text_tokens": text, "visual_tokens": visual, "flops_ratio": ratio},
+        "card": {**asdict(inherited), "template": template_sha256()},
+        "figure": hashlib.sha256(figure).hexdigest() if figure else None,
+        "code": code_sha256(base.family),
+    }
+    return fields, figure
+
+
+def measured_files(recipe: Recipe, files: Mapping[str, bytes]) -> Recipe:
+    """The recipe with the hashes of the files that an evaluation added."""
+    return replace(recipe, measured={name: hashlib.sha256(files[name]).hexdigest() for name in files})
+
+
+def render_files(
+    base: BaseModel,
+    recipe: Recipe,
+    *,
+    figures: Mapping[str, bytes] | None = None,
+    evaluation: Evaluation | None = None,
+    repo_id: str | None = None,
+) -> tuple[Recipe, dict[str, bytes]]:
+    """The recipe with the hashes of its evaluation's files; and the files of its package by name, without weights.
+
+    Args:
+        base: the base; its weights are not needed.
+        recipe: its `measured` is filled in.
+        figures: by name, instead of drawing them; that of the scores is needed if there are any.
+        evaluation: of the package, if it was evaluated.
+        repo_id: the repository that the card names; None for a package that is not published yet.
+
+    Raises:
+        ShortVError: a file of the base cannot be read; its config is not JSON; the evaluation is of another package.
+    """
+    figures = figures or {}
+    measured = evaluation_files(evaluation) if evaluation else {}
+    measured |= {name: figures[name] for name in figures.keys() & measured.keys()}
+    recipe = measured_files(recipe, measured)
+    files = {name: _of_base(base, recipe, name) for name in carried_files(recipe) if not name.endswith(".safetensors")}
+    if classes := recipe.tokenizer_class:
+        text = _of_base(base, recipe, TOKENIZER_CONFIG_NAME).decode("utf-8")
+        files[TOKENIZER_CONFIG_NAME] = with_class(text, classes["base"], classes["package"]).encode()
+    files |= {name: base.family.source(name).encode() for name in recipe.code}
+    files[CONFIG_NAME] = _config(base, recipe).encode()
+    files[RECIPE_NAME] = json_text(recipe.to_dict()).encode()
+    if recipe.figure:
+        files[FIGURE_NAME] = figures[FIGURE_NAME]
+    files |= measured
+    card = render_card(base, recipe, tag=recipe.tag, repo_id=repo_id, evaluation=evaluation)
+    files[CARD_NAME] = card.encode()
+    return recipe, files
+
+
+def remake(
+    base: BaseModel,
+    recipe: Recipe,
+    evaluation: Evaluation | None,
+    inherited: Inherited,
+    *,
+    figures: Mapping[str, bytes] | None = None,
+    repo_id: str | None = None,
+) -> tuple[Recipe, dict[str, bytes]]:
+    """Makes recipe and files of a package again, from a base and what the recipe says was chosen.
+
+    Args:
+        base: the recipe's base, as the caller has found out.
+        recipe: of the package; its `selection`, `scores`, `weights`, `versions` and `tokenizer_class` are taken over.
+        evaluation: of the package, if it was evaluated.
+        inherited: what the card takes over from the base's card.
+        figures: by name, instead of drawing them.
+        repo_id: the repository that the card names.
+
+    Raises:
+        ShortVError: the recipe is not one of this base; or as `render_files`.
+    """
+    selection = Selection(**{**recipe.selection, "frozen_layers": tuple(recipe.selection["frozen_layers"])})
+    scores = Scores.from_dict(recipe.scores, RECIPE_NAME) if recipe.scores else None
+    recorded = recipe.base
+    base = replace(base, repo_id=recorded.repo_id, revision=recorded.revision, files=tuple(sorted(recorded.files)))
+    check_fit(base, selection, scores)
+    given = dict(figures or {})
+    derived, figure = derived_fields(base, selection, scores, inherited, given.get(FIGURE_NAME))
+    if figure:
+        given[FIGURE_NAME] = figure
+    made = replace(recipe, **derived)
+    return render_files(base, made, figures=given, evaluation=evaluation, repo_id=repo_id)
+
+
+def check_fit(base: BaseModel, selection: Selection, scores: Scores | None) -> None:
+    """Raises a ShortVError for a selection or scores that were made for another model."""
+    layers = base.num_layers
+    if selection.num_layers != layers:
+        raise ShortVError(f"the selection is for {selection.num_layers} layers, but {base.name} has {layers}.")
+    if reason := layers_problem(selection.frozen_layers, layers):
+        raise ShortVError(f"the selection's frozen layers {reason}.")
+    if scores is not None and len(scores.visual) != layers:
+        raise ShortVError(f"the scores are for {len(scores.visual)} layers, but {base.name} has {layers}.")
+    for key, ours in (("repo_id", base.repo_id), ("revision", base.revision)):
+        theirs = scores and scores.base.get(key)
+        if ours and theirs and ours != theirs:
+            raise ShortVError(f"the scores were measured on {theirs}, not on {ours}; measure them on {base.name}.")
+
+
+def named_repository(card: bytes) -> str | None:
+    """The repository that the text of a card names; None if it is not published yet, or no card."""
+    found = _MODEL_ID.search(card.decode("utf-8", "replace"))
+    return found[1] if found and found[1] != UNNAMED else None
+
+
+def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Writes files into a new folder, which nobody else knows yet."""
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+
+
+def _of_base(base: BaseModel, recipe: Recipe, name: str) -> bytes:
+    content = read_regular(base.path / name, folder=base.path, most=MOST_BYTES)
+    if hashlib.sha256(content).hexdigest() != recipe.base.files[name]["sha256"]:
+        raise ShortVError(f"{base.name}: its {name} is not the recipe's, or was changed meanwhile; run it again.")
+    return content
+
+
+def check_same_recipe(made: Recipe, recipe: Recipe) -> None:
+    """Refuses a recipe other than the one that this release makes of it.
+
+    Raises:
+        ShortVError: a field differs.
+    """
+    before, after = (json.loads(json_text(each.to_dict())) for each in (recipe, made))
+    if changed := [name for name in before if before[name] != after[name]]:
+        raise ShortVError(f"the recipe's {changed[0]} would be different with this release; {its_release(recipe)}.")
+
+
+def its_release(recipe: Recipe) -> str:
+    """What to do about a recipe of another release."""
+    release = plain_line(recipe.versions["shortv-export"])
+    return f"install the release that wrote it: pip install shortv-export=={release}"
+
+
+def _config(base: BaseModel, recipe: Recipe) -> str:
+    """The base's ``config.json``, field by field, under the package's own model type and code."""
+    fields = {name: value for name, value in base.config.items() if name not in ("auto_map", "shortv_base")}
+    try:
+        return json_text({**fields, **own_fields(base.family, recipe)})
+    except ValueError:
+        raise ShortVError(f"the {CONFIG_NAME} of {base.name} holds NaN or Infinity; write a number.") from None
