@@ -194,7 +194,9 @@ class Budget:
 class Contents:
     """What the package holds."""
 
-    license: Annotated[str | None, Help("Licence of the package, if the base's card names none.")] = None
+    license: Annotated[str | None, Help("Licence, if the base's card names none: an id of the Hub, such as mit.")] = (
+        None
+    )
     weights: Annotated[
         str, Help("'copy', or 'reference': publish no weights; they are loaded from the base's Hub repository.")
     ] = "copy"
