@@ -6,7 +6,6 @@ The recipe's hash changes, and with it the package's tag on the Hub. A version p
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import tempfile
 from dataclasses import replace
@@ -14,15 +13,14 @@ from pathlib import Path
 
 from ..errors import ShortVError
 from ..files import json_text, link_or_copy, write_text
-from ..records import CARD_NAME, FOREIGN_FILES, HUB_ID, RECIPE_NAME, Evaluation, Recipe, library_versions
+from ..records import CARD_NAME, FOREIGN_FILES, RECIPE_NAME, Evaluation, Recipe, library_versions
 from .build import add_measured
-from .card import UNNAMED, render_card
+from .card import render_card
 from .card_metadata import plain_line
 from .contents import expected_files
 from .inspection import require_intact
 from .package import Package
-
-_MODEL_ID = re.compile(rf'^model_id = "({HUB_ID.pattern})"$', re.ASCII | re.MULTILINE)
+from .seal import named_in
 
 
 def require_updatable(package: Package, *, sweep: bool = False) -> None:
@@ -103,6 +101,5 @@ def _card_text(package: Package) -> str:
 
 def _render(package: Package, recipe: Recipe, tag: str, evaluation: Evaluation | None) -> str:
     """The card, rendered for the repository that the present card names."""
-    named = _MODEL_ID.search(_card_text(package))
-    repo_id = named[1] if named else UNNAMED
+    repo_id = named_in(_card_text(package))
     return render_card(package.base, recipe, tag=tag, repo_id=repo_id, evaluation=evaluation)

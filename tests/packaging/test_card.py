@@ -23,10 +23,11 @@ from shortv_export.errors import ShortVError
 from shortv_export.files.bundled import model_cards_dir
 from shortv_export.loopback.card_metadata import front_matter
 from shortv_export.options import parse_layers
-from shortv_export.packaging import card, figures
+from shortv_export.packaging import figures
 from shortv_export.packaging.card import render_card
 from shortv_export.packaging.card_metadata import Inherited, inherited_metadata
 from shortv_export.packaging.figures import draw_scores
+from shortv_export.packaging.seal import UNNAMED, rename
 from shortv_export.records.evaluation import Evaluation
 from shortv_export.records.recipe import BaseRecord, Recipe
 from shortv_export.records.scores import Scores
@@ -250,8 +251,8 @@ def test_snippet_pins_the_revision_and_is_python(base: BaseModel) -> None:
         assert 'model_id = "me/model"' in code[1]
         assert ("apply_chat_template" in code[1]) == (files is base.files)
     unnamed = rendered(base, recipe_of(base, selection), inherited_metadata(base), tag=TAG)
-    assert card.UNNAMED in unnamed
-    assert unnamed.replace(card.UNNAMED, "me/model") == rendered(
+    assert UNNAMED in unnamed
+    assert rename(unnamed, "me/model") == rendered(
         base, recipe_of(base, selection), inherited_metadata(base), tag=TAG, repo_id="me/model"
     )
 
