@@ -205,9 +205,8 @@ class LoopbackHub:
         """The key of the repository that a name leads to; the name itself if there is none."""
         if key in self.repos:
             return key
-        if key in self.moved:
-            return self.current_key(self.moved[key])
-        return next((each for each in self.repos if each.casefold() == key.casefold()), key)
+        alike = next((each for each in (*self.repos, *self.moved) if each.casefold() == key.casefold()), key)
+        return self.current_key(self.moved[alike]) if alike in self.moved else alike
 
     def files(self, repo_id: str, revision: str = "main") -> dict[str, bytes]:
         """The content of every file, by path."""

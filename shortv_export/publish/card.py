@@ -24,13 +24,16 @@ def card_to_publish(package: Package, repository: Repository) -> bytes:
     if choice == "hub":
         check_card(repository)
         return _card_on_hub(repository)
-    text = _text(read_regular(package.folder / CARD_NAME, folder=package.folder, most=_LARGEST))
+    try:
+        text = read_regular(package.folder / CARD_NAME, folder=package.folder, most=_LARGEST).decode()
+    except UnicodeDecodeError:
+        raise ShortVError(f"the {CARD_NAME} of {package.name} is not UTF-8 text; package the base again.") from None
     if choice is None and not is_as_made(text):
         raise ShortVError(
             f"the {CARD_NAME} of {package.name} was edited; publish it as it is with `card` package, "
             "or package the base again."
         )
-    return rename(text, repository.repo_id).encode("utf-8", "surrogateescape")
+    return rename(text, repository.repo_id).encode()
 
 
 def check_card(repository: Repository) -> None:
@@ -42,7 +45,12 @@ def check_card(repository: Repository) -> None:
     choice, there = repository.target.card, CARD_NAME in repository.files
     if choice == "hub" and not there:
         raise ShortVError(f"{repository.repo_id} has no card to keep; leave out `card`.")
-    if choice is None and there and repository.is_ours and not is_as_made(_text(_card_on_hub(repository))):
+    if (
+        choice is None
+        and there
+        and repository.is_ours
+        and not is_as_made(_card_on_hub(repository).decode("utf-8", "replace"))
+    ):
         raise ShortVError(
             f"the card of {repository.repo_id} was edited on the Hub; keep it with `card` hub, "
             "or replace it with `card` package."
@@ -59,7 +67,7 @@ def check_metadata(card: bytes) -> None:
     from huggingface_hub import RepoCard
 
     def ask() -> None:
-        metadata = RepoCard(_text(card))
+        metadata = RepoCard(card.decode())
         metadata.text = ""
         metadata.validate(repo_type="model")
 
@@ -73,7 +81,3 @@ def _card_on_hub(repository: Repository) -> bytes:
     api, repo_id, head = repository.api, repository.repo_id, repository.head
     path = Path(retry(lambda: api.hf_hub_download(repo_id, CARD_NAME, revision=head), f"{repo_id}'s {CARD_NAME}"))
     return read_regular(path, folder=path.parent, most=_LARGEST)
-
-
-def _text(card: bytes) -> str:
-    return card.decode("utf-8", "surrogateescape")

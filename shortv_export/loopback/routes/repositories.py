@@ -99,7 +99,7 @@ def _info(call: Call) -> Reply:
             sibling["lfs"] = {"sha256": file.sha256, "size": file.size, "pointerSize": file.pointer_size}
     card: dict[str, Any] = {}
     if readme := commit.files.get("README.md"):
-        card = front_matter(call.hub.content[readme.sha256].read_text("utf-8"))[0]
+        card = front_matter(call.hub.content[readme.sha256].read_text("utf-8", "replace"))[0]
     info: dict[str, Any] = {"id": repo.id, "modelId": repo.id, "sha": commit.sha}
     info |= {"private": repo.private, "gated": repo.gated, "disabled": False, "siblings": siblings}
     info |= {"createdAt": repo.created, "lastModified": commit.date, "downloads": 0, "likes": 0}
