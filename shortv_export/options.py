@@ -194,7 +194,9 @@ class Budget:
 class Contents:
     """What the package holds."""
 
-    license: Annotated[str | None, Help("Licence of the package, if the base's card names none.")] = None
+    license: Annotated[str | None, Help("Licence, if the base's card names none: an id of the Hub, such as mit.")] = (
+        None
+    )
     weights: Annotated[
         str, Help("'copy', or 'reference': publish no weights; they are loaded from the base's Hub repository.")
     ] = "copy"
@@ -249,6 +251,10 @@ class Target:
     create_pr: Annotated[bool, Help("Open a pull request instead of committing.")] = False
     branch: Annotated[str | None, Help("Branch to publish to. Default: main.")] = None
     overwrite: Annotated[bool, Help("Publish into a repository that this tool did not make.")] = False
+    card: Annotated[
+        Literal["package", "hub"] | None,
+        Help("If the card was edited: publish the package's as it is, or keep the one on the Hub."),
+    ] = None
     commit_message: Annotated[str | None, Help("Message of the commit.")] = None
     tag: Annotated[str | None, Help("A second tag, such as v1, beside the recipe's own.")] = None
     dry_run: Annotated[bool, Help("Show the plan and change nothing.")] = False

@@ -259,12 +259,10 @@ def push(
     else:
         repository = inspect_repository(repo_id, target)
         base, selection = _look_at_base(source, conversion)
+        evaluated = conversion.evaluate is not None
+        forecast = forecast_push(base, repository, selection, weights=conversion.contents.weights, evaluated=evaluated)
         if target.dry_run:
             inherited_metadata(base, conversion.contents.license)
-            evaluated = conversion.evaluate is not None
-            forecast = forecast_push(
-                base, repository, selection, weights=conversion.contents.weights, evaluated=evaluated
-            )
             logger.info(forecast.summary)
             return forecast
         finished = _convert(base, Path(conversion.out or repo_id.split("/")[-1]), conversion)

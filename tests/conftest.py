@@ -24,6 +24,7 @@ _CACHE = tempfile.mkdtemp(prefix="shortv-tests-")
 atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
 os.environ["HF_HOME"] = _CACHE
 os.environ["HF_MODULES_CACHE"] = f"{_CACHE}/modules"
+os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"  # nothing answers there; tests that need a Hub use `hub`
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["TQDM_DISABLE"] = "1"  # progress bars would bury the output of a failed test
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for matrices this small, more threads are slower

@@ -33,6 +33,14 @@ def download_files(repo_id: str, info: ModelInfo, snapshot: Path, names: Collect
     plain_if_xet_fails(lambda: snapshot_download(repo_id, revision=info.sha, allow_patterns=[*names]))
 
 
+def cached_repo_id(folder: Path) -> str | None:
+    """The repository that a folder of the Hub's cache is a snapshot of; None for any other folder."""
+    snapshots = folder.resolve().parent
+    if snapshots.name != "snapshots" or not snapshots.parent.name.startswith("models--"):
+        return None
+    return snapshots.parent.name.removeprefix("models--").replace("--", "/")
+
+
 def _bytes_to_download(info: ModelInfo, snapshot: Path, names: Collection[str]) -> int:
     """The size of the files that are not in the cache yet."""
     blobs, missing = snapshot.parents[1] / "blobs", 0

@@ -58,6 +58,7 @@ class LoopbackHub:
         self.requests: list[Request] = []  # every request, in order
         self.errors: list[str] = []  # what correct clients never do, and defects of this Hub
         self.repos: dict[str, Repo] = {}  # by `Repo.key`
+        self.moved: dict[str, str] = {}  # old `Repo.key` -> new one
         self.accounts: dict[str, Account] = {}  # by token
         self.uploads: set[str] = set()  # sha256 of the objects that clients have uploaded
         self.faults: list[Fault] = []  # set by `fail`
@@ -104,7 +105,7 @@ class LoopbackHub:
         *,
         status: int = 500,
         when: Literal["before", "during", "after"] = "before",
-        action: Literal["status", "drop", "stall", "hang"] = "status",
+        action: Literal["status", "drop", "stall", "hang", "page", "cut"] = "status",
         times: int = 1,
         seconds: float = 30.0,
         retry_after: int | None = None,
@@ -119,6 +120,8 @@ class LoopbackHub:
                 (`drop` and `hang` only).
             action: `status` answers with a status. `drop` closes the connection; `after`, a download is cut off
                 halfway. `stall` delays the answer. `hang` never answers and waits until the client disconnects.
+                `page` answers with an HTML page, as the login page of a network does. `cut`, `after` only, breaks the
+                answer off halfway.
             times: how many requests fail.
             seconds: how long `stall` waits. Also the longest wait of `hang` `during` a request: the Hub does not see
                 the client disconnect while part of the body is unread.
@@ -131,6 +134,22 @@ class LoopbackHub:
         fault = Fault(accept, nth, nth + times - 1, status, when, action, seconds, retry_after)
         self.faults.append(fault)
         return fault.struck
+
+    def meanwhile(
+        self, change: Callable[[], object], match: Callable[[Request], bool] | None = None, nth: int = 1
+    ) -> None:
+        """Makes a change just before the Hub answers the `nth` request that matches, as somebody else could."""
+        count = 0
+
+        def look(request: Request) -> bool:
+            nonlocal count
+            count += match is None or match(request)
+            if count == nth:
+                count += 1
+                change()
+            return False
+
+        self.fail(look)
 
     def add_token(
         self,
@@ -175,6 +194,20 @@ class LoopbackHub:
                 tree[path] = self.new_file(repo, sha256, size, lfs)
             return repo.add_commit(repo.ref(revision), tree, message, author=repo.namespace).sha
 
+    def rename(self, key: str, new_key: str) -> None:
+        """Renames a repository. The old name leads to the new one."""
+        with self.lock:
+            repo = self.repos[new_key] = self.repos.pop(key)
+            repo.key, self.moved[key] = new_key, new_key
+            self.moved.pop(new_key, None)
+
+    def current_key(self, key: str) -> str:
+        """The key of the repository that a name leads to; the name itself if there is none."""
+        if key in self.repos:
+            return key
+        alike = next((each for each in (*self.repos, *self.moved) if each.casefold() == key.casefold()), key)
+        return self.current_key(self.moved[alike]) if alike in self.moved else alike
+
     def files(self, repo_id: str, revision: str = "main") -> dict[str, bytes]:
         """The content of every file, by path."""
         with self.lock:
@@ -189,7 +222,7 @@ class LoopbackHub:
 
     def new_repo(self, key: str, private: bool, gated: bool | str, author: str) -> Repo:
         """Makes a repository with the `.gitattributes` of the Hub."""
-        if key in self.repos:
+        if self.current_key(key) in self.repos:
             raise ValueError(f"{key} exists")
         repo = self.repos[key] = Repo(key, private, gated, now())
         tree = {".gitattributes": self.new_file(repo, *self.content.store(io.BytesIO(_GIT_ATTRIBUTES)), lfs=False)}

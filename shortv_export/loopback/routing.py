@@ -38,9 +38,19 @@ class Call:
         if "id" in self.values:
             key = repo_key(self.values["kind"].removesuffix("s"), self.values["id"])
         if key is not None:
+            self._redirect(key)
             self.repo = self.readable(key)
         if "rev" in self.values:
             self.commit = self.repo.resolve(self.values["rev"])
+
+    def _redirect(self, key: str) -> None:
+        """As on the Hub, old names lead to the new one, and upper and lower case are the same."""
+        if (now := self.hub.current_key(key)) != key:
+            old, new = ("/".join(each.split("/")[-2:]) for each in (key, now))
+            query = f"?{self.request.query}" if self.request.query else ""
+            moved = Refusal(307, f"Moved to {new}")
+            moved.reply.headers["Location"] = self.request.path.replace(old, new, 1) + query
+            raise moved
 
     def json(self) -> dict[str, Any]:
         try:

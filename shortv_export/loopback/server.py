@@ -111,7 +111,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._break_off(request, fault)
         with tempfile.SpooledTemporaryFile(max_size=CHUNK) as body:
             self._read(request, body)
-            if before not in ("status", "hang"):
+            if before not in ("status", "hang", "page"):
                 reply = answer_request(self.server.hub, request, self.headers, body, self.server.storage)
         fault.struck.set()
         if "hang" in (before, after):
@@ -120,9 +120,11 @@ class _Handler(BaseHTTPRequestHandler):
         if "status" in (before, after):
             headers = {} if fault.retry_after is None else {"Retry-After": str(fault.retry_after)}
             reply = json_reply({"error": "Injected fault"}, fault.status, headers)
+        if "page" in (before, after):
+            reply = Reply(200, {"Content-Type": "text/html"}, b"<html><body>Log in to the network</body></html>")
         if after == "stall":
             self.server.stopped.wait(fault.seconds)
-        breaks_off = after == "drop" and request.method == "GET" and reply.length > 1
+        breaks_off = after == "cut" or (after == "drop" and request.method == "GET" and reply.length > 1)
         if after == "drop" and not breaks_off:
             return self._drop()
         request.status = reply.status
@@ -173,7 +175,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command == "HEAD" or not length:
             return
         if isinstance(reply.body, bytes):
-            self.wfile.write(reply.body)
+            self.wfile.write(reply.body[: length // 2] if halfway else reply.body)
         else:
             with reply.body.open("rb") as file:
                 self.connection.sendfile(file, reply.start, length // 2 if halfway else length)

@@ -1,10 +1,11 @@
 """Packages: the folders that are published, with recipe, remote code, card and figures."""
 
 from .build import Draft, build_package, rebuild_package
-from .card import UNNAMED
 from .card_metadata import inherited_metadata
 from .contents import carried_files, expected_files
 from .evaluation_files import check_task
 from .inspection import Check, Inspection, inspect_package, require_intact
 from .package import Package
+from .rendering import MOST_BYTES
+from .seal import is_as_made, rename
 from .update import add_evaluation, require_updatable

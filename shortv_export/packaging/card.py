@@ -17,9 +17,7 @@ from ..files import model_cards_dir, read_json
 from ..records import Evaluation, Recipe, Row
 from .card_metadata import plain_line, recorded_metadata
 from .commands import calibration_facts, evaluate_command, package_commands, sample_facts
-
-UNNAMED = "your-name/your-model"
-"""Stands for the repository's name until the package is published."""
+from .seal import UNNAMED, rename, seal
 
 _ARXIV = "2504.00502"
 
@@ -56,16 +54,15 @@ def render_card(
         keep_trailing_newline=True,
     )
     environment.filters.update(code=code_span, prose=prose)
-    repo_id = repo_id or UNNAMED
     paper = read_json(model_cards_dir() / "paper.json")
     preset = paper["models"].get(base.repo_id) if recipe.selection["method"] == "preset" else None
     calibration = calibration_facts(recipe)
-    measured = _measured(evaluation, repo_id) if evaluation else None
+    measured = _measured(evaluation) if evaluation else None
     unit, cost = _cost_table(base.layer_shapes, recipe)
-    return environment.get_template("model_card.md.jinja").render(
+    text = environment.get_template("model_card.md.jinja").render(
         metadata=_metadata(base, recipe, calibration["datasets"]),
         title=f"{(base.repo_id or recipe.family).split('/')[-1]} · ShortV-{len(recipe.frozen_layers)}",
-        repo_id=repo_id,
+        repo_id=UNNAMED,
         base=base,
         recipe=recipe,
         tag=tag,
@@ -88,6 +85,7 @@ def render_card(
         measured=measured,
         arxiv=_ARXIV,
     )
+    return rename(seal(text), repo_id or UNNAMED)
 
 
 def code_span(text: Any) -> str:
@@ -135,7 +133,7 @@ def _divergence(recipe: Recipe) -> dict[str, str] | None:
     return None
 
 
-def _measured(evaluation: Evaluation, repo_id: str) -> dict[str, Any]:
+def _measured(evaluation: Evaluation) -> dict[str, Any]:
     """What the measured sections show beside the evaluation itself."""
     groups = sorted(evaluation.chosen.groups.items(), key=lambda item: item[1].difference.mean)
     return {
@@ -143,7 +141,7 @@ def _measured(evaluation: Evaluation, repo_id: str) -> dict[str, Any]:
         "calibration": sample_facts(evaluation.data),
         "groups": groups,
         "worse": [(name, found) for name, found in groups if (found.difference.high or 0) < 0],
-        "command": evaluate_command(evaluation, repo_id),
+        "command": evaluate_command(evaluation, UNNAMED),
         "sweep_text": _sweep_text(evaluation.sweep) if evaluation.sweep else None,
         "baselines": [row for row in evaluation.rows if row.baseline],
     }

@@ -11,9 +11,9 @@ from urllib.parse import quote
 from ..base import BaseModel
 from ..errors import ShortVError
 from ..records import CARD_NAME
+from .licenses import has_license_form, is_license, nearest_license
 
 _MAX_CARD_BYTES = 1 << 20
-_LICENSE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,63}")
 _LANGUAGE = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*|code|multilingual")
 _LINK = re.compile(r"https?://\S+|[\w-][\w.-]*", re.ASCII)  # on the web, or a file of the package
 
@@ -40,7 +40,7 @@ def inherited_metadata(base: BaseModel, license: str | None = None) -> Inherited
         license: the option; it wins over the base's card.
 
     Raises:
-        ShortVError: no licence is known, or it is not a licence identifier.
+        ShortVError: no licence is known, or the Hub would refuse it.
     """
     metadata = _front_matter(base.path / CARD_NAME)
     languages = metadata.get("language") or []
@@ -51,10 +51,14 @@ def inherited_metadata(base: BaseModel, license: str | None = None) -> Inherited
         inherited = inherited[0]
     if license is None and (not isinstance(inherited, str) or inherited == "unknown"):
         raise ShortVError(f"the card of {base.name} names no licence; say which one applies with `license`.")
-    chosen = license or str(inherited)
-    if not _LICENSE.fullmatch(chosen):
+    chosen = str(inherited) if license is None else license
+    if not is_license(chosen):
+        near = nearest_license(chosen) or "one of https://huggingface.co/docs/hub/repositories-licenses"
+        if license is not None:
+            raise ShortVError(f"the Hub knows no licence {plain_line(chosen)!r}; the nearest `license` is {near}.")
         raise ShortVError(
-            f"{plain_line(chosen)!r} is not a licence identifier such as apache-2.0; set one with `license`."
+            f"the card of {base.name} names the licence {plain_line(chosen)!r}, which the Hub does not know; "
+            f"say which one applies with `license`, such as {near}."
         )
     if chosen != inherited:
         return Inherited(chosen, language=language, license_given=True)
@@ -76,7 +80,7 @@ def recorded_metadata(record: dict[str, Any]) -> Inherited:
         inherited = Inherited(**{**fields, "language": tuple(fields["language"])})
         name, link = inherited.license_name, inherited.license_link
         right = (
-            _LICENSE.fullmatch(inherited.license)
+            has_license_form(inherited.license)
             and all(_LANGUAGE.fullmatch(each) for each in inherited.language)
             and isinstance(inherited.license_given, bool)
             and (name is None or name == _short_text(name))

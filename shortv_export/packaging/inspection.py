@@ -24,7 +24,8 @@ from .card_metadata import inherited_metadata, plain_line, recorded_metadata
 from .contents import carried_files, code_sha256, expected_files, layers_problem
 from .evaluation_files import check_evaluation
 from .package import Package
-from .rendering import DRAWN_WITH, MOST_BYTES, check_same_recipe, its_release, named_repository, remake
+from .rendering import DRAWN_WITH, MOST_BYTES, check_same_recipe, its_release, remake
+from .seal import named_in
 
 _WEIGHTS = ".safetensors"
 
@@ -99,8 +100,8 @@ def inspect_package(
         "remote code": looks.remote_code,
         "made again": looks.made_again,
         "figures": looks.figures,
-        "card": looks.card,
         "weights": looks.weights,
+        "card": looks.card,
     }
     checks: list[Check] = []
     for name, look in steps.items():
@@ -218,8 +219,7 @@ class _Looks:
 
     def card(self) -> str:
         self._compare([CARD_NAME])
-        named = named_repository(self._content(CARD_NAME))
-        return f"for {named}" if named else "not published yet"
+        return f"for {self._named()}"
 
     def weights(self) -> str:
         recipe = self.package.recipe
@@ -232,9 +232,10 @@ class _Looks:
             self._fetch(self.found)
         if self.weights_folder is not None:
             self._hash(self.weights_folder, names)
-        if self.found is None:
-            return f"{len(names)} files, as the recipe says"
-        return f"{len(names)} files, those of {self._compare_weights(self.found, names)}"
+        place = "the recipe" if self.found is None else self._compare_weights(self.found, names)
+        if not self.hash_weights:
+            raise _NotMade("not read")
+        return f"{len(names)} files, those of {place}"
 
     def _fetch(self, base: BaseModel) -> None:
         try:
@@ -251,8 +252,6 @@ class _Looks:
             wanted = self.package.recipe.base.files[name]["sha256"]
             if self.hash_weights and file_sha256(path, remembered=True) != wanted:
                 raise ShortVError(f"{name} differs from the base's file: its sha256 is not the recipe's.")
-        if not self.hash_weights:
-            raise _NotMade("not read")
 
     def _compare_weights(self, base: BaseModel, names: list[str]) -> str:
         """Compares the recipe's hashes of weights with the base itself; returns where they were found."""
@@ -320,7 +319,7 @@ class _Looks:
             package.evaluation,
             inherited,
             figures=figures,
-            repo_id=named_repository(self._content(CARD_NAME)),
+            repo_id=self._named(),
         )
         check_same_recipe(made, recipe)
 
@@ -328,6 +327,9 @@ class _Looks:
         for name in names:
             if self._content(name) != self.made[name]:
                 raise ShortVError(f"{name} was changed: it is not what this release makes of the recipe and the base.")
+
+    def _named(self) -> str:
+        return named_in(self._content(CARD_NAME).decode("utf-8", "replace"))
 
     def _small(self) -> dict[str, dict[str, int | str]]:
         """The files of the base that the package holds unchanged, without weights."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -20,7 +19,6 @@ from ..records import (
     CARD_NAME,
     CONFIG_NAME,
     FIGURE_NAME,
-    HUB_ID,
     RECIPE_NAME,
     TOKENIZER_CONFIG_NAME,
     Evaluation,
@@ -28,14 +26,13 @@ from ..records import (
     Scores,
     Selection,
 )
-from .card import UNNAMED, render_card, template_sha256
+from .card import render_card, template_sha256
 from .card_metadata import Inherited, plain_line
 from .contents import carried_files, code_sha256, layers_problem, own_fields
 from .evaluation_files import evaluation_files
 from .figures import draw_scores
 from .tokenizer import with_class
 
-_MODEL_ID = re.compile(rf'^model_id = "({HUB_ID.pattern})"$', re.ASCII | re.MULTILINE)
 DRAWN_WITH = ("matplotlib", "pillow")
 """The libraries that figures depend on. A recipe with scores records their versions."""
 MOST_BYTES = 256 << 20
@@ -162,12 +159,6 @@ def check_fit(base: BaseModel, selection: Selection, scores: Scores | None) -> N
         theirs = scores and scores.base.get(key)
         if ours and theirs and ours != theirs:
             raise ShortVError(f"the scores were measured on {theirs}, not on {ours}; measure them on {base.name}.")
-
-
-def named_repository(card: bytes) -> str | None:
-    """The repository that the text of a card names; None if it is not published yet, or no card."""
-    found = _MODEL_ID.search(card.decode("utf-8", "replace"))
-    return found[1] if found and found[1] != UNNAMED else None
 
 
 def write_files(folder: Path, files: Mapping[str, bytes]) -> None:

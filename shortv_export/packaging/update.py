@@ -20,7 +20,7 @@ from .card_metadata import plain_line
 from .contents import expected_files
 from .inspection import require_intact
 from .package import Package
-from .rendering import named_repository
+from .seal import named_in
 
 
 def require_updatable(package: Package, *, sweep: bool = False) -> None:
@@ -31,15 +31,11 @@ def require_updatable(package: Package, *, sweep: bool = False) -> None:
         sweep: whether the evaluation will have a sweep, which the card shows in a figure.
 
     Raises:
-        ShortVError: it is damaged; its card was edited or written by another release; its folder cannot be replaced;
+        ShortVError: it is damaged, or its card was edited; its folder cannot be replaced;
             the installed libraries are not those that drew the package's figures.
     """
     name, folder = package.name, package.folder
     require_intact(package, "is not a complete package", weights=False)
-    if _card_text(package) != _render(package, package.recipe, package.tag, package.evaluation):
-        raise ShortVError(
-            f"the card of {name} was edited or is of another release, and would lose text; package the base again."
-        )
     if not os.access(folder.resolve().parent, os.W_OK):
         raise ShortVError(f"cannot write in {folder.resolve().parent}, where {folder.name} would be replaced.")
     installed = library_versions("matplotlib", "pillow")
@@ -101,5 +97,5 @@ def _card_text(package: Package) -> str:
 
 def _render(package: Package, recipe: Recipe, tag: str, evaluation: Evaluation | None) -> str:
     """The card, rendered for the repository that the present card names."""
-    repo_id = named_repository(_card_text(package).encode())
+    repo_id = named_in(_card_text(package))
     return render_card(package.base, recipe, tag=tag, repo_id=repo_id, evaluation=evaluation)

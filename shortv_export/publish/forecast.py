@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 from ..base import BaseModel
 from ..errors import ShortVError
+from ..hub import cached_repo_id
 from ..records import CARD_NAME, CONFIG_NAME, EVALUATION_NAME, FIGURE_NAME, RECIPE_NAME, WEIGHT_FILES, Selection
+from .card import check_card
 from .plan import can_be_copied, files_of_base
 from .repository import Repository
 
@@ -74,8 +76,11 @@ def forecast_push(
         evaluated: whether the package is evaluated before it is pushed.
 
     Raises:
-        ShortVError: the Hub does not give the sizes of the base's files.
+        ShortVError: the repository is the base's own, would leave files out of a commit, or has an edited card; or the
+            Hub does not give the sizes of the base's files.
     """
+    check_card(repository)
+    repository.check_base(base.repo_id or cached_repo_id(base.path))
     carried = [name for name in base.files if weights == "copy" or not name.endswith(WEIGHT_FILES)]
     remote = files_of_base(repository.api, base.repo_id, base.revision, carried)
     pending = [name for name in carried if name not in remote or not _same(remote[name], repository.files.get(name))]
@@ -91,6 +96,7 @@ def forecast_push(
         made.add(FIGURE_NAME)
     if evaluated:
         made.add(EVALUATION_NAME)
+    repository.check_ignored([*pending, *sorted(made)])
     return Forecast(
         repo_id=repository.repo_id,
         url=repository.url,

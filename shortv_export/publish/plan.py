@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ShortVError
 from ..files import file_sha256
 from ..hub import LocalFile, retry
-from ..packaging import UNNAMED, Package, carried_files, expected_files
-from ..records import CARD_NAME, RECIPE_NAME, Recipe
+from ..packaging import Package, carried_files, expected_files
+from ..records import RECIPE_NAME, WEIGHT_FILES, Recipe
+from .content import read_content
 from .repository import GIT_ATTRIBUTES, Repository
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ class Plan:
     """One commit.
 
     Attributes:
+        folder: of the package.
         content: the package's files, by name.
         added, deleted: names of the files that the commit adds and deletes.
         copied: those of `added` that the Hub copies from the base's repository.
@@ -32,6 +33,7 @@ class Plan:
         not_copied: why the Hub did not copy the weights, if it was asked to.
     """
 
+    folder: Path
     content: dict[str, LocalFile]
     added: tuple[str, ...]
     deleted: tuple[str, ...]
@@ -59,12 +61,21 @@ class Plan:
         changed = [name for name, file in self.content.items() if not file.is_at(files.get(name))]
         return changed + [name for name in self.deleted if name in files]
 
-    def operations(self) -> list[Any]:
-        """The commit's operations for huggingface_hub, which changes them: each try needs new ones.
+    def require_undamaged(self) -> None:
+        """Hashes the weights to upload, unless their hash is known from before: damage shows before the upload.
 
         Raises:
             ShortVError: a file is not what the recipe says.
         """
+        for name in self.added:
+            path = self.content[name].source
+            if name in self.copied or isinstance(path, bytes):
+                continue
+            if file_sha256(path, remembered=True) != self.content[name].sha256:
+                raise ShortVError(f"{name} is damaged: its sha256 is not the recipe's; package the base again.")
+
+    def operations(self) -> list[Any]:
+        """The commit's operations for huggingface_hub, which changes them: each try needs new ones."""
         from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete
 
         base = self.recipe.base
@@ -75,14 +86,8 @@ class Plan:
                     name, name, src_repo_id=base.repo_id, src_repo_type="model", src_revision=base.revision
                 )
                 operations.append(copy)
-                continue
-            content = self.content[name].source
-            addition = CommitOperationAdd(name, content)
-            if isinstance(content, Path):  # otherwise huggingface_hub hashes the file for each try
-                addition.upload_info.sha256 = bytes.fromhex(file_sha256(content, remembered=True))
-            if addition.upload_info.sha256.hex() != self.content[name].sha256:
-                raise ShortVError(f"{name} is damaged: its sha256 is not the recipe's; package the base again.")
-            operations.append(addition)
+            else:
+                operations.append(CommitOperationAdd(name, self.content[name].source))
         return operations + [CommitOperationDelete(name, is_folder=False) for name in self.deleted]
 
 
@@ -90,37 +95,27 @@ def plan_commit(package: Package, repository: Repository) -> Plan:
     """Plans a commit after which the repository holds the package, and no file that only an earlier package had.
 
     Raises:
-        ShortVError: the repository's recipe cannot be read, and `overwrite` is not set.
+        ShortVError: a file is not the package's (see `read_content`); the repository is the base's own; its recipe
+            cannot be read, and `overwrite` is not set.
     """
-    content = _content(package, repository.repo_id)
+    content = read_content(package, repository)
+    base, carried = package.recipe.base, carried_files(package.recipe)
+    repository.check_base(base.repo_id)
+    weights = any(name.endswith(WEIGHT_FILES) for name in carried)
+    if weights and not repository.is_ours and all(content[name].is_at(repository.files.get(name)) for name in carried):
+        raise ShortVError(f"{repository.repo_id} holds the base itself; publish under another name.")
     added = tuple(name for name, file in content.items() if not file.is_at(repository.files.get(name)))
     deleted = tuple(sorted(_outdated(repository) - content.keys()))
-    base, carried = package.recipe.base, carried_files(package.recipe)
     at_base = files_of_base(repository.api, base.repo_id, base.revision, [name for name in added if name in carried])
     copied = {name for name, file in at_base.items() if can_be_copied(file) and content[name].is_at(file)}
-    return Plan(content, added, deleted, frozenset(copied), package.recipe)
-
-
-def _content(package: Package, repo_id: str) -> dict[str, LocalFile]:
-    """The files to publish, by name. The card gets the name of its repository."""
-    content, carried = {}, carried_files(package.recipe)
-    for name in sorted(expected_files(package.recipe)):
-        path = package.folder / name
-        if entry := carried.get(name):
-            content[name] = LocalFile(path, entry["size"], entry["sha256"])
-            continue
-        data = path.read_bytes()
-        if name == CARD_NAME:
-            data = data.replace(UNNAMED.encode(), repo_id.encode())
-        content[name] = LocalFile(data, len(data), hashlib.sha256(data).hexdigest())
-    return content
+    return Plan(package.folder, content, added, deleted, frozenset(copied), package.recipe)
 
 
 def _outdated(repository: Repository) -> Iterable[str]:
     """The files to replace: those of the last package, or with `overwrite` all of a foreign repository."""
     overwrite = repository.target.overwrite
     everything = set(repository.files) - {GIT_ATTRIBUTES}
-    if RECIPE_NAME not in repository.files:
+    if not repository.is_ours:
         return everything if overwrite else set()
     path = retry(
         lambda: repository.api.hf_hub_download(repository.repo_id, RECIPE_NAME, revision=repository.head),

@@ -6,16 +6,19 @@ hash, so that the card can say which revision to load.
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
-from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from ..errors import ShortVError
-from ..hub import retry
-from ..packaging import Package, require_intact
-from .commit import make_commit, prepare
-from .plan import plan_commit
-from .repository import Repository, list_files, list_references
+from ..base import BaseModel
+from ..packaging import Package, inspect_package
+from ..records import CARD_NAME
+from .card import check_metadata
+from .commit import Commit, make_commit, prepare
+from .outcome import complete
+from .plan import Plan, plan_commit
+from .repository import Repository
 
 
 @dataclass(frozen=True)
@@ -79,48 +82,50 @@ class Push:
         return f"{self.tag} and {self.named_tag}" if self.named_tag else self.tag
 
 
-def push_package(package: Package, repository: Repository) -> Push:
+def push_package(package: Package, repository: Repository, *, base: BaseModel | None = None) -> Push:
     """Publishes a package: one commit, then its tags. Commits nothing if the repository holds the package already.
 
     Interrupted at any point, it leaves the repository's old state or the whole package. Pushing again completes the
     push, without uploading again what has arrived.
 
     Args:
-        package: a folder. Its files are checked first, but weights are hashed only when they are uploaded.
+        package: a folder. It is compared first with what its recipe and its base make; weights are hashed only when
+            they are uploaded. What was compared is what is sent.
         repository: where and how to publish, from `inspect_repository`.
+        base: what the package was made of; None looks it up.
 
     Raises:
         ShortVError: the package is damaged; the token, the repository or the network does not allow the push; or
-            somebody else changed the repository since `inspect_repository`.
+            somebody else changed the repository since `inspect_repository`. If there is a commit, the error says so,
+            and what is missing.
     """
-    require_intact(package, "is not a complete package", weights=False)
-    target, recipe_tag = repository.target, package.tag
-    plan = plan_commit(package, repository)
-    repository.check_tag(recipe_tag, plan.content)
-    tagged = repository.tags.get(target.tag or "")
-    if tagged and (plan.changed or tagged != repository.head):
-        raise ShortVError(f"{repository.repo_id} has a tag {target.tag} on another commit; choose another `tag`.")
+    with TemporaryDirectory(prefix="shortv-push-") as temporary:
+        inspection = inspect_package(package, Path(temporary, "package"), base=base, weights=False)
+        failed = inspection.failed
+        if failed and (failed.name != "card" or repository.target.card is None):
+            advice = " Publish it as it is with `card` package." if failed.name == "card" else ""
+            raise ShortVError(f"{package.name} is not a complete package: {failed.name}: {failed.detail}{advice}")
+        return _push(inspection.package, repository)
 
-    commit, url = repository.head, repository.url
+
+def _push(package: Package, repository: Repository) -> Push:
+    """Publishes a copy that nobody else writes to."""
+    target, recipe_tag = repository.target, package.tag
+    tags = (recipe_tag, target.tag) if target.tag else (recipe_tag,)
+    plan = plan_commit(package, repository)
+    _check_plan(plan, repository, tags)
+    commit = Commit(str(repository.head), repository.url, repository.branch)
     if not target.dry_run:
+        plan.require_undamaged()
         prepared = prepare(repository)
         if plan.changed:
             message = f"ShortV: freeze visual tokens in {len(package.recipe.frozen_layers)} layers"
-            commit, url, plan = make_commit(prepared, plan, target.commit_message or message)
-            if different := plan.differences(list_files(repository.api, repository.repo_id, commit)):
-                raise ShortVError(
-                    f"{repository.repo_id} at {commit} differs from the package: {', '.join(different)}; push again."
-                )
-        new_tags = [name for name in (recipe_tag, target.tag) if name and name not in repository.tags]
-        if not target.create_pr:
-            for name in new_tags:
-                create_tag = partial(repository.api.create_tag, repository.repo_id, tag=name, revision=commit)
-                retry(partial(create_tag, exist_ok=True), f"the tag {name}")
-            _check_references(repository, str(commit), new_tags, committed=plan.changed)
+            commit, plan = make_commit(prepared, plan, target.commit_message or message)
+        complete(repository, plan, commit, () if target.create_pr else tags)
     return Push(
         repo_id=repository.repo_id,
-        url=url,
-        commit=None if target.dry_run and plan.changed else commit,
+        url=commit.url,
+        commit=None if target.dry_run and plan.changed else commit.sha,
         tag=recipe_tag,
         named_tag=target.tag,
         changed=plan.changed,
@@ -133,15 +138,14 @@ def push_package(package: Package, repository: Repository) -> Push:
     )
 
 
-def _check_references(repository: Repository, commit: str, new_tags: Collection[str], *, committed: bool) -> None:
-    """Refuses to call a push done if somebody else set one of its tags, or moved a branch that it left as it was."""
-    repo_id, branch = repository.repo_id, repository.branch
-    branches, tags = list_references(repository.api, repo_id)
-    if not committed and branches.get(branch) != commit:
-        raise ShortVError(f"{repo_id} was changed during this push, and {branch} has another model; push again.")
-    for name in new_tags:
-        if tags.get(name, commit) != commit:
-            raise ShortVError(
-                f"{repo_id} holds the package at {commit}, but somebody else set its tag {name} elsewhere; "
-                "delete that tag, then push again."
-            )
+def _check_plan(plan: Plan, repository: Repository, tags: tuple[str, ...]) -> None:
+    """Looks at what the Hub would do with a commit and its tags, before anything is created or sent."""
+    recipe_tag, *named = tags
+    repository.check_tag(recipe_tag, plan.content)
+    for tag in named:
+        if tag in repository.tags and (plan.changed or repository.tags[tag] != repository.head):
+            raise ShortVError(f"{repository.repo_id} has a tag {tag} on another commit; choose another `tag`.")
+    repository.check_ignored(plan.added)
+    card = plan.content[CARD_NAME].source
+    if CARD_NAME in plan.added and isinstance(card, bytes):
+        check_metadata(card)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +15,17 @@ from ..records import RECIPE_NAME
 from .permissions import TOKENS, check_permissions, check_role
 
 if TYPE_CHECKING:
-    from huggingface_hub import HfApi
+    from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.hf_api import ModelInfo, RepoFile
 
 NO_WRITING = {403: f"cannot be written to: the token may not write to it; use one that may, from {TOKENS}"}
 GIT_ATTRIBUTES = ".gitattributes"  # the Hub puts it into every new repository
+GIT_IGNORE = ".gitignore"
 _TAG = re.compile(r"\w[\w.+-]*", re.ASCII)
+
+
+class ChangedError(ShortVError):
+    """Somebody else changed the repository after it was looked at; nothing was committed."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +35,7 @@ class Repository:
     Attributes:
         api: a client with the token.
         user: the token's user.
-        repo_id: with its namespace.
+        repo_id: with its namespace; the present name, if the user typed an old one.
         target: where and how to publish.
         exists: whether the repository exists.
         head: the commit to build on; None if the repository does not exist.
@@ -57,11 +63,55 @@ class Repository:
         """Its page."""
         return f"{self.api.endpoint}/{self.repo_id}"
 
+    @property
+    def is_ours(self) -> bool:
+        """Whether it holds a package."""
+        return RECIPE_NAME in self.files
+
+    def check_unchanged(self, info: ModelInfo) -> None:
+        """Raises a ShortVError if the repository has another name by now, or is public and shall be private."""
+        if info.id != self.repo_id:
+            raise ChangedError(f"{self.repo_id} was renamed to {info.id} during this push; push to {info.id}.")
+        if self.target.private and not info.private:
+            raise ChangedError(f"{self.repo_id} is public by now; make it private in its settings, then push again.")
+
+    def check_base(self, base: str | None) -> None:
+        """Raises a ShortVError if the base has this repository's name, or had it before it was renamed."""
+        from huggingface_hub.errors import HFValidationError, HTTPError
+
+        if base is None:
+            return
+        names = {base.casefold()}
+        with suppress(HTTPError, HFValidationError):  # gone or unreachable
+            names.add(self.api.model_info(base).id.casefold())
+        if self.repo_id.casefold() in names:
+            raise ShortVError(f"{self.repo_id} is the base itself; publish under another name.")
+
+    def check_ignored(self, names: Iterable[str]) -> None:
+        """Raises a ShortVError if the repository's ``.gitignore`` keeps one of these files out of commits.
+
+        huggingface_hub leaves such files out without an error.
+        """
+        if GIT_IGNORE not in self.files:
+            return
+        from huggingface_hub import CommitOperationAdd
+
+        def ask() -> list[str]:
+            additions = [CommitOperationAdd(name, b"") for name in names]  # empty, so that nothing is uploaded
+            branch = self.branch if self.branch in self.branches else "main"
+            self.api.preupload_lfs_files(self.repo_id, additions, revision=branch, create_pr=self.target.create_pr)
+            return ignored(additions)
+
+        if found := retry(ask, self.repo_id, NO_WRITING):
+            raise ShortVError(ignored_error(self.repo_id, found))
+
     def check_tag(self, tag: str, content: Mapping[str, LocalFile]) -> None:
         """Raises a ShortVError if the tag exists on another model. A tag never moves, as people pin it.
 
         An older card or figure under the tag is no other model.
         """
+        if tag in self.branches:
+            raise ShortVError(f"{self.repo_id} has a branch {tag}, which is a tag's name; delete the branch first.")
         if tag not in self.tags:
             return
         tagged = list_files(self.api, self.repo_id, tag)
@@ -108,6 +158,7 @@ def inspect_repository(repo_id: str, target: Target = Target()) -> Repository:
     except RepositoryNotFoundError:
         _check_creation(account, repo_id, target)
         return Repository(api, user, repo_id, target, False, None, {}, {}, {})
+    repo_id = info.id  # another one if the repository was renamed, or is spelled in other letters
     check_visibility(info, target)
     check_permissions(account, repo_id, exists=True, create_pr=target.create_pr)
     if not target.create_pr:
@@ -157,6 +208,19 @@ def check_visibility(info: ModelInfo, target: Target) -> None:
     """Refuses to publish to a public repository what shall be private."""
     if target.private and not info.private:
         raise ShortVError(f"{info.id} exists and is public; make it private in its settings or leave out `private`.")
+
+
+def ignored(additions: Iterable[CommitOperationAdd]) -> list[str]:
+    """The files that huggingface_hub would leave out of a commit, after `HfApi.preupload_lfs_files`."""
+    return [addition.path_in_repo for addition in additions if addition._should_ignore]
+
+
+def ignored_error(repo_id: str, names: Sequence[str]) -> str:
+    """What to do about files that are left out."""
+    return (
+        f"{repo_id} has a {GIT_IGNORE} that keeps {', '.join(names)} out of commits; "
+        f"change or delete the {GIT_IGNORE} there, then push again."
+    )
 
 
 def list_references(api: HfApi, repo_id: str) -> tuple[dict[str, str], dict[str, str]]:

@@ -204,6 +204,7 @@ def test_copying_within_a_repository(hub: LoopbackHub, api: HfApi) -> None:
         (b"---\ntags: [a\n---\n", "could not be parsed"),
         (b"---\nbase_model: not/a/model\n---\n", "base_model"),
         (b"---\ntags: one\n---\n", "tags"),
+        (b"---\nlicense: MIT\n---\n", '"license" must be one of'),
     ],
 )
 def test_a_card_with_invalid_metadata_is_refused(hub: LoopbackHub, api: HfApi, card: bytes, complaint: str) -> None:
@@ -213,10 +214,46 @@ def test_a_card_with_invalid_metadata_is_refused(hub: LoopbackHub, api: HfApi, c
     assert "README.md" not in hub.files(REPO)
 
 
+@pytest.mark.parametrize(
+    ("lines", "kept"),
+    [
+        ("", {"a.png", "config.json", "sub/b.png", "sub/deep/c.txt"}),
+        ("# pictures\n*.png\n", {"config.json", "sub/deep/c.txt"}),
+        ("/*.json\nsub/", {"a.png"}),
+        ("*\n!config.json", {"config.json"}),
+        ("sub/deep\n", {"a.png", "config.json", "sub/b.png"}),
+        ("/a.png\nb.png/\n", {"config.json", "sub/b.png", "sub/deep/c.txt"}),
+    ],
+)
+def test_the_client_leaves_out_what_gitignore_names(hub: LoopbackHub, api: HfApi, lines: str, kept: set[str]) -> None:
+    names = {"a.png", "config.json", "sub/b.png", "sub/deep/c.txt"}
+    hub.create_repo(REPO, files={".gitignore": lines.encode(), "old.png": b"old"})
+    api.create_commit(REPO, [add(name, name.encode()) for name in names], commit_message="x")
+    assert set(hub.files(REPO)) - {".gitattributes", ".gitignore", "old.png"} == kept
+    # One that comes with the commit counts instead.
+    api.create_commit(REPO, [add(".gitignore", b"new\n"), add("new", b"x"), add("n.png", b"x")], commit_message="y")
+    assert {"new", "n.png"} & set(hub.files(REPO)) == {"n.png"}
+
+
 def test_a_card_without_metadata_draws_a_warning(hub: LoopbackHub, api: HfApi) -> None:
     api.create_repo(REPO)
     with pytest.warns(UserWarning, match="empty or missing yaml metadata"):
         api.upload_file(repo_id=REPO, path_or_fileobj=b"# Title\n", path_in_repo="README.md")
+
+
+def test_old_names_lead_to_the_new_one(hub: LoopbackHub, api: HfApi, tmp_path: Path) -> None:
+    hub.create_repo(REPO, files={"config.json": b"{}"})
+    api.move_repo(REPO, "loopback/renamed")
+    api.move_repo("loopback/renamed", "loopback/Again")
+    for name in (REPO, "loopback/renamed", "loopback/Again", "LOOPBACK/again"):
+        assert api.model_info(name).id == "loopback/Again"
+        path = api.hf_hub_download(name, "config.json", local_dir=tmp_path / name)
+        assert Path(path).read_bytes() == b"{}"
+        api.upload_file(repo_id=name, path_or_fileobj=name.encode(), path_in_repo="name.bin")
+        assert hub.files("loopback/Again")["name.bin"] == name.encode()
+        with pytest.raises(HfHubHTTPError, match="409"):
+            api.create_repo("loopback/AGAIN")
+    assert list(hub.repos) == ["loopback/Again"]
 
 
 # Who may do what
@@ -406,6 +443,22 @@ def test_a_dropped_connection(hub: LoopbackHub, api: HfApi, when: str, acted: bo
         api.upload_file(repo_id=REPO, path_or_fileobj=b"x", path_in_repo="x.txt")
     assert ("x.txt" in hub.files(REPO)) is acted
     assert counted(hub, "POST", "/commit/")[0].status == 0
+
+
+@pytest.mark.parametrize(("action", "when"), [("page", "before"), ("page", "after"), ("cut", "after")])
+def test_an_answer_that_is_not_the_hubs(hub: LoopbackHub, api: HfApi, action: str, when: str) -> None:
+    hub.create_repo(REPO)
+    hub.fail(lambda r: "/commit/" in r.path, action=action, when=when)  # type: ignore[arg-type]
+    with pytest.raises(Exception, match=r"Expecting value|incomplete|peer closed"):
+        api.upload_file(repo_id=REPO, path_or_fileobj=b"x", path_in_repo="x.txt")
+    assert ("x.txt" in hub.files(REPO)) is (when == "after")
+
+
+def test_a_change_in_between(hub: LoopbackHub, api: HfApi) -> None:
+    hub.create_repo(REPO, files={"x.txt": b"old"})
+    hub.meanwhile(lambda: hub.commit(REPO, {"x.txt": b"new"}), lambda r: r.path.endswith("/x.txt"), nth=2)
+    kept = [hub.files(REPO)["x.txt"] for _ in range(3) if api.file_exists(REPO, "x.txt")]
+    assert kept == [b"old", b"new", b"new"]
 
 
 def test_a_download_that_breaks_off_is_resumed(

@@ -23,10 +23,11 @@ from shortv_export.errors import ShortVError
 from shortv_export.files.bundled import model_cards_dir
 from shortv_export.loopback.card_metadata import front_matter
 from shortv_export.options import parse_layers
-from shortv_export.packaging import card, figures
+from shortv_export.packaging import figures
 from shortv_export.packaging.card import render_card
 from shortv_export.packaging.card_metadata import Inherited, inherited_metadata
 from shortv_export.packaging.figures import draw_scores
+from shortv_export.packaging.seal import UNNAMED, rename
 from shortv_export.records.evaluation import Evaluation
 from shortv_export.records.recipe import BaseRecord, Recipe
 from shortv_export.records.scores import Scores
@@ -156,10 +157,24 @@ def test_unknown_licence(base: BaseModel, tmp_path: Path, text: str) -> None:
         inherited_metadata(unknown)
 
 
-def test_licence_that_is_none(base: BaseModel) -> None:
-    with pytest.raises(ShortVError, match="is not a licence identifier") as caught:
-        inherited_metadata(base, "all rights\nreserved")
+@pytest.mark.parametrize(
+    ("license", "words"),
+    [
+        ("MIT", "no licence 'MIT'; the nearest `license` is mit."),
+        ("agpl-3.0-or-later", "'agpl-3.0-or-later'; the nearest `license` is agpl-3.0."),
+        ("Apache License 2.0", "the nearest `license` is apache-2.0."),
+        ("all rights\nreserved", "`license` is one of https://huggingface.co/docs/hub/repositories-licenses."),
+        ("", "no licence ''"),
+    ],
+)
+def test_licences_that_the_hub_would_refuse(base: BaseModel, tmp_path: Path, license: str, words: str) -> None:
+    with pytest.raises(ShortVError, match=re.escape(words)) as caught:
+        inherited_metadata(base, license)
     assert "\n" not in str(caught.value)
+    named = with_card(base, tmp_path / "base", f"---\nlicense: {json.dumps(license)}\n---\n", name="acme/base")
+    with pytest.raises(ShortVError, match=r"the card of acme/base names the licence .* with `license`, such as "):
+        inherited_metadata(named)
+    assert inherited_metadata(named, "mit").license == "mit"
 
 
 HOSTILE = "x\n---\nlicense: evil\n---\n# Evil\n<script>alert(1)</script> {{ 7 * 7 }} `rm -rf` | [a](javascript:b)"
@@ -236,8 +251,8 @@ def test_snippet_pins_the_revision_and_is_python(base: BaseModel) -> None:
         assert 'model_id = "me/model"' in code[1]
         assert ("apply_chat_template" in code[1]) == (files is base.files)
     unnamed = rendered(base, recipe_of(base, selection), inherited_metadata(base), tag=TAG)
-    assert card.UNNAMED in unnamed
-    assert unnamed.replace(card.UNNAMED, "me/model") == rendered(
+    assert UNNAMED in unnamed
+    assert rename(unnamed, "me/model") == rendered(
         base, recipe_of(base, selection), inherited_metadata(base), tag=TAG, repo_id="me/model"
     )
 

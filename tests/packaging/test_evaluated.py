@@ -21,10 +21,10 @@ from shortv_export.base.resolve import resolve_base
 from shortv_export.errors import ShortVError
 from shortv_export.options import Budget, Conversion, Samples, Target
 from shortv_export.packaging import update
-from shortv_export.packaging.card import UNNAMED
 from shortv_export.packaging.evaluation_files import check_task, evaluation_files
 from shortv_export.packaging.figures import draw_sweep
 from shortv_export.packaging.package import Package
+from shortv_export.packaging.seal import UNNAMED
 from shortv_export.packaging.update import add_evaluation, require_updatable
 from shortv_export.records.evaluation import Accuracy, Estimate, Evaluation, Fidelity, Pair, Row, Speed
 from shortv_export.records.recipe import Recipe

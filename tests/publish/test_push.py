@@ -17,82 +17,16 @@ from shortv_export.errors import ShortVError
 from shortv_export.loopback import LoopbackHub, Request
 from shortv_export.loopback.routes import commits
 from shortv_export.options import Target
-from shortv_export.packaging.card import UNNAMED
 from shortv_export.packaging.package import Package
+from shortv_export.packaging.seal import UNNAMED
 from shortv_export.publish.forecast import forecast_push
 from shortv_export.publish.push import push_package
 from shortv_export.publish.repository import inspect_repository
-from shortv_export.records.scores import Scores
 from shortv_export.records.selection import Selection
 from tests.support.packages import make_package, publish
+from tests.support.published import COMMIT, REPO, contents, failure, path_ends, published, refusal, state, tags
 
-REPO = "loopback/model"
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
-ATTRIBUTES = ".gitattributes"
-SCORES = Scores((0.3, 0.02, 0.5, 0.0), (1.5, 2.0, 0.7, 0.1), (0.1, 0.01, 0.1, 0.0), 2)
-
-
-@pytest.fixture
-def loopback(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> LoopbackHub:
-    """The Hub; retries do not wait."""
-    monkeypatch.setattr("time.sleep", lambda _: None)
-    return hub
-
-
-@pytest.fixture(scope="module")
-def packages(tiny_base: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Two packages of the same base, in two shards, with different frozen layers; only `two` has a figure."""
-    base = resolve_base(tiny_base(num_shards=2))
-    folder = tmp_path_factory.mktemp("packages")
-    one = make_package(base, folder / "one", Selection((1,), 4, "given"))
-    two = make_package(base, folder / "two", Selection((1, 3), 4, "lc"), scores=SCORES)
-    return {"one": one, "two": two}
-
-
-@pytest.fixture
-def package(packages: dict[str, Path]) -> Path:
-    return packages["one"]
-
-
-def contents(folder: Path, repo_id: str = REPO) -> dict[str, bytes]:
-    """What a repository must hold: the package, with its name in the card."""
-    files = {path.name: path.read_bytes() for path in folder.iterdir()}
-    files["README.md"] = files["README.md"].replace(UNNAMED.encode(), repo_id.encode())
-    return files
-
-
-def published(hub: LoopbackHub, revision: str = "main", repo_id: str = REPO) -> dict[str, bytes]:
-    files = hub.files(repo_id, revision)
-    del files[ATTRIBUTES]
-    return files
-
-
-def tags(hub: LoopbackHub, repo_id: str = REPO) -> dict[str, str]:
-    return {ref.name: ref.target_commit for ref in HfApi().list_repo_refs(repo_id).tags}
-
-
-def refusal(hub: LoopbackHub, *arguments: Any, **options: Any) -> str:
-    """The message of a refused push: one line, no token in it, and nothing changed on the Hub."""
-    before = state(hub)
-    with pytest.raises(ShortVError) as caught:
-        publish(*arguments, **options)
-    message = str(caught.value)
-    assert "\n" not in message
-    assert hub.token not in message
-    assert state(hub) == before
-    return message
-
-
-def state(hub: LoopbackHub) -> dict[str, dict[str, str]]:
-    """Every reference of every repository."""
-    return {key: dict(repo.refs) for key, repo in hub.repos.items()}
-
-
-def path_ends(method: str, end: str) -> Callable[[Request], bool]:
-    return lambda request: request.method == method and request.path.endswith(end)
-
-
-COMMIT = path_ends("POST", "/commit/main")
 
 
 # What is published
@@ -448,9 +382,8 @@ def test_damaged_packages(loopback: LoopbackHub, package: Path, tmp_path: Path) 
     content = shard.read_bytes()
     shard.write_bytes(content[:-1] + b"\0" if content[-1] else content[:-1] + b"\1")
     # The size is right, so only reading the file shows the damage.
-    with pytest.raises(ShortVError, match=f"{SHARDS[0]} is damaged"):
-        publish(broken, REPO)
-    assert published(loopback) == {}
+    assert f"{SHARDS[0]} is damaged" in refusal(loopback, broken, REPO)
+    assert loopback.repos == {}
     shard.unlink()
     assert f"missing from the package: {SHARDS[0]}" in refusal(loopback, broken, REPO)
     assert "not a complete package" in refusal(loopback, tmp_path, REPO)
@@ -541,8 +474,9 @@ def test_any_request_of_a_pull_request_may_fail_once(loopback: LoopbackHub, pack
 def test_lasting_failure(loopback: LoopbackHub, packages: dict[str, Path]) -> None:
     publish(packages["one"], REPO)
     loopback.fail(COMMIT, status=500, times=100)
-    message = refusal(loopback, packages["two"], REPO)
-    assert "500" in message
+    before = state(loopback)
+    assert "500" in failure(loopback, packages["two"], REPO)
+    assert state(loopback) == before
     loopback.faults.clear()
     publish(packages["two"], REPO)
     assert published(loopback) == contents(packages["two"])
@@ -577,8 +511,8 @@ def test_the_repository_changes_after_it_was_inspected(loopback: LoopbackHub, pa
 
     # Somebody else creates it, in public.
     seen = inspect_repository(REPO, Target(private=True))
-    loopback.create_repo(REPO, files={})
-    with pytest.raises(ShortVError, match="exists and is public"):
+    loopback.create_repo(REPO)
+    with pytest.raises(ShortVError, match="is public by now"):
         push_package(one, seen)
     assert published(loopback) == {}
 
@@ -586,14 +520,16 @@ def test_the_repository_changes_after_it_was_inspected(loopback: LoopbackHub, pa
     publish(packages["one"], REPO)
     seen = inspect_repository(REPO)
     publish(packages["two"], REPO)
-    with pytest.raises(ShortVError, match="main has another model; push again"):
+    with pytest.raises(
+        ShortVError, match=r"held the package already, at \w+, but somebody else changed .* on main since: "
+    ):
         push_package(one, seen)
     assert published(loopback) == contents(packages["two"])
 
     # Somebody else takes the tag.
     seen = inspect_repository(REPO, Target(tag="v1"))
     HfApi().create_tag(REPO, tag="v1", revision=tags(loopback)[one.tag])
-    with pytest.raises(ShortVError, match="set its tag v1 elsewhere"):
+    with pytest.raises(ShortVError, match="somebody else set the tag v1 on "):
         push_package(two, seen)
     assert tags(loopback)["v1"] == tags(loopback)[one.tag] != tags(loopback)[two.tag]
 

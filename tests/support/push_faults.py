@@ -27,11 +27,10 @@ from shortv_export.base.model import BaseModel
 from shortv_export.base.resolve import resolve_base
 from shortv_export.errors import ShortVError
 from shortv_export.loopback import Commit, LoopbackHub, Request
-from shortv_export.packaging.card import UNNAMED
-from shortv_export.records.file_names import CARD_NAME
 from shortv_export.records.scores import Scores
 from shortv_export.records.selection import Selection
 from tests.support.packages import make_package, publish
+from tests.support.published import contents
 
 BASE = "loopback/base"
 # A first push with uploads; the same with large weights; one where the Hub copies the weights; an update; a pull
@@ -203,8 +202,7 @@ class Bench:
         return answer
 
     def _expected(self, scenario: str, repo_id: str) -> dict[str, bytes]:
-        files = {path.name: path.read_bytes() for path in self.package(scenario).iterdir()}
-        return {**files, CARD_NAME: files[CARD_NAME].replace(UNNAMED.encode(), repo_id.encode())}
+        return contents(self.package(scenario), repo_id)
 
     def _tree(self, repo_id: str, revision: str = "main") -> dict[str, bytes]:
         """The files at a revision; empty if the repository does not exist."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..card_metadata import front_matter
 from ..content import xet_hash
+from ..ignored import is_ignored
 from ..messages import Refusal, Reply, json_reply
 from ..repository import Commit, File, repo_key
 from ..routing import Call, route
@@ -24,13 +25,17 @@ def _validate_yaml(call: Call) -> Reply:
 @route("POST", "{api}/preupload/{rev}")
 def _preupload(call: Call) -> Reply:
     call.writer(None if call.query.get("create_pr") else call.repo.namespace)
-    answers = []
-    for entry in call.json()["files"]:
+    answers, data = [], call.json()
+    ignored = data.get("gitIgnore")
+    if ignored is None and (file := call.commit.files.get(".gitignore")):
+        ignored = call.hub.content[file.sha256].read_text("utf-8")
+    for entry in data["files"]:
         sample = base64.b64decode(entry["sample"])
         mode = call.hub.upload_mode(call.commit, entry["path"], entry["size"], sample)
         present = call.commit.files.get(entry["path"])
         oid = (present.sha256 if present.lfs else present.oid) if present else None
-        answers.append({"path": entry["path"], "uploadMode": mode, "shouldIgnore": False, "oid": oid})
+        should_ignore = is_ignored(entry["path"], ignored or "")
+        answers.append({"path": entry["path"], "uploadMode": mode, "shouldIgnore": should_ignore, "oid": oid})
     return json_reply({"files": answers, "commitOid": call.commit.sha})
 
 

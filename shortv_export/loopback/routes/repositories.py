@@ -35,7 +35,7 @@ def _create(call: Call) -> Reply:
     key = _named(call, data)
     call.writer(key.split("/")[-2])
     url = f"{call.hub.url}/{key}"
-    if key in call.hub.repos:
+    if call.hub.current_key(key) in call.hub.repos:
         raise Refusal(409, "You already created this repo", url=url)
     private = data.get("visibility") == "private" or bool(data.get("private"))
     repo = call.hub.new_repo(key, private, False, account.user)
@@ -47,6 +47,19 @@ def _delete(call: Call) -> Reply:
     repo = call.readable(_named(call, call.json()))
     call.writer(repo.namespace)
     del call.hub.repos[repo.key]
+    return json_reply({})
+
+
+@route("POST", "/api/repos/move")
+def _move(call: Call) -> Reply:
+    data = call.json()
+    old, new = (repo_key(data.get("type") or "model", data[name]) for name in ("fromRepo", "toRepo"))
+    repo = call.readable(old)
+    call.writer(repo.namespace)
+    call.writer(new.split("/")[-2])
+    if call.hub.current_key(new) in call.hub.repos:
+        raise Refusal(409, "A repository with this name exists")
+    call.hub.rename(old, new)
     return json_reply({})
 
 
@@ -86,7 +99,7 @@ def _info(call: Call) -> Reply:
             sibling["lfs"] = {"sha256": file.sha256, "size": file.size, "pointerSize": file.pointer_size}
     card: dict[str, Any] = {}
     if readme := commit.files.get("README.md"):
-        card = front_matter(call.hub.content[readme.sha256].read_text("utf-8"))[0]
+        card = front_matter(call.hub.content[readme.sha256].read_text("utf-8", "replace"))[0]
     info: dict[str, Any] = {"id": repo.id, "modelId": repo.id, "sha": commit.sha}
     info |= {"private": repo.private, "gated": repo.gated, "disabled": False, "siblings": siblings}
     info |= {"createdAt": repo.created, "lastModified": commit.date, "downloads": 0, "likes": 0}
