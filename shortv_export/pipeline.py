@@ -254,7 +254,7 @@ def push(
             )
         if conversion != Conversion():
             raise UsageError(f"{source} is a package; leave out the options of how a base becomes one.")
-        finished = Package.open(source)
+        base, finished = None, Package.open(source)
         repository = inspect_repository(repo_id, target)
     else:
         repository = inspect_repository(repo_id, target)
@@ -266,7 +266,7 @@ def push(
             logger.info(forecast.summary)
             return forecast
         finished = _convert(base, Path(conversion.out or repo_id.split("/")[-1]), conversion)
-    result = push_package(finished, repository)
+    result = push_package(finished, repository, base=base)
     logger.info(result.summary)
     return result
 

@@ -27,7 +27,7 @@ CHECKS = (
     ("publish", "inspect_repository"),
 )
 # A package is compared with its recipe when it is verified and when it is published, not again to evaluate it.
-INSPECTIONS = (("verification.checks", "inspect_package"), ("packaging.inspection", "inspect_package"))
+INSPECTIONS = (("verification.checks", "inspect_package"), ("publish.push", "inspect_package"))
 
 
 @pytest.fixture

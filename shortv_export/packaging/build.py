@@ -16,9 +16,9 @@ from ..files import carry, check_space, new_folder, same_device
 from ..options import Contents
 from ..records import FIGURE_NAME, WEIGHTS, Evaluation, Recipe, Scores, Selection, library_versions
 from .card_metadata import Inherited, inherited_metadata, plain_line, recorded_metadata
+from .comparison import check_same_base, look_at_recipe
 from .contents import carried_files
 from .evaluation_files import check_evaluation, evaluation_files
-from .inspection import check_same_base, look_at_recipe
 from .package import Package
 from .rendering import (
     DRAWN_WITH,

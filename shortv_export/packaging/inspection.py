@@ -7,27 +7,16 @@ what was compared is what is loaded or published afterwards.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from ..base import FAMILIES, BaseModel, check_code, fetch_weights, may_carry, resolve_base
-from ..errors import ShortVError, UnavailableError
-from ..files import file_identity, file_sha256, open_regular, read_json, read_regular
-from ..hub import LocalFile, hub_error
-from ..records import CARD_NAME, CONFIG_NAME, FOREIGN_FILES, RECIPE_NAME, BaseRecord, Recipe, library_versions
-from .card_metadata import inherited_metadata, plain_line, recorded_metadata
-from .contents import carried_files, code_sha256, expected_files, layers_problem
-from .evaluation_files import check_evaluation
+from ..base import BaseModel
+from ..errors import ShortVError
+from ..files import file_identity
+from .comparison import Comparison, NotMade
 from .package import Package
-from .rendering import DRAWN_WITH, MOST_BYTES, check_same_recipe, its_release, remake
-from .seal import named_in
-
-_WEIGHTS = ".safetensors"
 
 
 @dataclass(frozen=True)
@@ -91,7 +80,7 @@ def inspect_package(
     Raises:
         ShortVError: the disk is full. A failed check is not raised.
     """
-    looks = _Looks(package, folder, base, look_up, weights, fetch)
+    looks = Comparison(package, folder, base, look_up, weights, fetch)
     steps: dict[str, Callable[[], str]] = {
         "recipe": looks.recipe,
         "files": looks.files,
@@ -107,246 +96,12 @@ def inspect_package(
     for name, look in steps.items():
         try:
             checks.append(Check(name, True, look()))
-        except _NotMade as reason:
+        except NotMade as reason:
             checks.append(Check(name, None, str(reason)))
         except ShortVError as error:
             checks.append(Check(name, False, str(error)))
             break
     return Inspection(looks.package, looks.found, tuple(checks), looks.weights_folder, looks.seen)
-
-
-class _NotMade(Exception):
-    """A comparison that could not be made; the message says why."""
-
-
-class _Looks:
-    """The comparisons, in order. Each returns what it found, or raises a ShortVError that says what is wrong."""
-
-    def __init__(
-        self, package: Package, folder: Path, base: BaseModel | None, look_up: bool, weights: bool, fetch: bool
-    ) -> None:
-        self.original = package.folder
-        self.package = replace(package, folder=folder)
-        self.given = base
-        self.look_up = look_up
-        self.hash_weights = weights
-        self.fetch = fetch
-        self.found: BaseModel | None = None
-        self.seen: dict[Path, tuple[int, ...]] = {}
-        self.weights_folder: Path | None = None
-        self.drawn_here = True
-        self.made: dict[str, bytes] = {}
-        folder.mkdir(parents=True)
-
-    def recipe(self) -> str:
-        self._copy(RECIPE_NAME)
-        return look_at_recipe(self.package.recipe)
-
-    def files(self) -> str:
-        recipe = self.package.recipe
-        expected, found = expected_files(recipe), self.package.files - FOREIGN_FILES
-        if missing := sorted(expected - found):
-            raise ShortVError(f"missing from the package: {', '.join(missing)}.")
-        if extra := sorted(found - expected):
-            raise ShortVError(f"not of the package: {', '.join(extra)}.")
-        for name in sorted(expected - {RECIPE_NAME}):
-            if name.endswith(_WEIGHTS):
-                with open_regular(self.original / name, folder=self.original) as file:
-                    size, wanted = os.fstat(file.fileno()).st_size, recipe.base.files[name]["size"]
-                if size != wanted:
-                    raise ShortVError(f"{name} has {size} bytes, not the base's {wanted}.")
-                (self.package.folder / name).symlink_to(os.path.realpath(self.original / name))
-            else:
-                self._copy(name)
-        return f"{len(expected)} files"
-
-    def hashes(self) -> str:
-        recipe = self.package.recipe
-        for name, entry in self._small().items():
-            if len(content := self._content(name)) != entry["size"]:
-                raise ShortVError(f"{name} has {len(content)} bytes, not the base's {entry['size']}.")
-            if hashlib.sha256(content).hexdigest() != entry["sha256"]:
-                raise ShortVError(f"{name} differs from the base's file: its sha256 is not the recipe's.")
-        for name, sha256 in recipe.measured.items():
-            if hashlib.sha256(self._content(name)).hexdigest() != sha256:
-                raise ShortVError(f"{name} was changed after the package was evaluated.")
-        return f"{len(self._small())} small files of the base, as the recipe says"
-
-    def base(self) -> str:
-        recorded = self.package.recipe.base
-        base = self.given
-        if base is None:
-            if not self.look_up:
-                raise _NotMade("not looked up")
-            if not (recorded.repo_id and recorded.revision):
-                raise _NotMade("the base was a folder; name it with `base` to compare with it")
-            try:
-                base = resolve_base(recorded.repo_id, revision=recorded.revision, weights=False)
-            except UnavailableError as error:
-                raise _NotMade(f"not compared with the base: {str(error).rstrip('.')}") from None
-        check_same_base(base, recorded, weights=False)
-        self.found = base
-        if (base.repo_id, base.revision) == (recorded.repo_id, recorded.revision) or not recorded.repo_id:
-            return f"{len(self._small())} small files, those of {_place(base)}"
-        raise _NotMade(f"the files are those of {_place(base)}; whether it is {recorded.repo_id} was not looked up")
-
-    def remote_code(self) -> str:
-        recipe, ours = self.package.recipe, code_sha256(self.package.family)
-        for name, sha256 in ours.items():
-            found = hashlib.sha256(self._content(name)).hexdigest()
-            if found != recipe.code[name]:
-                raise ShortVError(f"{name} was changed after the package was made.")
-            if found != sha256:
-                raise ShortVError(f"{name} is not this release's; package the base again to update it.")
-        return f"{len(ours)} files, identical to this release's"
-
-    def made_again(self) -> str:
-        if self.found is None:
-            self._check_code()
-        self._make()
-        names = [name for name in self.made if name != CARD_NAME and not name.endswith(".png")]
-        self._compare(names)
-        return f"{len(names)} files, as this release makes them of the recipe and the base"
-
-    def figures(self) -> str:
-        names = [name for name in self.made if name.endswith(".png")]
-        self._compare(names)
-        if not self.drawn_here:
-            versions = self.package.recipe.versions
-            drawn = ", ".join(f"{name} {plain_line(versions.get(name))}" for name in DRAWN_WITH)
-            raise _NotMade(f"drawn with other libraries than are installed here; to compare them, install {drawn}")
-        return f"{len(names)} figures, as they are drawn here"
-
-    def card(self) -> str:
-        self._compare([CARD_NAME])
-        return f"for {self._named()}"
-
-    def weights(self) -> str:
-        recipe = self.package.recipe
-        names = [name for name in recipe.base.files if name.endswith(_WEIGHTS)]
-        if recipe.weights == "copy":
-            self.weights_folder = self.package.folder
-        elif self.found is None:
-            raise _NotMade("the base's weights are not here")
-        elif self.fetch:
-            self._fetch(self.found)
-        if self.weights_folder is not None:
-            self._hash(self.weights_folder, names)
-        place = "the recipe" if self.found is None else self._compare_weights(self.found, names)
-        if not self.hash_weights:
-            raise _NotMade("not read")
-        return f"{len(names)} files, those of {place}"
-
-    def _fetch(self, base: BaseModel) -> None:
-        try:
-            fetch_weights(base)
-        except UnavailableError as error:
-            raise _NotMade(str(error).rstrip(".")) from None
-        self.weights_folder = base.path
-
-    def _hash(self, folder: Path, names: list[str]) -> None:
-        """Compares weight files with the recipe."""
-        for name in names:
-            path = Path(os.path.realpath(folder / name))
-            self.seen[path] = file_identity(path)
-            wanted = self.package.recipe.base.files[name]["sha256"]
-            if self.hash_weights and file_sha256(path, remembered=True) != wanted:
-                raise ShortVError(f"{name} differs from the base's file: its sha256 is not the recipe's.")
-
-    def _compare_weights(self, base: BaseModel, names: list[str]) -> str:
-        """Compares the recipe's hashes of weights with the base itself; returns where they were found."""
-        recorded = self.package.recipe.base.files
-        reason = ""
-        if base.repo_id and base.revision:
-            try:
-                return self._compare_with_hub(base, names)
-            except UnavailableError as error:
-                reason = f": {str(error).rstrip('.')}"
-        if not all((base.path / name).exists() for name in names):
-            raise _NotMade(f"not compared with the base{reason}")
-        for name in names:
-            if file_sha256(base.path / name, remembered=True) != recorded[name]["sha256"]:
-                raise ShortVError(f"{name} differs from {_place(base)}.")
-        return f"the Hub's cache of {_place(base)}" if base.repo_id else _place(base)
-
-    def _compare_with_hub(self, base: BaseModel, names: list[str]) -> str:
-        from huggingface_hub import HfApi
-        from huggingface_hub.errors import HFValidationError, HTTPError
-        from huggingface_hub.hf_api import RepoFile
-
-        try:
-            infos = HfApi().get_paths_info(str(base.repo_id), names, revision=base.revision)
-        except (HTTPError, HFValidationError, OSError) as error:
-            raise hub_error(error, f"model {base.repo_id}") from error
-        remote = {info.path: info for info in infos if isinstance(info, RepoFile)}
-        for name in names:
-            entry = self.package.recipe.base.files[name]
-            if not LocalFile(self.package.folder / name, entry["size"], entry["sha256"]).is_at(remote.get(name)):
-                state = "differs from" if name in remote else "is not in"
-                raise ShortVError(f"{name} {state} {_place(base)}.")
-        return _place(base)
-
-    def _check_code(self) -> None:
-        """Refuses files that ask for code from elsewhere; those of a base that was found have been checked."""
-        folder = self.package.folder
-        config = read_json(folder / CONFIG_NAME)
-        if not isinstance(config, dict):
-            raise ShortVError(f"{CONFIG_NAME} is not a JSON object.")
-        check_code(self.package.name, config)
-        for name in sorted(self.package.recipe.base.files):
-            if name.endswith("config.json") and '"auto_map":' in json.dumps(read_json(folder / name)):
-                raise ShortVError(f"{name} names remote code of its own (auto_map), which a package does not carry.")
-
-    def _make(self) -> None:
-        """Makes the package's files again."""
-        package, recipe = self.package, self.package.recipe
-        base = self.found or package.base  # as far as the package's own files describe it
-        inherited = recorded_metadata(recipe.card)
-        if self.found is not None:
-            wanted = inherited_metadata(base, inherited.license if inherited.license_given else None)
-            if asdict(wanted) != asdict(inherited):
-                raise ShortVError(f"the recipe has another licence or other languages than the card of {base.name}.")
-        if package.evaluation is not None:
-            check_evaluation(package.evaluation, recipe)
-        figures = {}
-        installed = library_versions(*DRAWN_WITH)
-        if any(recipe.versions.get(name, installed[name]) != installed[name] for name in DRAWN_WITH):
-            self.drawn_here = False
-            figures = {name: self._content(name) for name in expected_files(recipe) if name.endswith(".png")}
-        made, self.made = remake(
-            base,
-            recipe,
-            package.evaluation,
-            inherited,
-            figures=figures,
-            repo_id=self._named(),
-        )
-        check_same_recipe(made, recipe)
-
-    def _compare(self, names: list[str]) -> None:
-        for name in names:
-            if self._content(name) != self.made[name]:
-                raise ShortVError(f"{name} was changed: it is not what this release makes of the recipe and the base.")
-
-    def _named(self) -> str:
-        return named_in(self._content(CARD_NAME).decode("utf-8", "replace"))
-
-    def _small(self) -> dict[str, dict[str, int | str]]:
-        """The files of the base that the package holds unchanged, without weights."""
-        carried = carried_files(self.package.recipe)
-        return {name: entry for name, entry in carried.items() if not name.endswith(_WEIGHTS)}
-
-    def _copy(self, name: str) -> None:
-        target = self.package.folder / name
-        target.parent.mkdir(exist_ok=True)
-        target.write_bytes(read_regular(self.original / name, folder=self.original, most=MOST_BYTES))
-
-    def _content(self, name: str) -> bytes:
-        return (self.package.folder / name).read_bytes()
-
-
-def _place(base: BaseModel) -> str:
-    return f"{base.repo_id} at {base.revision[:12]}" if base.repo_id and base.revision else base.name
 
 
 def require_intact(package: Package, failure: str, *, weights: bool = True, fetch: bool = False) -> None:
@@ -375,44 +130,3 @@ def _refers(package: Package) -> bool:
         return package.recipe.weights == "reference"
     except ShortVError:  # the inspection says what is wrong
         return False
-
-
-def check_same_base(base: BaseModel, recorded: BaseRecord, *, weights: bool = True) -> None:
-    """Compares a base's files with those that a recipe records.
-
-    Raises:
-        ShortVError: a file is missing or differs.
-    """
-    if missing := sorted(recorded.files.keys() - set(base.files)):
-        raise ShortVError(f"{base.name} is not the recipe's base: it has no {missing[0]}.")
-    found = base.record(weights=weights)
-    for name, entry in found.files.items():
-        if name not in recorded.files:
-            raise ShortVError(f"{base.name} is not the recipe's base: it has {name}, too.")
-        if recorded.files[name] != entry:
-            raise ShortVError(f"{base.name} is not the recipe's base: its {name} differs.")
-    if found.config_sha256 != recorded.config_sha256:
-        raise ShortVError(f"{base.name} is not the recipe's base: its {CONFIG_NAME} differs.")
-
-
-def look_at_recipe(recipe: Recipe) -> str:
-    """Checks that a recipe is consistent, and that it names nothing but what a package may hold.
-
-    Raises:
-        ShortVError: it is not.
-    """
-    if recipe.family not in FAMILIES:
-        raise ShortVError(f"{RECIPE_NAME} names the family {recipe.family!r:.40}, which this release does not know.")
-    if reason := layers_problem(recipe.frozen_layers, recipe.num_layers):
-        raise ShortVError(f"{RECIPE_NAME}: frozen_layers {reason}.")
-    if recipe.weights == "reference" and not (recipe.base.repo_id and recipe.base.revision):
-        raise ShortVError(f"{RECIPE_NAME} refers to the weights of a base without saying where they are.")
-    for name in sorted(recipe.base.files):
-        if not may_carry(name):
-            raise ShortVError(f"{RECIPE_NAME} names {name}, which no package holds.")
-    if recipe.code.keys() != (ours := code_sha256(FAMILIES[recipe.family])).keys():
-        theirs = ", ".join(sorted(recipe.code.keys() ^ ours.keys()))
-        raise ShortVError(
-            f"{RECIPE_NAME} lists other remote code than this release's ({theirs}); {its_release(recipe)}."
-        )
-    return f"{len(recipe.frozen_layers)} of {recipe.num_layers} layers frozen"

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from ..errors import ShortVError
 from ..base import BaseModel
+from ..errors import ShortVError
 from ..packaging import Package, inspect_package
 from ..records import CARD_NAME
 from .card import check_metadata

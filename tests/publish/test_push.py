@@ -191,7 +191,9 @@ def test_weights_are_copied_on_the_hub(loopback: LoopbackHub, tiny_base: Callabl
 
     sent = len(loopback.requests)
     assert publish(package, REPO).uploaded_bytes == 0
-    assert sum(request.received for request in loopback.requests[sent:]) == 0
+    # The base is asked for the hashes of its weights; nothing else is sent.
+    later = [request for request in loopback.requests[sent:] if "paths-info" not in request.path]
+    assert sum(request.received for request in later) == 0
 
 
 def test_forecast(loopback: LoopbackHub, tiny_base: Callable[..., Path], tmp_path: Path) -> None:

@@ -162,7 +162,7 @@ TAMPERED: dict[str, tuple[Callable[[Path], object], str]] = {
     "another processor": (replaced("processor_config.json", lambda text: text + b" "), "base"),
     "other generation": (replaced("generation_config.json", lambda text: text + b" "), "base"),
     "a byte of the weights": (in_place_byte, "weights"),
-    "a byte of the weights, and its hash": (replaced(WEIGHTS, last_byte), "card"),
+    "a byte of the weights, and its hash": (replaced(WEIGHTS, last_byte), "weights"),
     "another index": (replaced("model.safetensors.index.json", lambda text: text + b" "), "base"),
     "another licence": (in_recipe(lambda r: r["card"].update(license="mit")), "made again"),
     "another config of the base": (in_recipe(lambda r: r["base"].update(config_sha256="0" * 64)), "base"),
