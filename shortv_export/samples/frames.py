@@ -54,14 +54,13 @@ def _decode(file: BinaryIO, limits: _Limits) -> None:
     import av
 
     # Some formats list other files. Downloaded data must not open files of this machine.
-    closed = {"protocol_whitelist": ""}
-    with av.open(file, container_options=closed, options={"max_pixels": str(limits.pixels)}) as container:
+    with av.open(file, container_options={"protocol_whitelist": ""}) as container:
         if not container.streams.video:
             raise ValueError("the file holds no video")
         stream: Any = container.streams.video[0]
         stream.thread_type = "AUTO"
         stream.codec_context.thread_count = _THREADS
-        stream.codec_context.options = {"max_pixels": str(limits.pixels)}
+        stream.codec_context.options = {"max_pixels": str(limits.pixels)}  # also if a later frame is larger
         if stream.width * stream.height > limits.pixels:
             raise ValueError(
                 f"its frames have {stream.width} x {stream.height} pixels; {limits.pixels:,} is the limit"

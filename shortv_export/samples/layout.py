@@ -51,20 +51,23 @@ class Layout:
         Args:
             names: the files.
             what: the data set, for errors.
-            reader: what they are; by default what is found first: images, videos, tables.
+            reader: what they are; by default, or if none is of this kind, what is found first: images, videos, tables.
 
         Raises:
             ShortVError: there are no images, videos or tables, or two metadata files in one folder.
         """
-        tables = [name for name in names if posixpath.basename(name) not in _METADATA]
+        metadata = [name for name in names if _is_metadata(name)]
+        tables = [name for name in names if not _is_metadata(name)]
         found = {kind: _with_suffix(names, suffixes) for kind, suffixes in FOLDERS.items()}
         found |= {kind: _with_suffix(tables, suffixes) for kind, suffixes in TABLES.items()}
-        if reader is None:
+        if reader is None or not found.get(reader):
             reader = next((kind for kind, files in found.items() if files), "imagefolder")
         shards = found.get(reader, [])
-        others = [name for kind, files in found.items() if kind != reader for name in files]
+        # Metadata may name both images and videos.
+        named = {reader, *(FOLDERS if metadata and reader in FOLDERS else ())}
+        others = [name for kind, files in found.items() if kind not in named for name in files]
         others += _with_suffix(names, _ARCHIVES)
-        if reader in FOLDERS and (metadata := [name for name in names if posixpath.basename(name) in _METADATA]):
+        if reader in FOLDERS and metadata:
             shards = metadata if shards else []
             folders = [posixpath.dirname(name) for name in metadata]
             if len({*folders}) < len(folders):
@@ -95,11 +98,15 @@ class Layout:
 
     def rows(self, place: Place, shard: str) -> Rows:
         """The rows of one of the `shards`. Its pictures and videos are not read yet."""
-        if self.reader in FOLDERS and posixpath.basename(shard) not in _METADATA:
+        if self.reader in FOLDERS and not _is_metadata(shard):
             column = _COLUMNS["file_name"][self.reader == "videofolder"]
             return iter([{column: {"bytes": None, "path": place.prefix + shard}}])
         rows = _table(place, shard)
         return _with_files(rows, place.prefix + posixpath.dirname(shard)) if self.reader in FOLDERS else rows
+
+
+def _is_metadata(name: str) -> bool:
+    return posixpath.basename(name).lower() in _METADATA
 
 
 def _with_suffix(names: Iterable[str], suffixes: Iterable[str]) -> list[str]:

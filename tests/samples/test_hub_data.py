@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -148,3 +150,56 @@ def test_hub_data_is_not_downloaded_whole(tmp_path: Path) -> None:
         asked = {Path(request.path).name for request in hub.requests if request.method == "GET"}
     assert len(outcome["samples"]) == 4
     assert 1 <= len(asked & files.keys()) < 30
+
+
+def test_formats_on_the_hub(tmp_path: Path) -> None:
+    """Also rows of types that differ, and rows that are no samples."""
+    import pyarrow as pa
+
+    columns = {"image": [png(index) for index in range(NUMBER)], "question": [f"what is {n} ?" for n in range(NUMBER)]}
+    arrow = io.BytesIO()
+    with pa.ipc.new_stream(arrow, pa.table(columns).schema) as stream:
+        stream.write_table(pa.table(columns))
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as packed:
+        for index in range(NUMBER):
+            for suffix, content in (("png", png(index)), ("question.txt", f"what is {index} ?".encode())):
+                member = tarfile.TarInfo(f"a/{index}.{suffix}")
+                member.size = len(content)
+                packed.addfile(member, io.BytesIO(content))
+    rows = [{"file_name": f"{index:02d}.png", "question": f"what is {index} ?"} for index in range(NUMBER)]
+    odd: list[Any] = [{"file_name": "00.png", "question": question} for question in (None, 7)]
+    pictures: dict[str, bytes | Path] = {f"{index:02d}.png": png(index) for index in range(NUMBER)}
+    lines = "".join(json.dumps(row) + "\n" for row in [*rows, *odd]).encode() + b"{"
+    table = "file_name,question\n" + "".join(f"{row['file_name']},{row['question']}\n" for row in rows) + "00.png,\n"
+    ids = {"id": [str(index) for index in range(NUMBER)], "image": columns["image"]}
+    questions: list[Any] = [{"key": str(index), "question": f"what is {index} ?"} for index in range(NUMBER)]
+    questions += [{"key": [1], "question": "?"}, {"question": "?"}, {"key": "none", "question": "?"}]
+    repositories: dict[str, dict[str, bytes | Path]] = {
+        "arrow": {"data.arrow": arrow.getvalue()},
+        "webdataset": {"data.tar": archive.getvalue()},
+        "lines": pictures | {"metadata.jsonl": lines},
+        "csv": pictures | {"metadata.csv": table.encode()},
+        "pictures": {f"train/{name}": content for name, content in pictures.items()},
+        "joined": {
+            "images.parquet": parquet(ids),
+            "questions.jsonl": "".join(json.dumps(row) + "\n" for row in questions).encode(),
+            "README.md": card(("default", "train", "questions.jsonl"), ("images", "train", "images.parquet")),
+        },
+    }
+    with LoopbackHub() as hub:
+        for name, files in repositories.items():
+            hub.create_repo(f"datasets/acme/{name}", files=files)
+        options = {
+            "webdataset": ":image=png,question=question.txt",
+            "pictures": ":prompt=what ?",
+            "joined": ":images=images,image_id=key",
+        }
+        calls = [{"data": f"acme/{name}{options.get(name, '')}", "num_samples": NUMBER} for name in repositories]
+        found = dict(zip(repositories, probe(hub, tmp_path / "home", *calls), strict=True))
+        assert hub.errors == []
+    for name in ("arrow", "webdataset", "lines", "csv", "joined"):
+        assert isinstance(found[name], dict), found[name]
+        drawn = {(question, green) for question, _, green, _ in found[name]["samples"]}
+        assert drawn == {(f"what is {index} ?", index) for index in range(NUMBER)}, name
+    assert {green for _, _, green, _ in found["pictures"]["samples"]} == set(range(NUMBER))

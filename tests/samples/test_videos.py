@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import struct
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from shortv_export.samples import video
 from shortv_export.samples.decode import Sample
 from shortv_export.samples.source import DEFAULT_VIDEO_PROMPT
+from shortv_export.samples.video import read_clip
 from tests.support.sample_data import (
     EIGHT_OF_30,
     draw,
@@ -180,21 +185,112 @@ def test_formats_of_films(tmp_path: Path, name: str, codec: str) -> None:
 
 
 @needs_av
-@pytest.mark.parametrize("damage", ["text", "nothing", "half", "list"])
-def test_unreadable_films_are_skipped_and_counted(tmp_path: Path, damage: str) -> None:
+def test_unreadable_films_are_skipped_and_counted(tmp_path: Path) -> None:
     """One of them is a list of other files, which must not be opened."""
     folder = tmp_path / "films"
     folder.mkdir()
-    for number in range(5):
+    for number in range(3):
         movie(folder / f"{number}.mp4", range(number, number + 2), "libx264", "yuv420p")
     whole = (folder / "0.mp4").read_bytes()
     listed = b"ffconcat version 1.0\nfile '1.mp4'\n"
-    content = {"text": b"not a film" * 99, "nothing": b"", "half": whole[: len(whole) // 2], "list": listed}
-    (folder / "0.mp4").write_bytes(content[damage])
-    result = draw(folder, num_samples=4)
-    assert (len(result.samples), result.record["skipped"]) == (4, 1)
-    message = refusal(folder, num_samples=5)
-    assert "has 4 usable samples (1 unreadable)" in message
+    for damaged in (b"not a film" * 99, b"", whole[: len(whole) // 2], listed):
+        with pytest.raises(ValueError, match=r"the video cannot be read: |the file holds no video"):
+            read_clip(io.BytesIO(damaged), 8)
+    (folder / "0.mp4").write_bytes(listed)
+    result = draw(folder, num_samples=2)
+    assert (len(result.samples), result.record["skipped"]) == (2, 1)
+    assert "has 2 usable samples (1 unreadable)" in refusal(folder, num_samples=3)
+
+
+# Bounds
+
+
+@needs_av
+@pytest.mark.parametrize(
+    ("limit", "value", "reason"),
+    [
+        ("frames", 29, "it has more than 29 frames"),
+        ("pixels", 255, "its frames have 16 x 16 pixels; 255 is the limit"),
+        ("total_pixels", 8 * 256 - 1, "its frames have together more than 2,047 pixels"),
+        ("memory", 1 << 26, "it needs too much memory|its decoder ended with status"),
+        ("seconds", 0.01, "it takes more than 300 seconds to read"),
+    ],
+)
+def test_bounds_of_a_film(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, value: float, reason: str
+) -> None:
+    movie(tmp_path / "a.mkv", range(30))
+    content = (tmp_path / "a.mkv").read_bytes()
+    assert len(read_clip(io.BytesIO(content), 8).frames) == 8
+    monkeypatch.setitem(video._LIMITS, limit, value)
+    with pytest.raises(ValueError, match=reason):
+        read_clip(io.BytesIO(content), 8)
+
+
+def announced(count: int, size: int, tracks: int = 1) -> bytes:
+    """An MP4 of less than 2 kB per track, whose header announces so many frames of this width and height."""
+
+    def box(kind: bytes, *parts: bytes) -> bytes:
+        content = b"".join(parts)
+        return struct.pack(">I", 8 + len(content)) + kind + content
+
+    def numbers(*values: int) -> bytes:
+        return struct.pack(f">{len(values)}I", *values)
+
+    start = box(b"ftyp", b"isom" + bytes(4) + b"isom")
+    matrix = numbers(1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
+    entry = box(b"mp4v", bytes(6), b"\0\1", bytes(16), struct.pack(">HH", size, size), bytes(50))
+    table = box(
+        b"stbl",
+        box(b"stsd", numbers(0, 1), entry),
+        box(b"stts", numbers(0, 1, count, 1)),
+        box(b"stsc", numbers(0, 1, 1, count, 1)),
+        box(b"stsz", numbers(0, 1, count)),
+        box(b"stco", numbers(0, 1, len(start) + 8)),
+    )
+    references = box(b"dinf", box(b"dref", numbers(0, 1), box(b"url ", numbers(1))))
+    media = box(
+        b"mdia",
+        box(b"mdhd", numbers(0, 0, 0, 1000, count, 0)),
+        box(b"hdlr", numbers(0, 0), b"vide", bytes(13)),
+        box(b"minf", box(b"vmhd", numbers(1, 0, 0)), references, table),
+    )
+    track = box(b"trak", box(b"tkhd", numbers(3, 0, 0, 1, 0, 1000), bytes(16), matrix, numbers(size, size)), media)
+    header = box(b"mvhd", numbers(0, 0, 0, 1000, 1000, 1 << 16, 1 << 24), bytes(8), matrix, bytes(24), numbers(2))
+    return start + box(b"mdat", bytes(1000)) + box(b"moov", header, track * tracks)
+
+
+@needs_av
+@pytest.mark.timeout(120)
+@pytest.mark.skipif(sys.platform != "linux", reason="the system limits no memory of a process")
+def test_a_film_that_announces_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without limits, the third takes 20 GB; all of them have less than 20 kB."""
+    monkeypatch.setitem(video._LIMITS, "memory", 1 << 30)
+    for content in (
+        announced(10**9, 64),
+        announced(80_000_000, 64),
+        announced(80_000_000, 64, 10),
+        announced(9, 20_000),
+    ):
+        assert len(content) < 20_000
+        with pytest.raises(ValueError, match=r"^(it |its |the video )"):
+            read_clip(io.BytesIO(content), 8)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss >> 10
+    assert peak < 1100
+
+
+@needs_av
+def test_the_process_of_a_film_sees_no_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    run = subprocess.run
+    monkeypatch.setattr(subprocess, "run", lambda *a, env, **k: seen.append(env) or run(*a, env=env, **k))
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    movie(tmp_path / "a.mkv", range(2))
+    read_clip(io.BytesIO((tmp_path / "a.mkv").read_bytes()), 8)
+    assert "hf_secret" not in json.dumps(seen)
+    assert seen
 
 
 def test_films_without_pyav(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
