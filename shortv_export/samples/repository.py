@@ -18,7 +18,7 @@ from .places import below_root, open_named
 from .source import Source
 
 _MOST_CARD_BYTES = 4 << 20
-_MOST_PATTERNS = 100_000
+_MOST_VALUES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -130,38 +130,52 @@ class Repository:
 
     def _check(self) -> None:
         """Refuses what `datasets` would take for an address or for a file of this machine, before it opens that."""
-        import yaml
-        from huggingface_hub import DatasetCard
-
         for name in self.sizes:
             if "::" in name:
                 raise ShortVError(f"{self.repo_id} has a file {name!r:.100}, a name like an address; take other data.")
+        card = self._card()
+        _texts(card)  # `datasets` copies the card, each value as often as it is repeated
+        configs = card.get("configs")
+        for config in configs if isinstance(configs, list) else ():
+            named = [config.get("data_files"), config.get("data_dir")] if isinstance(config, dict) else []
+            for pattern in _texts(named):
+                try:
+                    below_root(pattern)
+                    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", pattern):  # such as data:text
+                        raise ValueError("it is an address")
+                except ValueError as error:
+                    raise ShortVError(
+                        f"the card of {self.repo_id} takes data from {pattern!r:.100}, which is not opened: {error}."
+                    ) from None
+
+    def _card(self) -> dict[str, Any]:
+        """The fields of the card, and of the file whose fields take their place, as `datasets` finds them."""
+        import yaml
+        from huggingface_hub.repocard import REGEX_YAML_BLOCK
+
         card: dict[str, Any] = {}
-        if "README.md" in self.sizes:
-            card = DatasetCard(self._text("README.md")).data.to_dict()
-        if ".huggingface.yaml" in self.sizes:  # its values take the place of the card's
-            card |= yaml.safe_load(self._text(".huggingface.yaml")) or {}
-        for pattern in _patterns(card.get("configs")):
-            try:
-                below_root(pattern)
-                if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", pattern):  # such as data:text
-                    raise ValueError("it is an address")
-            except ValueError as error:
-                raise ShortVError(
-                    f"the card of {self.repo_id} takes data from {pattern!r:.100}, which is not opened: {error}."
-                ) from None
-
-    def _text(self, name: str) -> str:
-        with self.named(name, _MOST_CARD_BYTES) as file:
-            return file.read().decode()
+        for name in ("README.md", ".huggingface.yaml"):
+            if name in self.sizes:
+                with self.named(name, _MOST_CARD_BYTES) as file:
+                    text = file.read().decode()
+                if name == "README.md":
+                    block = REGEX_YAML_BLOCK.search(text)
+                    text = block[2] if block else ""
+                if "<<" in text:  # merges of merges would fill memory
+                    raise ShortVError(f"the card of {self.repo_id} merges fields with <<, which is not read.")
+                card |= yaml.safe_load(text) or {}
+        return card
 
 
-def _patterns(configs: Any) -> list[str]:
-    """All texts in the `data_files` and `data_dir` of a card's configurations, in whatever they are nested."""
-    entries = [entry for entry in configs if isinstance(entry, dict)] if isinstance(configs, list) else []
-    waiting = [entry.get(key) for entry in entries for key in ("data_files", "data_dir")]
+def _texts(value: Any) -> list[str]:
+    """All texts in a nested value.
+
+    Raises:
+        ValueError: it has too many parts, each counted as often as it is repeated.
+    """
+    waiting: list[Any] = [value]
     found: list[str] = []
-    for _ in range(_MOST_PATTERNS):
+    for _ in range(_MOST_VALUES):
         if not waiting:
             return found
         value = waiting.pop()
@@ -169,4 +183,4 @@ def _patterns(configs: Any) -> list[str]:
             found.append(value)
         elif isinstance(value, dict | list):
             waiting += value.values() if isinstance(value, dict) else value
-    raise ShortVError(f"the card names more than {_MOST_PATTERNS:,} files; give a smaller data set.")
+    raise ValueError(f"its card has more than {_MOST_VALUES:,} values")

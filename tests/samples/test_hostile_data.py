@@ -307,6 +307,10 @@ def test_files_that_datasets_would_take_for_something_else(tmp_path: Path, bait:
     """A name of a file that is a chain of addresses, archives, scripts, and formats that are not read."""
     good: dict[str, bytes | Path] = {"a.png": png(1)}
     yaml = ".huggingface.yaml"
+    levels = [f"x{n}: &x{n} [{', '.join([f'*x{n - 1}'] * 10)}]" for n in range(1, 12)]
+    laughs = "\n".join(["x0: &x0 [a]", *levels]).encode()
+    levels = [f"x{n}: &x{n} {{<<: [{', '.join([f'*x{n - 1}'] * 10)}]}}" for n in range(1, 12)]
+    merges = "\n".join(["x0: &x0 {a: 1}", *levels]).encode()
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
         archive.writestr("a.png", png(2))
@@ -319,6 +323,8 @@ def test_files_that_datasets_would_take_for_something_else(tmp_path: Path, bait:
         "script": good | {"script.py": b"raise SystemExit('ran')"},
         "text": {"a.txt": b"text"},
         "pickles": {"a.pkl": b"cos\nsystem\n(S'false'\ntR."},
+        "laughs": good | {yaml: laughs},
+        "merges": good | {yaml: merges},
         "bomb": good | {yaml: b"configs: &a [" + b"*a, " * 9 + b"*a]\n"},
         "deep": good | {yaml: b"configs: " + b"[" * 5000 + b"]" * 5000},
         "number": good | {yaml: b"x: " + b"9" * 900_000},
@@ -332,6 +338,8 @@ def test_files_that_datasets_would_take_for_something_else(tmp_path: Path, bait:
         assert hub.errors == []
     assert "a name like an address" in found["chain"]
     assert "no archives" in found["packed"]
+    assert "more than 1,000,000 values" in found["laughs"]
+    assert "merges fields" in found["merges"]
     for name, message in found.items():
         assert isinstance(message, str), name
         assert len(message.splitlines()) == 1

@@ -125,6 +125,18 @@ def test_links_within_a_folder(tmp_path: Path) -> None:
     assert len(all_of(tmp_path / "linked", 3)) == 3
 
 
+def test_a_snapshot_of_the_hubs_cache(tmp_path: Path) -> None:
+    """Its files are links to blobs beside it."""
+    snapshot = tmp_path / "datasets--acme--a" / "snapshots" / ("0" * 40)
+    blobs = snapshot.parents[1] / "blobs"
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    for name, content in (("a.png", png(1)), ("metadata.jsonl", b'{"file_name": "a.png", "question": "?"}\n')):
+        (blobs / name).write_bytes(content)
+        (snapshot / name).symlink_to(f"../../blobs/{name}")
+    assert draw(snapshot, num_samples=1).samples[0].question == "?"
+
+
 def test_local_data_has_no_splits_and_configurations(tmp_path: Path) -> None:
     fill(tmp_path, ("train/a.png", "test/b.png"))
     for key in ("split=test", "config=default", "revision=main", "images=a,image_id=b", "prompt=x,split=train"):
