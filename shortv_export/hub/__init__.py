@@ -3,4 +3,4 @@
 from .client import DELAYS, hub_error, is_transient, retry, seconds_to_wait, status_of
 from .downloads import cached_repo_id, download_files
 from .local_file import LocalFile
-from .xet import is_of_xet, xet_storage
+from .xet import is_of_xet, plain_if_xet_fails, xet_storage

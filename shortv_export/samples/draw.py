@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
+import logging
+from collections import Counter
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import ShortVError, one_line
+from ..errors import ShortVError
 from ..options import Samples
-from .decode import Sample, sample_of
+from .decode import Fault, Sample, Unusable, sample_of
 from .rows import DataSet, reading
 from .source import PAPER, Source
 
+logger = logging.getLogger(__name__)
+
 LOCAL_FILES = "local files"
 """Stands in a record as ``"data"`` for files and folders, as records hold no local paths."""
+
+_ALWAYS_ALLOWED = 3
+"""So many rows may be unusable however few samples are asked for, so that a bad one among good ones ends no draw."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +39,14 @@ class DrawnSamples:
 
 
 def draw_samples(
-    asked: Samples, *, exclude: Collection[str] = (), allow_fewer: bool = False, group_by: str | None = None
+    asked: Samples,
+    *,
+    exclude: Collection[str] = (),
+    allow_fewer: bool = False,
+    group_by: str | None = None,
+    usable: Callable[[Sample], str | None] | None = None,
 ) -> DrawnSamples:
-    """Draws samples in random order. Skips and counts unreadable rows, at most a quarter of the number asked for.
+    """Draws samples in random order. Skips and counts unusable rows: a quarter of the number asked for, or three.
 
     Args:
         asked: the data (None: the paper's mix), number and seed. The same values give the same samples; a larger
@@ -42,10 +54,11 @@ def draw_samples(
         exclude: digests of samples that must not be drawn.
         allow_fewer: if the data has fewer samples, take them all.
         group_by: a column whose value becomes `Sample.group`.
+        usable: is asked for every sample drawn, and returns why it must be skipped, in one line, or None.
 
     Raises:
         ShortVError: the data cannot be found or read, lacks a column, has no images and no videos, too few samples,
-            or too many unreadable ones.
+            or too many unusable ones.
     """
     if asked.num_samples < 1:
         raise ShortVError(f"`num_samples` is {asked.num_samples}; ask for at least 1.")
@@ -60,15 +73,24 @@ def draw_samples(
         if not share:
             continue
         data_set = DataSet.open(Source.parse(text))
-        drawn, skipped = _draw(data_set, share, asked.seed, exclude, group_by)
+        drawn, faults = _draw(data_set, share, asked.seed, exclude, group_by, usable)
+        if not drawn and faults:
+            raise _too_many(data_set.source, faults, 0)
         if not drawn or (len(drawn) < share and not allow_fewer):
             others = f" besides the {len(exclude)} that are set apart" if exclude else ""
+            last = f" The last unreadable one: {faults[-1]}." if faults else ""
             raise ShortVError(
-                f"{data_set.source.path} has {len(drawn)} usable samples{others} ({skipped} unreadable), fewer than "
-                f"the {share} asked for; lower `num_samples`, or give more data."
+                f"{data_set.source.path} has {len(drawn)} usable samples{others} ({len(faults)} unreadable), fewer "
+                f"than the {share} asked for; lower `num_samples`, or give more data.{last}"
             )
         samples += drawn
-        sources.append({**data_set.record, "num_samples": len(drawn), "skipped": skipped})
+        sources.append({**data_set.record, "num_samples": len(drawn), "skipped": len(faults)})
+        if faults:
+            reason, times = Counter(fault.reason for fault in faults).most_common(1)[0]
+            logger.info(
+                "%s: %d of %d rows were skipped, %d of them for this reason: %s",
+                *(data_set.source.path, len(faults), len(faults) + len(drawn), times, reason),
+            )
     digests = [sample.digest for sample in samples]
     return DrawnSamples(
         tuple(samples),
@@ -87,29 +109,45 @@ def draw_samples(
 
 
 def _draw(
-    data: DataSet, num_samples: int, seed: int, exclude: Collection[str], group_by: str | None
-) -> tuple[list[Sample], int]:
-    """At most `num_samples` samples of one data set, and the number of unreadable rows."""
+    data: DataSet,
+    num_samples: int,
+    seed: int,
+    exclude: Collection[str],
+    group_by: str | None,
+    usable: Callable[[Sample], str | None] | None,
+) -> tuple[list[Sample], list[Fault]]:
+    """At most `num_samples` samples of one data set, and what is wrong with the rows skipped."""
     source = data.source
     if group_by is not None and group_by not in data.columns:
         columns = ", ".join(data.columns)
         raise ShortVError(f"{source.path} has no column {group_by!r} to group by; there are: {columns}.")
-    limit = num_samples // 4
+    limit = max(num_samples // 4, _ALWAYS_ALLOWED)
     samples: list[Sample] = []
-    skipped = 0
+    faults: list[Fault] = []
     with reading(source):
         for row in data.shuffled(seed, num_samples + limit + 1 + len(exclude)):
             try:
-                sample = sample_of(row, source, group_by)
-                if sample.digest not in exclude:
-                    samples.append(sample)
-            except (OSError, ValueError, SyntaxError) as error:  # PIL raises these for damaged files
-                skipped += 1
-                if skipped > limit:
-                    raise ShortVError(
-                        f"{source.path}: {skipped} of {skipped + len(samples)} samples have no readable "
-                        f"{'video' if source.video else 'image'}; the last one: {one_line(error)}"
-                    ) from error
+                sample = sample_of(row, source, data.place, group_by)
+                if sample.digest in exclude:
+                    continue
+                if usable is not None and (reason := usable(sample)):
+                    raise Unusable(Fault(reason))
+            except Unusable as error:
+                faults.append(error.fault)
+                if len(faults) > limit:
+                    raise _too_many(source, faults, len(samples)) from error
+                continue
+            samples.append(sample)
             if len(samples) == num_samples:
                 break
-    return samples, skipped
+    return samples, faults
+
+
+def _too_many(source: Source, faults: list[Fault], usable: int) -> ShortVError:
+    last = faults[-1]
+    if not usable and last.column and {fault.reason for fault in faults} == {last.reason}:
+        return ShortVError(f"{source.path}: {last.reason}.")
+    problem = f"have no {last.lack}" if last.lack else "cannot be used"
+    return ShortVError(
+        f"{source.path}: {len(faults)} of {len(faults) + usable} samples {problem}; the last one: {last}."
+    )

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-import glob
 import itertools
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 from ..errors import ShortVError, one_line
-from ..hub import hub_error
-from .source import FOLDER_READERS, Source
+from .layout import FOLDERS, Layout
+from .places import Folder, Place
+from .repository import Repository
+from .source import Source
+from .tables import BrokenRow, Row, Rows
 
-if TYPE_CHECKING:
-    from datasets import IterableDataset
+logger = logging.getLogger(__name__)
 
 _SPLITS = ("test", "validation", "train")
+_LOCAL_SPLIT = "train"  # the name that `datasets` has for rows of no split
 # Rows in the shuffle buffer. It is filled first, so it is smaller where a row holds its image or video.
 _BUFFER = 10_000
 _BUFFER_OF_IMAGES = 256
 _BUFFER_OF_VIDEOS = 32
+_MOST_BYTES = 2 << 30  # of images and videos in the buffer
+_OPEN_SHARDS = 10  # rows of so many come by turns
+_ROWS_FOR_COLUMNS = 100
 _RECORDED = ("image", "video", "frames", "fps", "question", "answer", "prompt", "suffix", "images", "image_id")
 
 
@@ -30,17 +36,18 @@ class DataSet:
 
     Attributes:
         source: with its columns filled in.
-        revision: commit on the Hub; None for local files.
+        place: where its files lie.
+        split: the split's name.
+        layout: which files hold the rows.
         columns: all columns of a row.
-        stream: rows in their own order. Images and videos are not decoded, so that a damaged one ends only its row.
         buffer_size: rows in the shuffle buffer.
     """
 
     source: Source
-    revision: str | None
+    place: Place
     split: str
+    layout: Layout
     columns: list[str]
-    stream: IterableDataset
     buffer_size: int
 
     @classmethod
@@ -50,49 +57,64 @@ class DataSet:
         Raises:
             ShortVError: the data cannot be found or read, is empty, or lacks the split or a column.
         """
-        revision = None if source.local else _commit(source)
-        split, stream = _open_split(source, revision)
+        place, split, layout = _local(source) if source.local else _on_the_hub(source)
         with reading(source):
-            first = next(iter(stream), None)
-        if first is None:
-            raise ShortVError(f"{source.path} holds no samples in its split {split!r}.")
-        columns = list(stream.features or first)
-        source = source.with_columns(columns)
-        size = _BUFFER
+            first = list(itertools.islice(_in_order(place, layout, layout.shards), _ROWS_FOR_COLUMNS))
+        rows = [row for row in first if not isinstance(row, BrokenRow)]
+        if not rows:
+            reasons = [f"its first row is broken: {row.reason}" for row in first if isinstance(row, BrokenRow)]
+            raise ShortVError(f"the data {source.path} cannot be read: {[*reasons, 'it holds no samples'][0]}.")
+        columns = list(dict.fromkeys(column for row in rows for column in row))
+        source = source.with_columns(columns, may_lack_questions=bool(source.local) and layout.reader in FOLDERS)
+        size = max(_BUFFER, len(layout.shards) if layout.reader in FOLDERS else 0)
         for column, smaller in ((source.image, _BUFFER_OF_IMAGES), (source.video, _BUFFER_OF_VIDEOS)):
-            if column is not None and _holds_bytes(first[column]):
+            if column is not None and any(_bytes_in(row.get(column)) for row in rows):
                 size = smaller
-        return cls(source, revision, split, columns, stream, size)
+        return cls(source, place, split, layout, columns, size)
 
-    def shuffled(self, seed: int, most: int) -> Iterator[dict[str, Any]]:
+    def shuffled(self, seed: int, most: int) -> Rows:
         """At most `most` rows in random order. Images that are stored apart come in the column "image"."""
-        rows = itertools.islice(self.stream.shuffle(seed=seed, buffer_size=self.buffer_size), most)
+        import numpy
+
+        shards, readers, turn = list(self.layout.shards), 1, 1
+        if self.layout.reader not in FOLDERS:  # of a folder, all shards are read into the buffer
+            numpy.random.default_rng(seed).shuffle(shards)
+            readers, turn = min(len(shards), _OPEN_SHARDS), self.buffer_size // _OPEN_SHARDS
+        parts = numpy.array_split(numpy.arange(len(shards)), readers)
+        streams = [_in_order(self.place, self.layout, [shards[number] for number in part]) for part in parts]
+        rows = itertools.islice(_shuffled(_by_turns(streams, turn), seed, self.buffer_size), most)
         return self._joined(rows) if self.source.images else rows
 
-    def _joined(self, rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    def _joined(self, rows: Rows) -> Rows:
         """Adds to each row its image from the configuration that holds the images."""
-        source = self.source
-        assert source.image_id is not None
+        source, key = self.source, str(self.source.image_id)
+        assert isinstance(self.place, Repository)
         questions = list(rows)
-        wanted = {row[source.image_id] for row in questions}
-        _, stream = _open_split(replace(source, config=source.images, split=self.split), self.revision)
+        wanted = {_id(row, key) for row in questions} - {None}
+        layout = _split(source, self.place, source.images, self.split)[1]
         found: dict[Any, Any] = {}
-        for row in stream:
+        for row in _in_order(self.place, layout, layout.shards):
+            if isinstance(row, BrokenRow):
+                continue
             if not {"id", "image"} <= row.keys():
                 raise ShortVError(f"{source.path}: its configuration {source.images!r} has no columns id and image.")
-            if row["id"] in wanted:
-                found[row["id"]] = row["image"]
+            if (name := _id(row, "id")) in wanted:
+                found[name] = row["image"]
                 if len(found) == len(wanted):  # so the rest is not downloaded
                     break
         for row in questions:
-            yield {**row, "image": found.get(row[source.image_id])}
+            yield row if isinstance(row, BrokenRow) else {**row, "image": found.get(_id(row, key))}
 
     @property
     def record(self) -> dict[str, Any]:
         """What was read, without local paths."""
-        source = self.source
+        source, place = self.source, self.place
         return {
-            **({"repo_id": source.path, "revision": self.revision} if self.revision else {"format": source.reader}),
+            **(
+                {"repo_id": source.path, "revision": place.commit}
+                if isinstance(place, Repository)
+                else {"format": self.layout.reader}
+            ),
             "config": source.config,
             "split": self.split,
             **{key: value for key in _RECORDED if (value := getattr(source, key)) is not None},
@@ -101,7 +123,7 @@ class DataSet:
 
 @contextmanager
 def reading(source: Source) -> Iterator[None]:
-    """Turns any exception of a reader of `datasets` into a `ShortVError`."""
+    """Turns any exception of a reader into a `ShortVError`."""
     try:
         yield
     except ShortVError:
@@ -110,43 +132,79 @@ def reading(source: Source) -> Iterator[None]:
         raise ShortVError(f"the data {source.path} cannot be read: {one_line(error)}") from error
 
 
-def _commit(source: Source) -> str:
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HFValidationError, HTTPError
+def _local(source: Source) -> tuple[Place, str, Layout]:
+    """All files of a folder, or one file."""
+    path = source.local
+    assert path is not None
+    if path.is_dir():
+        folder = Folder(path)
+        layout = Layout.of(folder.names(), source.path)
+        if layout.others:
+            logger.info(
+                "%s: %d files beside the %s are left out, such as %r; a table is read if it is given as the data",
+                *(source.path, len(layout.others), layout.kind, layout.others[0]),
+            )
+        return folder, _LOCAL_SPLIT, layout
+    return Folder(path.parent, given=path.name), _LOCAL_SPLIT, Layout.of_table(path.name, source.path)
 
-    if source.path[0] in "./~":
-        raise ShortVError(f"there is no file or folder {source.path!r}; give one that exists, or a Hub id.")
-    what = f"data set {source.path}" + (f" at revision {source.revision}" if source.revision else "")
-    try:
-        return str(HfApi().dataset_info(source.path, revision=source.revision).sha)
-    except HFValidationError:
-        raise ShortVError(f"{source.path!r} is neither a file or folder here nor a Hub id of a data set.") from None
-    except (HTTPError, OSError) as error:
-        raise hub_error(error, what) from error
+
+def _on_the_hub(source: Source) -> tuple[Place, str, Layout]:
+    repository = Repository.find(source)
+    return repository, *_split(source, repository, source.config, source.split)
 
 
-def _open_split(source: Source, revision: str | None) -> tuple[str, IterableDataset]:
-    """The split's name and a stream of its undecoded rows."""
-    from datasets import load_dataset
-
+def _split(source: Source, repository: Repository, config: str | None, name: str | None) -> tuple[str, Layout]:
+    """A split of a configuration, or the one that is usually measured on, and its files."""
     with reading(source):
-        if (local := source.local) is None:
-            splits = load_dataset(source.path, source.config, revision=revision, streaming=True)
-        else:
-            kind = "data_dir" if local.is_dir() else "data_files"
-            files: dict[str, Any] = {kind: glob.escape(str(local))}
-            if (reader := source.reader) in FOLDER_READERS:
-                files["drop_labels"] = True  # else the names of subfolders become a column
-            splits = load_dataset(reader, streaming=True, **files)
-    split = source.split or next((name for name in _SPLITS if name in splits), next(iter(splits)))
-    if split not in splits:
-        raise ShortVError(f"{source.path} has no split {split!r}; there are: {', '.join(splits)}.")
-    stream = splits[split]
-    return str(split), stream.decode(False) if stream.features else stream
+        splits = repository.splits(config)
+    name = name or next((name for name in _SPLITS if name in splits), next(iter(splits)))
+    if name not in splits:
+        raise ShortVError(f"{source.path} has no split {name!r}; there are: {', '.join(splits)}.")
+    return name, Layout.of(splits[name].files, f"the split {name!r} of {source.path}", splits[name].reader)
 
 
-def _holds_bytes(cell: Any) -> bool:
-    """Whether an undecoded cell holds its image or video itself, not a path."""
-    if isinstance(cell, list):
-        return any(_holds_bytes(item) for item in cell)
-    return isinstance(cell, bytes) or (isinstance(cell, dict) and cell.get("bytes") is not None)
+def _in_order(place: Place, layout: Layout, shards: list[str]) -> Rows:
+    return itertools.chain.from_iterable(layout.rows(place, shard) for shard in shards)
+
+
+def _by_turns(streams: list[Rows], number: int) -> Iterator[list[Row | BrokenRow]]:
+    """So many rows of each stream in turn, until all have ended."""
+    while streams:
+        for stream in list(streams):
+            if rows := list(itertools.islice(stream, number)):
+                yield rows
+            else:
+                streams.remove(stream)
+
+
+def _shuffled(parts: Iterator[list[Row | BrokenRow]], seed: int, size: int) -> Rows:
+    """Rows in random order, as `datasets` shuffles: when the buffer is full, about half of its rows leave."""
+    import numpy
+
+    rng = numpy.random.default_rng(seed)
+    buffer: list[Row | BrokenRow] = []
+    held = 0
+    for rows in parts:
+        buffer += rows
+        held += _bytes_in(rows)
+        if len(buffer) >= size or held > _MOST_BYTES:
+            buffer = [buffer[number] for number in rng.permutation(len(buffer))]
+            leaving = len(buffer) - min(size, len(buffer)) // 2
+            yield from buffer[:leaving]
+            buffer = buffer[leaving:]
+            held = _bytes_in(buffer)
+    yield from (buffer[number] for number in rng.permutation(len(buffer)))
+
+
+def _id(row: Row | BrokenRow, column: str) -> str | int | None:
+    """The id of an image, or None if there is none that an image can be found by."""
+    value = None if isinstance(row, BrokenRow) else row.get(column)
+    return value if isinstance(value, str | int) else None
+
+
+def _bytes_in(value: Any, depth: int = 5) -> int:
+    """The bytes of images and videos that rows or their cells hold; a path is none."""
+    if isinstance(value, list | dict) and depth:
+        items = value.values() if isinstance(value, dict) else value
+        return sum(_bytes_in(item, depth - 1) for item in items)
+    return len(value) if isinstance(value, bytes) else 0

@@ -1,12 +1,11 @@
 """Parses the text that names a data set into a `Source`.
 
-A data set is on the Hub or in local files. `datasets` reads it as a stream, so 40 samples of a large data set cost the
-download of only a few parts of it. Scripts of data sets are never run. The text has the form ::
+A data set is on the Hub or in local files. Scripts of data sets are never run. The text has the form ::
 
     DATA[:key=value[,key=value...]]
 
-DATA is a Hub id, a folder or a file (``.parquet``, ``.jsonl``, ``.json``). Every key is optional; a value may hold
-commas:
+DATA is a Hub id, a folder or a file (see `layout`). Every key is optional; a value may hold commas. Those for the Hub
+are config, split, revision, images and image_id: local files are one set.
 
 ========  ==================================================================================================
 config    configuration of the data set
@@ -25,9 +24,10 @@ images    configuration with the columns id and image, if images are stored apar
 image_id  column of the question's image id there
 ========  ==================================================================================================
 
-A folder holds images or videos, and a ``metadata.jsonl`` with one object per sample: ``file_name`` (several images:
-``file_names``; a video: ``video_file_name``; the frames of a video: ``video_file_names``), ``question`` and, optional,
-``answer``. Without questions, every sample gets `DEFAULT_PROMPT` or `DEFAULT_VIDEO_PROMPT`.
+A folder holds images or videos, and a ``metadata.jsonl`` (or ``.csv``, ``.parquet``) with one object per sample:
+``file_name`` (several images: ``file_names``; a video: ``video_file_name``; the frames of a video:
+``video_file_names``), ``question`` and, optional, ``answer``. Without questions, every sample gets `DEFAULT_PROMPT` or
+`DEFAULT_VIDEO_PROMPT`.
 
 The text ``paper`` stands for the paper's mix, `PAPER`.
 """
@@ -40,7 +40,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import ShortVError
+from ..errors import ShortVError, one_line
 from .video import MAX_FRAMES
 
 # The paper's samples (arXiv 2504.00502v2, Appendix B): 20 of GQA and 20 of Flickr30K. Splits and prompts are those of
@@ -53,13 +53,7 @@ PAPER = (
 DEFAULT_PROMPT = "Describe this image in one sentence."
 DEFAULT_VIDEO_PROMPT = "Describe this video in one sentence."
 _IMAGE_COLUMNS = ("image", "images", "file_name")
-FOLDER_READERS = ("imagefolder", "videofolder")
-_READERS = {
-    "imagefolder": (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
-    "videofolder": (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg"),
-    "parquet": (".parquet",),
-    "json": (".jsonl", ".json"),
-}
+_OF_THE_HUB = ("config", "split", "revision", "images", "image_id")
 
 
 @dataclass(frozen=True)
@@ -88,11 +82,11 @@ class Source:
         Raises:
             ShortVError: a key is unknown, repeated, empty, no number above zero, or contradicts another.
         """
-        if not text:
-            raise ShortVError("the data has no name; give a Hub id, a folder or a file.")
-        if Path(text).expanduser().exists():
+        if text and _existing(text):
             return cls(text)
         path, *rest = re.split(r":(?=[a-z_]+=)", text, maxsplit=1)
+        if not path.strip():
+            raise ShortVError("the data has no name; give a Hub id, a folder or a file.")
         known = [field.name for field in fields(cls)][1:]
         options: dict[str, Any] = {}
         # A comma belongs to the value unless a key follows it.
@@ -116,41 +110,24 @@ class Source:
         both = source.images and (source.image or source.video)
         if both or (source.images is None) != (source.image_id is None):
             raise ShortVError(f"the data {text!r} needs images and image_id, or image, or video.")
+        if source.local and (given := [key for key in _OF_THE_HUB if getattr(source, key)]):
+            raise ShortVError(
+                f"{path} is on this machine, where all rows are one set; leave out {' and '.join(given)}, and name "
+                "the subfolder or the file of the rows that you mean."
+            )
         return source
 
     @property
     def local(self) -> Path | None:
         """The file or folder; None for a Hub id."""
-        path = Path(self.path).expanduser()
-        return path if path.exists() else None
+        return _existing(self.path)
 
-    @property
-    def reader(self) -> str | None:
-        """The `datasets` reader of local files; None for a Hub id.
-
-        Raises:
-            ShortVError: it is a file of another kind, or a folder without images, videos or tables.
-        """
-        if (path := self.local) is None:
-            return None
-        if path.is_file():
-            for reader in ("parquet", "json"):
-                if path.suffix.lower() in _READERS[reader]:
-                    return reader
-            raise ShortVError(
-                f"{self.path} is no data set; give a folder of images or videos, or a .parquet or .jsonl file."
-            )
-        names = {name.lower() for _, _, files in os.walk(path) for name in files}
-        names -= {"metadata.parquet", "metadata.jsonl", "metadata.json"}
-        for reader, suffixes in _READERS.items():
-            if any(name.endswith(suffixes) for name in names):
-                return reader
-        raise ShortVError(
-            f"{self.path} holds no images or videos; put some there, with a metadata.jsonl of their questions."
-        )
-
-    def with_columns(self, columns: list[str]) -> Source:
+    def with_columns(self, columns: list[str], may_lack_questions: bool) -> Source:
         """Fills in the defaults for a data set with these columns.
+
+        Args:
+            columns: their names.
+            may_lack_questions: whether one question is asked of all samples if there is no column of questions.
 
         Raises:
             ShortVError: a column is missing.
@@ -165,7 +142,7 @@ class Source:
         elif frames or self.fps:
             raise ShortVError(f"{self.path}: frames and fps are for videos; name their column with video=COLUMN.")
         if question is None and prompt is None:
-            if "question" not in columns and self.reader in FOLDER_READERS:
+            if "question" not in columns and may_lack_questions:
                 prompt = DEFAULT_VIDEO_PROMPT if image is None else DEFAULT_PROMPT
             else:
                 question = "question"
@@ -176,7 +153,16 @@ class Source:
             if name is not None and name not in columns:
                 hint = ", or ask one question of all with prompt=TEXT" if key == "question" else ""
                 raise ShortVError(
-                    f"{self.path} has no column {name!r}; there are: {', '.join(columns)}. "
+                    f"{self.path} has no column {name!r}; there are: {one_line(ValueError(', '.join(columns)))}. "
                     f"Name it as in {self.path}:{key}=COLUMN{hint}."
                 )
         return replace(self, image=image, video=video, frames=frames, question=question, answer=answer, prompt=prompt)
+
+
+def _existing(text: str) -> Path | None:
+    """The file or folder of this name; None if there is none, or the text cannot be a name."""
+    path = Path(os.path.expanduser(text))
+    try:
+        return path if path.exists() else None
+    except (OSError, ValueError):  # too long, not permitted, or with a null character
+        return None
