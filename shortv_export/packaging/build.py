@@ -15,7 +15,7 @@ from typing import Any
 
 from ..base import TEXT_TOKENS, BaseModel, flops_ratio
 from ..errors import ShortVError
-from ..files import carry, check_space, json_text, new_folder, same_device, write_text
+from ..files import carry, check_space, check_writable, json_text, new_folder, same_device, write_text
 from ..options import Contents
 from ..records import (
     CARD_NAME,
@@ -201,7 +201,8 @@ def _check_same_recipe(made: Recipe, recipe: Recipe) -> None:
 
 
 def _check_empty(out: Path) -> None:
-    """Refuses an output path that is not free."""
+    """Refuses an output path that is not free or cannot be written."""
+    check_writable(out, folder=True)
     if out.is_dir():
         if any(out.iterdir()):
             raise ShortVError(f"{out} exists and is not empty; name another output folder.")
