@@ -1,15 +1,19 @@
 """How this process is stopped, and its child processes with it.
 
-The standard library only: a script that runs without this package loads this file by its path.
+``python -I processes.py LIFELINE SCRIPT`` runs a script that ends when its parent ends (see `tied`). So this file
+imports the standard library only.
 """
 
 from __future__ import annotations
 
 import os
+import runpy
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -63,33 +67,33 @@ def stopped_by_signals() -> Iterator[None]:
 
 @contextmanager
 def lifeline() -> Iterator[tuple[int, ...]]:
-    """What ties a child process to this one: the child ends when this process does, whatever kills it.
+    """What ties child processes to this one: they end when the context or this process does, whatever kills it.
 
-    It is the reading end of a pipe whose writing end this process alone holds. The child calls `hold` with it::
+    It is the reading end of a pipe whose writing end this process alone holds. A forked child calls `hold` with it. A
+    script gets it by `tied`::
 
         with lifeline() as ends:
-            subprocess.run([..., *map(str, ends)], pass_fds=ends)
-
-    A forked child inherits the writing end as well, and calls `hold` inside the context to let go of it.
+            subprocess.run(tied(script, ends), pass_fds=ends)
 
     Yields:
-        The file descriptor; nothing on a system without `fcntl`.
+        The file descriptor; none on a system without `fcntl`.
     """
     if fcntl is None:
         yield ()
         return
     reading, writing = os.pipe()
-    _WRITING.add(writing)
+    _writing.add(writing)
     try:
         yield (reading,)
     finally:
-        _WRITING.discard(writing)
+        _writing.discard(writing)
         os.close(reading)
         os.close(writing)
 
 
-_WRITING: set[int] = set()
-"""The writing ends of this process's lifelines."""
+def tied(script: str | Path, ends: tuple[int, ...]) -> list[str]:
+    """The command that runs a Python script, isolated from this one's environment, tied to a `lifeline`."""
+    return [sys.executable, "-I", "-B", *((__file__, str(ends[0])) if ends else ()), str(script)]
 
 
 def hold(reading: int) -> None:
@@ -97,8 +101,8 @@ def hold(reading: int) -> None:
 
     The kernel sends the signal SIGIO, which ends a process even in the middle of a call that holds Python's lock.
     """
-    while _WRITING:  # a fork has inherited them
-        os.close(_WRITING.pop())
+    while _writing:  # a forked process has inherited them
+        os.close(_writing.pop())
     signal.signal(signal.SIGIO, signal.SIG_DFL)
     fcntl.fcntl(reading, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(reading, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)
@@ -107,3 +111,13 @@ def hold(reading: int) -> None:
             os._exit(128 + signal.SIGIO)
     except BlockingIOError:
         pass  # the parent lives
+
+
+_writing: set[int] = set()
+"""The writing ends of this process's lifelines."""
+
+
+if __name__ == "__main__":
+    hold(int(sys.argv[1]))
+    sys.argv[:] = sys.argv[2:]
+    runpy.run_path(sys.argv[0], run_name="__main__")

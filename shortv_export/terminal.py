@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
-from .errors import ShortVError, UsageError, notes_of, one_line, shown
+from .errors import ShortVError, UsageError, notes_of, one_line, shown, without_secrets
 from .processes import Stopped, stopped_by_signals
 
 _RED = "\x1b[31m{}\x1b[0m"
@@ -133,11 +133,23 @@ def _with_notes(reason: str, error: BaseException) -> str:
     return "; ".join([reason.rstrip("."), *notes]) if notes else reason
 
 
+class _Record(logging.LogRecord):
+    """What any library logs: one line that is safe to show, and no traceback."""
+
+    def __init__(self, name: str, level: int, path: str, line: int, msg: Any, args: Any, exc_info: Any, *more: Any):
+        super().__init__(name, level, path, line, msg, args, None, more[0] if more else None)
+
+    def getMessage(self) -> str:
+        return shown(without_secrets(super().getMessage()))
+
+
 @contextmanager
 def _no_tracebacks(debug: bool) -> Iterator[None]:
-    """Tells failures in threads and finalizers in one line, too."""
+    """Tells failures in threads and finalizers, and those that libraries log, in one line, too."""
     before = threading.excepthook, sys.unraisablehook, logging.raiseExceptions
+    factory = logging.getLogRecordFactory()
     if not debug:
+        logging.setLogRecordFactory(_Record)
         threading.excepthook = lambda thread: say_error(
             f"{thread.exc_type.__name__}: {one_line(thread.exc_value)}", label="warning: "
         )
@@ -147,6 +159,7 @@ def _no_tracebacks(debug: bool) -> Iterator[None]:
         yield
     finally:
         threading.excepthook, sys.unraisablehook, logging.raiseExceptions = before
+        logging.setLogRecordFactory(factory)
 
 
 def _write(stream: TextIO | None, text: str) -> None:

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from ..errors import ShortVError
+
 try:
     import fcntl
 except ImportError:  # Windows: no locks, and nothing is removed for others
@@ -44,6 +46,21 @@ def temporary_beside(path: Path, *, folder: bool = False) -> Iterator[Path]:
             _remove(hidden)
             if handle is not None:
                 os.close(handle)
+
+
+@contextmanager
+def scratch_folder(name: str) -> Iterator[Path]:
+    """A folder for temporary files, removed at the end. Those of the same name that killed processes left are, too.
+
+    Raises:
+        ShortVError: it cannot be made.
+    """
+    place = Path(tempfile.gettempdir(), name)
+    try:
+        with temporary_beside(place, folder=True) as folder:
+            yield folder
+    except OSError as error:
+        raise ShortVError(f"cannot write in {place.parent}: {error.strerror or error}.") from None
 
 
 @contextmanager

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
-import tempfile
 from pathlib import Path
 
-from ..files import write_json, write_text
+from ..files import scratch_folder, write_json, write_text
 from ..packaging import Check, Package
+from ..processes import lifeline, tied
 from ..records import CONFIG_NAME, TOKENIZER_CONFIG_NAME, WEIGHT_FILES
 
 # The variables of the environment that the child sees: no secrets.
@@ -27,8 +26,8 @@ def run_isolated(package: Package, weights: Path, resident_layers: int | None, t
         timeout: seconds.
     """
     family = package.family
-    with tempfile.TemporaryDirectory(prefix="shortv-verify-") as temporary:
-        stock = Path(temporary, "stock")
+    with scratch_folder("verify") as temporary:
+        stock = temporary / "stock"
         stock.mkdir()
         _write_stock(package, weights, stock)
         if weights != package.folder:  # the child's Hub cache holds the base's snapshot and nothing else
@@ -49,23 +48,26 @@ def run_isolated(package: Package, weights: Path, resident_layers: int | None, t
         environment = {name: os.environ[name] for name in _PASSED if name in os.environ}
         # No token, no network, and no remote code cached earlier: home and caches are in the temporary folder.
         environment |= {
-            "HOME": temporary,
-            "HF_HOME": temporary,
+            "HOME": str(temporary),
+            "HF_HOME": str(temporary),
             "HF_MODULES_CACHE": str(Path(temporary, "modules")),
             "HF_HUB_OFFLINE": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "TRANSFORMERS_VERBOSITY": "error",
         }
         try:
-            child = subprocess.run(
-                [sys.executable, "-I", "-B", str(Path(__file__).with_name("child.py"))],
-                input=json.dumps(task),
-                env=environment,
-                cwd=temporary,
-                capture_output=True,
-                text=True,
-                timeout=timeout,
-            )
+            with lifeline() as ends:
+                child = subprocess.run(
+                    tied(Path(__file__).with_name("child.py"), ends),
+                    input=json.dumps(task),
+                    env=environment,
+                    cwd=temporary,
+                    pass_fds=ends,
+                    capture_output=True,
+                    encoding="utf-8",
+                    errors="replace",
+                    timeout=timeout,
+                )
         except subprocess.TimeoutExpired:
             return [Check("process", False, f"the isolated process took more than {timeout:g} s.")]
     if child.returncode:
