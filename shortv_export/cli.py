@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -184,6 +185,7 @@ def _show_demo(demo: Any, as_json: bool, open: bool, **_: Any) -> None:
 
 def main() -> None:
     """Runs the command line. Its exit status is that of `terminal.run`."""
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # this tool says itself what it waits for
     logger = logging.getLogger(__package__)
     handler = terminal.LogPrinter(_in_flags)
     logger.addHandler(handler)
