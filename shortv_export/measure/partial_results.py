@@ -71,19 +71,20 @@ class PartialResults:
         Raises:
             ShortVError: it cannot be written, or another run writes the same output.
         """
+        if self.path is not None:
+            self._write(self.path, {"settings": self.settings, "sample": sample, "what": what, "values": values})
         self.values[sample, what] = values
-        if self.path is None:
-            return
+
+    def _write(self, path: Path, record: dict[str, Any]) -> None:
         if self._file is None:
-            self._file = self._open(self.path)
-        record = {"settings": self.settings, "sample": sample, "what": what, "values": values}
+            self._file = self._open(path)
         # The file may end in half a line of an interrupted run.
         line = f"\n{json.dumps({**record, 'sha256': _checksum(record)})}\n".encode()
         try:
             while line:
                 line = line[self._file.write(line) :]
         except OSError as error:
-            raise ShortVError(f"cannot write {self.path}: {error.strerror}.") from None
+            raise ShortVError(f"cannot write {path}: {error.strerror}.") from None
 
     @contextmanager
     def kept(self) -> Iterator[None]:
