@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -14,9 +14,8 @@ from typing import Annotated, Any
 
 import typer
 
-from . import __version__, pipeline
+from . import __version__, pipeline, terminal
 from .demo import run_demo
-from .errors import ShortVError, UsageError
 from .options import Option, options_of, with_flags
 
 app = typer.Typer(
@@ -39,7 +38,7 @@ def _options(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
     if version:
-        print(__version__)
+        _print(__version__)
         raise typer.Exit
 
 
@@ -120,7 +119,7 @@ def _show_score(scores: Any, as_json: bool, output: Path, budget: Any, **_: Any)
     count = budget.num_frozen or default_count(len(scores.visual))
     if as_json:
         found = boundary(scores, count)
-        return _print_json({**asdict(scores), "boundary": asdict(found) if found else None})
+        return terminal.say_json({**asdict(scores), "boundary": asdict(found) if found else None})
     _print(f"Layer Contribution over {scores.num_samples} samples, written to {output}")
     _print(f"least needed layers first: {', '.join(map(str, ranking(scores.visual)))}")
     _print(f"with {count} frozen layers, {describe(scores, count)}")
@@ -130,7 +129,7 @@ def _show_score(scores: Any, as_json: bool, output: Path, budget: Any, **_: Any)
 def _show_package(package: Any, as_json: bool, base: str, out: Path | None, **_: Any) -> None:
     recipe, folder = package.recipe, out or base  # with a recipe, the folder may be the only argument
     if as_json:
-        return _print_json({"package": str(folder), **recipe.to_dict()})
+        return terminal.say_json({"package": str(folder), **recipe.to_dict()})
     frozen = ", ".join(map(str, recipe.frozen_layers))
     _print(f"{folder}: {len(recipe.frozen_layers)} of {recipe.num_layers} layers frozen ({frozen})")
     _print(f"FLOPs ratio {recipe.cost['flops_ratio']:.3f}; next: shortv-export verify {folder}")
@@ -139,7 +138,7 @@ def _show_package(package: Any, as_json: bool, base: str, out: Path | None, **_:
 @_command(pipeline.verify)
 def _show_verify(result: Any, as_json: bool, package: str, **_: Any) -> None:
     if as_json:
-        _print_json({"verdict": result.verdict, "checks": [asdict(check) for check in result.checks]})
+        terminal.say_json({"verdict": result.verdict, "checks": [asdict(check) for check in result.checks]})
     else:
         states = {True: "passed", False: "FAILED", None: "not made"}
         rows = [(states[check.passed], check.name, check.detail) for check in result.checks]
@@ -155,11 +154,12 @@ def _show_evaluate(evaluation: Any, as_json: bool, package: str, output: Path, u
     from .evaluation import tables
 
     if as_json:
-        return _print_json(evaluation.to_dict())
+        return terminal.say_json(evaluation.to_dict())
     number, where = evaluation.data["num_samples"], f"{evaluation.dtype}, {evaluation.device}"
     _print(f"{package} against its base: {number} samples, {where}")
     for title, lines in tables(evaluation):
-        _print_table(f"\n{title}", lines)
+        _print("")
+        _print_table(title, lines)
     for note in evaluation.notes:
         _print(note)
     _print(f"intervals are 95 %, KL in nats; written to {output}")
@@ -170,46 +170,59 @@ def _show_evaluate(evaluation: Any, as_json: bool, package: str, output: Path, u
 @_command(pipeline.push, "recipe")
 def _show_push(result: Any, as_json: bool, target: Any, **_: Any) -> None:
     if as_json:
-        _print_json(asdict(result))
+        terminal.say_json(asdict(result))
     elif not target.dry_run and not target.create_pr:
-        _print(f"\nload it with\n\n{result.snippet}")
+        _print("", "load it with", "", *result.snippet.splitlines())
 
 
 @_command(run_demo, json=False)
 def _show_demo(demo: Any, as_json: bool, open: bool, **_: Any) -> None:
     for title, lines in demo.tables:
-        _print_table(f"\n{title}", lines)
-    _print(f"\nLook at {demo.card}, the card, and {demo.card.with_name('layer_contribution.png')}.")
+        _print("")
+        _print_table(title, lines)
+    _print("", f"Look at {demo.card}, the card, and {demo.card.with_name('layer_contribution.png')}.")
     _print("Next: shortv-export push llava-hf/llava-1.5-7b-hf USER/NAME --preset paper")
     if open and sys.stdout.isatty():
         typer.launch(str(demo.card))
 
 
 def main() -> None:
-    """Runs the command line: status 0 done, 1 failed with a one-line reason, 2 wrong usage, 130 interrupted."""
+    """Runs the command line. Its exit status is that of `terminal.run`."""
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # this tool says itself what it waits for
     logger = logging.getLogger(__package__)
-    handler = _Printer()
+    handler = terminal.LogPrinter(_in_flags)
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     try:
-        app()
-    except ShortVError as error:
-        if "--debug" in sys.argv[1:]:
-            raise
-        typer.secho(f"error: {with_flags(str(error), _NAMES)}", fg=typer.colors.RED, err=True)
-        sys.exit(2 if isinstance(error, UsageError) else 1)
-    except KeyboardInterrupt:
-        typer.secho("interrupted", err=True)
-        sys.exit(130)
+        status = terminal.run(_run, debug="--debug" in sys.argv[1:], words=_in_flags)
     finally:
         logger.removeHandler(handler)
+    sys.exit(status)
 
 
-class _Printer(logging.Handler):
-    """Prints what the functions log."""
+def _run() -> None:
+    """Parses the command line and calls the command.
 
-    def emit(self, record: logging.LogRecord) -> None:
-        _print(record.getMessage())
+    Without typer's own `main`, which takes an interruption, the end of a file or a broken pipe for its own affair.
+    """
+    command = typer.main.get_command(app)
+    try:
+        with command.make_context("shortv-export", sys.argv[1:]) as context:
+            command.invoke(context)
+    except typer.Exit as end:
+        sys.exit(end.exit_code)
+    except typer.Abort as error:
+        raise EOFError("the input ended") from error
+    except Exception as error:
+        # click's exceptions for wrong usage; typer brings them along or not, depending on its release.
+        if (tell := getattr(error, "format_message", None)) is None:
+            raise
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()  # type: ignore[attr-defined]
+        else:
+            path = getattr(getattr(error, "ctx", None), "command_path", "shortv-export")
+            terminal.say_error(f"{tell().rstrip('.')}; see {path} --help.")
+        sys.exit(error.exit_code)  # type: ignore[attr-defined]
 
 
 class _quiet:
@@ -225,22 +238,13 @@ class _quiet:
         self.bars.__exit__()
 
 
-def _print(text: str) -> None:
-    from rich.console import Console
+def _in_flags(text: str) -> str:
+    return with_flags(text, _NAMES)
 
-    Console(highlight=False, soft_wrap=True).print(with_flags(text, _NAMES), markup=False)
+
+def _print(*lines: str) -> None:
+    terminal.say(*map(_in_flags, lines))
 
 
 def _print_table(title: str, rows: Sequence[tuple[str, ...]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
-    for row in rows:
-        table.add_row(*(Text(with_flags(cell, _NAMES)) for cell in row))
-    Console(highlight=False).print(table)
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, default=str))
+    terminal.say_table(title, [tuple(map(_in_flags, row)) for row in rows])

@@ -66,11 +66,13 @@ def score(
         ShortVError: the base or the data cannot be used; a number is out of range; too little memory.
     """
     from .base import resolve_base
+    from .files import check_writable
     from .selection import preview_selection
 
     if budget.max_kl is not None:
         raise ShortVError("`max_kl` is measured after scoring; give it to `shortv-export package`.")
     _check_rounds(samples, scoring)
+    check_writable(Path(output))
     resolved = resolve_base(base, revision=revision, weights=False)
     preview_selection(resolved, Choice(), budget, seed=samples.seed)
     return _score(resolved, Path(output), samples, budget, scoring, placement)
@@ -210,9 +212,11 @@ def evaluate(
             updated.
     """
     from .evaluation import require_evaluable
+    from .files import check_writable
     from .packaging import Package, require_updatable
 
     output = Path(output)
+    check_writable(output)
     if update_card and not Path(package).is_dir():
         raise ShortVError(f"{package} is no folder, and only a folder's card can be updated; package the base again.")
     opened = Package.open(package, revision=revision)
@@ -298,15 +302,18 @@ def _look_at_base(source: str, conversion: Conversion) -> tuple[BaseModel, Any]:
 def _convert(base: BaseModel, out: Path, conversion: Conversion) -> Package:
     """From a base to a verified package, evaluated if that was asked for."""
     from .base import fetch_weights
+    from .files import check_writable
     from .packaging import Draft
     from .verification import verify_package
 
     choice, budget, samples, placement = conversion.choice, conversion.budget, conversion.samples, conversion.placement
     draft = Draft.of(base, out, conversion.contents)
+    scores_file, output = (draft.out.with_name(f"{draft.out.name}.{name}.json") for name in ("scores", "evaluation"))
+    for file in (scores_file, output):
+        check_writable(file)
     if choice.sources:
         fetch_weights(base)
     else:
-        scores_file = out.with_name(f"{out.name}.scores.json")
         scores = _score(base, scores_file, samples, budget, conversion.scoring, placement)
         logger.info("scored %d layers on %d samples: %s", len(scores.visual), scores.num_samples, scores_file)
         choice = replace(choice, scores=scores_file)
@@ -317,7 +324,6 @@ def _convert(base: BaseModel, out: Path, conversion: Conversion) -> Package:
     verification.raise_if_failed()
     logger.info(verification.summary)
     if (number := conversion.evaluate) is not None:
-        output = out.with_name(f"{out.name}.evaluation.json")
         held_out = replace(samples, num_samples=number)
         _, package = _evaluate(package, output, held_out, Questions(), Comparison(), placement, update_card=True)
         logger.info("evaluated on %d samples: %s", number, output)

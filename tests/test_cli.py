@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,6 +21,8 @@ from shortv_export import pipeline
 from shortv_export.base.cost import flops_ratio
 from shortv_export.base.resolve import resolve_base
 from shortv_export.errors import ShortVError
+from shortv_export.measure.partial_results import PartialResults
+from shortv_export.measure.scorer import Scorer
 from shortv_export.options import Budget, Samples, Scoring
 from shortv_export.records.evaluation import Evaluation
 from shortv_export.records.scores import Scores
@@ -228,8 +232,6 @@ def test_rounds_select_by_the_budget(tiny_base: Any, question_folder: Path, tmp_
 def test_rounds_measure_no_sample_twice(
     run: Any, tiny_base: Any, question_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from shortv_export.measure.partial_results import PartialResults
-
     measured = []
     add = PartialResults.add
 
@@ -410,6 +412,117 @@ def test_help_imports_nothing_heavy() -> None:
         "sys.exit(repr(heavy) if heavy else 0)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["score", "nowhere", "--output", "{tmp}/folder"], "is a folder"),
+        (["score", "nowhere", "--output", "{tmp}/file/scores.json"], "Not a directory"),
+        (["score", "nowhere", "--output", "/dev/null"], "is no regular file"),
+        (["score", "nowhere", "--output", "/proc/scores.json"], "cannot write"),
+        (["score", "nowhere", "--output", "{tmp}/{long}"], "File name too long"),
+        (["evaluate", "nowhere", "--output", "{tmp}/folder"], "is a folder"),
+        (["evaluate", "nowhere", "--output", "/sys/evaluation.json"], "cannot write"),
+        (["package", "{base}", "{tmp}/{long}", "--frozen-layers", "1"], "File name too long"),
+        (["package", "{base}", "/proc/package", "--frozen-layers", "1"], "cannot write"),
+        (["package", "{base}", "{tmp}/file/package", "--frozen-layers", "1"], "Not a directory"),
+        (["package", "{base}", "/", "--frozen-layers", "1"], "is a mount point"),
+        (["demo", "--output", "/proc/demo"], "cannot write"),
+    ],
+)
+def test_the_output_is_looked_at_first(
+    run: Any, tiny_base: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], reason: str
+) -> None:
+    if arguments[0] == "demo":
+        monkeypatch.delitem(sys.modules, "huggingface_hub", raising=False)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    places = {"tmp": tmp_path, "base": tiny_base(), "long": "x" * 300}
+    status, out, err = run(*(argument.format(**places) for argument in arguments))
+    assert (status, out) == (1, "")
+    assert reason in one_line(err)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_push_looks_at_the_files_beside_its_package(
+    run: Any, hub: Any, tiny_base: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "_score", lambda *_: pytest.fail("it was measured"))
+    for name in ("scores", "evaluation"):
+        (tmp_path / f"out.{name}.json").mkdir()
+        arguments = ["push", tiny_base(), "loopback/x", "--out", tmp_path / "out", "--license", "mit"]
+        status, out, err = run(*arguments)
+        assert (status, out) == (1, "")
+        assert f"out.{name}.json is a folder" in one_line(err)
+        (tmp_path / f"out.{name}.json").rmdir()
+    assert list(hub.repos) == []
+
+
+def test_what_was_measured_is_kept_if_it_cannot_be_written(
+    run: Any, tiny_base: Any, question_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk becomes full after the last sample."""
+    save, limit = Scores.save, resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def full(scores: Scores, path: Path) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, limit[1]))
+        try:
+            save(scores, path)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+
+    output = tmp_path / "scores.json"
+    arguments = ["score", tiny_base(), "--data", question_folder, "--num-samples", 2, "--output", output]
+    with monkeypatch.context() as patch:
+        patch.setattr(Scores, "save", full)
+        status, _, err = run(*arguments)
+    assert status == 1
+    kept = "finished samples are kept (2): run the same command to go on"
+    assert one_line(err) == f"error: cannot write {output}: File too large; {kept}\n"
+    monkeypatch.setattr(Scorer, "_measure", lambda *_: pytest.fail("it was measured again"))
+    status, _, err = run(*arguments)
+    assert (status, err) == (0, "")
+    assert Scores.load(output).num_samples == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["photos", "scores.json"]
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "word"), [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")]
+)
+def test_a_stopped_measurement_goes_on(
+    run: Any,
+    tiny_base: Any,
+    question_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    status: int,
+    word: str,
+) -> None:
+    output = tmp_path / "scores.json"
+    arguments = ["score", tiny_base(), "--data", question_folder, "--num-samples", 3, "--output", output]
+    add = PartialResults.add
+
+    def stop(self: PartialResults, *result: Any) -> None:
+        add(self, *result)
+        if len(self.values) == 2:
+            os.kill(os.getpid(), number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PartialResults, "add", stop)
+        found, _, err = run(*arguments)
+    kept = "finished samples are kept (2): run the same command to go on"
+    assert (found, err) == (status, f"{word}; {kept}\n")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["photos", "scores.json.partial.jsonl"]
+    partial = tmp_path / "scores.json.partial.jsonl"
+    partial.write_bytes(partial.read_bytes().replace(b"0.", b"9.", 1) + b"[null]\n")
+    found, _, err = run(*arguments)
+    assert found == 0
+    assert err == f"warning: {partial}: 2 damaged lines are left out; their samples are measured again\n"
+    resumed = Scores.load(output)
+    assert run(*arguments)[0] == 0
+    assert Scores.load(output) == resumed
 
 
 def test_demo(tmp_path: Path) -> None:

@@ -38,7 +38,8 @@ LEVELS = (
     "records",
     "hub",
     "files",
-    "options __init__",
+    "terminal",
+    "options __init__ processes",
     "errors",
 )
 HEIGHT = {room: -level for level, rooms in enumerate(LEVELS) for room in rooms.split()}

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from ..errors import ShortVError
+from ..files import check_writable, write_text
 from ..options import Choice, Comparison, Help, Questions, Samples
 
 if TYPE_CHECKING:
@@ -51,7 +52,8 @@ class _Steps:
 
     def begin(self, name: str, description: str) -> None:
         self.name, self.started = name, time.perf_counter()
-        logger.info("\n%d. %s: %s", len(self.rows) + 1, name, description)
+        logger.info("")
+        logger.info("%d. %s: %s", len(self.rows) + 1, name, description)
 
     def done(self, result: str) -> None:
         self.rows.append((self.name, result, f"{time.perf_counter() - self.started:.1f} s"))
@@ -173,12 +175,12 @@ def _contributions(scores: Scores, frozen_layers: Sequence[int]) -> list[tuple[s
 
 
 def _prepare(output: Path) -> None:
+    check_writable(output, folder=True)
     if output.exists():
         if not (output / _MARKER).is_file():
             raise ShortVError(f"{output} exists and is not an earlier demo's; choose another `output`.")
-        shutil.rmtree(output)
-    output.mkdir(parents=True)
-    (output / _MARKER).touch()
+        shutil.rmtree(output, ignore_errors=True)
+    write_text(output / _MARKER, "")
 
 
 def _load(hub: LoopbackHub, revision: str, image: Path, question: str, output: Path) -> dict[str, Any]:

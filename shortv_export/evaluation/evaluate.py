@@ -23,7 +23,7 @@ from ..records import Evaluation, Row, Speed, library_versions
 from ..samples import DrawnSamples, Sample, encode_samples
 from .baselines import paper_baselines
 from .changes import Change, Inputs, frozen_lists, shortv
-from .fidelity import measure_fidelity
+from .fidelity import is_answers, measure_fidelity
 from .report import notes_on
 from .speed import accelerators, device_name, measure_speed
 from .summary import accuracy_by_group, accuracy_of, fidelity_of
@@ -109,18 +109,20 @@ def evaluate_package(
     recipe = package.recipe
     changes = [shortv(layers, recipe.num_layers) for layers in frozen_lists(package, comparison.sweep)]
     advice = "load it with `dtype` bfloat16 or spread it with `device_map` auto, or ask for less with `max_new_tokens`"
-    with out_of_memory(f"{advice} and `at`. Finished samples are kept"):
+    with out_of_memory(f"{advice} and `at`"):
         model, processor = load_package(package, placement)
         prompt, size = _median_prompt(model, processor, samples.samples)
         if comparison.baselines:
             changes += paper_baselines(recipe.frozen_layers, *size, package.scores)
         device = device_name(model)
         settings = [recipe.sha256, str(model.dtype), device, max_new_tokens, library_versions()]
-        finished = PartialResults(output, hashlib.sha256(json.dumps(settings).encode()).hexdigest())
-        answers = measure_fidelity(
-            model, processor, samples.samples, changes, max_new_tokens=max_new_tokens, finished=finished
-        )
-        speeds = [_measure_speeds(model, change, prompt, comparison) for change in changes]
+        digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+        finished = PartialResults(output, digest, is_valid=is_answers)
+        with finished.kept():
+            answers = measure_fidelity(
+                model, processor, samples.samples, changes, max_new_tokens=max_new_tokens, finished=finished
+            )
+            speeds = [_measure_speeds(model, change, prompt, comparison) for change in changes]
     rows = tuple(
         Row(
             name=change.name,
@@ -149,7 +151,8 @@ def evaluate_package(
         rows=rows,
     )
     if output is not None:
-        evaluation.save(output)
+        with finished.kept():
+            evaluation.save(output)
         finished.delete()
     return evaluation
 

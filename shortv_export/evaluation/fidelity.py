@@ -10,9 +10,10 @@ For each sample and each change (see `changes.Change`):
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor
@@ -40,6 +41,17 @@ class Answers:
     changed: str
 
 
+def is_answers(values: Any) -> bool:
+    """Whether these are the fields of `Answers`, as an earlier run kept them."""
+    kinds = get_type_hints(Answers)
+    return (
+        isinstance(values, dict)
+        and values.keys() == kinds.keys()
+        and all(type(value) is kinds[name] for name, value in values.items())
+        and all(math.isfinite(value) for value in values.values() if isinstance(value, float))
+    )
+
+
 def measure_fidelity(
     model: Any,
     processor: Any,
@@ -65,7 +77,7 @@ def measure_fidelity(
     from huggingface_hub.utils import tqdm
 
     finished = finished or PartialResults(None, "")
-    for sample in tqdm(samples, desc="Evaluating samples", unit="sample"):
+    for sample in tqdm(samples, desc="Evaluating samples", unit="sample", disable=None):
         missing = [change for change in changes if finished.get(sample.digest, _key(change)) is None]
         if missing:
             inputs = placed(model, encode_samples(processor, [sample]))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..errors import ShortVError
 from .hashing import file_sha256
+from .temporary import temporary_beside
 
 
 @contextmanager
@@ -18,27 +18,19 @@ def new_folder(out: Path) -> Iterator[Path]:
     """Makes the folder `out`, complete or not at all; `out` must be missing or empty before.
 
     Yields a hidden folder beside `out` to write into, and renames it to `out` at the end. After an exception, it is
-    removed, together with new parent folders.
+    removed, together with new parent folders. What a killed process left is removed the next time.
 
     Raises:
         ShortVError: writing failed.
     """
-    new_parents = [parent for parent in out.parents if not parent.exists()]
-    folder = None
+    real = Path(os.path.realpath(out))  # a link stays a link
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-        yield folder
-        folder.chmod(0o755)  # mkdtemp makes private folders
-        os.replace(folder, out)
+        with temporary_beside(real, folder=True) as folder:
+            yield folder
+            folder.chmod(0o755)  # temporary folders are private
+            os.replace(folder, real)
     except OSError as error:
         raise ShortVError(f"cannot write {out}: {error.strerror or error}.") from None
-    finally:
-        if folder:
-            shutil.rmtree(folder, ignore_errors=True)
-        for parent in new_parents:
-            with suppress(OSError):  # not empty, as it holds `out`
-                parent.rmdir()
 
 
 def link_or_copy(source: Path, target: Path) -> bool:

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ..errors import ShortVError
+from ..errors import ShortVError, shown
 from .json_file import read_json, write_json
 from .reading import open_regular
 
@@ -50,7 +50,9 @@ def file_sha256(path: Path, *, remembered: bool = False, folder: Path | None = N
                 return known
             digest = hashlib.sha256()
             size, hidden = before.st_size, not large or None  # with None, the Hub client's settings decide
-            with tqdm(total=size, unit="B", unit_scale=True, desc=f"Hashing {path.name}", disable=hidden) as bar:
+            with tqdm(
+                total=size, unit="B", unit_scale=True, desc=f"Hashing {shown(path.name)}", disable=hidden
+            ) as bar:
                 while chunk := file.read(_CHUNK):
                     digest.update(chunk)
                     bar.update(len(chunk))

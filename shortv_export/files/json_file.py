@@ -1,15 +1,15 @@
-"""Reads JSON files up to a size limit; writes JSON and text files atomically."""
+"""Reads JSON files up to a size limit; writes JSON and text files, whole or not at all."""
 
 from __future__ import annotations
 
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from ..errors import ShortVError
 from .reading import read_regular
+from .temporary import temporary_beside
 
 _MAX_JSON_BYTES = 64 * 1024 * 1024
 
@@ -41,25 +41,25 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file atomically, by renaming a temporary file beside it. Makes its folder if needed.
+    """Writes a text file, whole or not at all, by renaming a temporary file beside it. Makes its folder if needed.
+
+    If `path` is a link, the file that it points to is written.
 
     Raises:
-        ShortVError: the folder is not writable, or the text has a lone surrogate, as parsed JSON may have.
+        ShortVError: it cannot be written, or the text has a lone surrogate, as parsed JSON may have.
     """
     try:
         data = text.encode()
     except UnicodeEncodeError:
         raise ShortVError(f"cannot write {path}: its text is not valid Unicode.") from None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:
-        raise ShortVError(f"cannot write {path}: {error.strerror}.") from None
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        real = Path(os.path.realpath(path))
+        with temporary_beside(real) as temporary:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())  # or a power cut may leave an empty file under the name
+            temporary.chmod(0o644)
+            os.replace(temporary, real)
+    except (OSError, ValueError) as error:  # ValueError: a name with a null character
+        raise ShortVError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}.") from None

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +73,9 @@ class Scorer:
         self.output = output
         self.process = this_process()
         settings = _settings(base, placement.dtype, self.divergence)
-        self.finished = PartialResults(output, settings, self.process.process_index)
+        self.finished = PartialResults(
+            output, settings, self.process.process_index, is_valid=partial(_is_result, num_layers=base.num_layers)
+        )
         self.model: Any = None
         self.layers: Iterable[nn.Module] | None = None
         self.processor: Any = None
@@ -92,9 +96,10 @@ class Scorer:
         share = [samples.samples[number] for number in numbers]
         missing = [sample for sample in share if self.finished.get(sample.digest, _MEASUREMENT) is None]
         if missing:
-            if self.model is None:
-                self._load(missing)
-            self._measure(missing, len(share))
+            with self.finished.kept():
+                if self.model is None:
+                    self._load(missing)
+                self._measure(missing, len(share))
 
         # Each process fills in its own share. Adding zeros is exact, so the sum is what one process would have.
         values = torch.zeros(len(samples.samples), 3, self.base.num_layers, dtype=torch.float64)
@@ -114,7 +119,8 @@ class Scorer:
         if self.output is None:
             raise ValueError("there is no output to save to")
         if self.process.is_main_process:
-            scores.save(self.output)
+            with self.finished.kept():
+                scores.save(self.output)
         self.process.wait_for_everyone()
         self.finished.delete()
 
@@ -175,6 +181,16 @@ class Scorer:
     def _load_whole(self) -> None:
         where = {"device_map": self.device_map, "max_memory": self.placement.max_memory}
         self.model, _ = load_base(self.base, dtype=self.placement.dtype, **where)
+
+
+def _is_result(values: Any, num_layers: int) -> bool:
+    """Whether these are the values of a sample, as `Scorer` keeps them."""
+    return (
+        isinstance(values, dict)
+        and values.keys() == {*_VALUES}
+        and all(isinstance(each, list) and len(each) == num_layers for each in values.values())
+        and all(isinstance(value, float) and math.isfinite(value) for each in values.values() for value in each)
+    )
 
 
 def _dtype(base: BaseModel, files: Sequence[Path], dtype: str) -> torch.dtype:

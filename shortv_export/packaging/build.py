@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..base import BaseModel
 from ..errors import ShortVError
-from ..files import carry, check_space, new_folder, same_device
+from ..files import carry, check_space, check_writable, new_folder, same_device
 from ..options import Contents
 from ..records import FIGURE_NAME, WEIGHTS, Evaluation, Recipe, Scores, Selection, library_versions
 from .card_metadata import Inherited, inherited_metadata, plain_line, recorded_metadata
@@ -146,7 +146,8 @@ def _check_figures(made: Recipe, recipe: Recipe) -> None:
 
 
 def _check_empty(out: Path) -> None:
-    """Refuses an output path that is not free."""
+    """Refuses an output path that is not free or cannot be written."""
+    check_writable(out, folder=True)
     if out.is_dir():
         if any(out.iterdir()):
             raise ShortVError(f"{out} exists and is not empty; name another output folder.")

@@ -10,11 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from ..base import BaseModel
 from ..errors import ShortVError
-from ..files import file_identity
+from ..files import file_identity, scratch_folder
 from .comparison import Comparison, NotMade
 from .package import Package
 
@@ -116,9 +115,9 @@ def require_intact(package: Package, failure: str, *, weights: bool = True, fetc
     Raises:
         ShortVError: a file is missing, foreign or changed; or the weights cannot be had.
     """
-    with TemporaryDirectory(prefix="shortv-") as temporary:
+    with scratch_folder("inspect") as temporary:
         inspection = inspect_package(
-            package, Path(temporary, "package"), look_up=fetch and _refers(package), weights=weights, fetch=fetch
+            package, temporary / "package", look_up=fetch and _refers(package), weights=weights, fetch=fetch
         )
     missing = [check for check in inspection.checks if fetch and check.name == "weights" and check.passed is None]
     for check in (*filter(None, [inspection.failed]), *missing):

@@ -10,11 +10,12 @@ from typing import Any
 
 from ..base import FAMILIES, BaseModel, Family
 from ..errors import ShortVError
-from ..files import read_json
+from ..files import read_json, recover
 from ..hub import download_files, hub_error
 from ..records import (
     CONFIG_NAME,
     EVALUATION_NAME,
+    FOREIGN_FILES,
     RECIPE_NAME,
     RESULTS_FOLDER,
     TOKENIZER_CONFIG_NAME,
@@ -50,6 +51,7 @@ class Package:
             ShortVError: there is no such package, or it cannot be downloaded.
         """
         folder = Path(name)
+        recover(folder.absolute(), FOREIGN_FILES)
         if not folder.is_dir():
             return _download(str(name), revision)
         if revision is not None:
@@ -59,6 +61,7 @@ class Package:
     @staticmethod
     def is_at(name: str | Path) -> bool:
         """Whether `name` is a folder with a package."""
+        recover(Path(name).absolute(), FOREIGN_FILES)
         return (Path(name) / RECIPE_NAME).is_file()
 
     @cached_property

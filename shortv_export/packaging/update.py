@@ -6,13 +6,10 @@ The recipe's hash changes, and with it the package's tag on the Hub. A version p
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from dataclasses import replace
-from pathlib import Path
 
 from ..errors import ShortVError
-from ..files import json_text, link_or_copy, write_text
+from ..files import json_text, link_or_copy, replacement, write_text
 from ..records import CARD_NAME, FOREIGN_FILES, RECIPE_NAME, Evaluation, Recipe, library_versions
 from .build import add_measured
 from .card import render_card
@@ -48,7 +45,7 @@ def require_updatable(package: Package, *, sweep: bool = False) -> None:
 
 
 def add_evaluation(package: Package, evaluation: Evaluation) -> Package:
-    """Adds an evaluation to its package, or replaces an earlier one: all of it or nothing.
+    """Adds an evaluation to its package, or replaces an earlier one: all of it or nothing, even if it is killed.
 
     The new folder is made beside the old one, with hard links to the unchanged files, and then replaces it.
 
@@ -65,29 +62,12 @@ def add_evaluation(package: Package, evaluation: Evaluation) -> Package:
     folder = package.folder.resolve()
     before = package.recipe
     unchanged = expected_files(before) - before.measured.keys() - {RECIPE_NAME, CARD_NAME}
-    hidden = None  # holds the new folder and then, for a moment, the old one
-    try:
-        hidden = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        new, old = hidden / "new", hidden / "old"
-        new.mkdir(mode=0o755)
+    with replacement(folder, FOREIGN_FILES) as new:
         recipe = add_measured(new, replace(before, measured={}), evaluation)
         for name in unchanged:
             link_or_copy(folder / name, new / name)
         write_text(new / RECIPE_NAME, json_text(recipe.to_dict()))
         write_text(new / CARD_NAME, _render(package, recipe, Package.open(new).tag, evaluation))
-        os.rename(folder, old)
-        os.rename(new, folder)
-        for name in FOREIGN_FILES:
-            if (old / name).exists():
-                os.rename(old / name, folder / name)
-    except OSError as error:
-        raise ShortVError(f"cannot replace {folder}: {error.strerror or error}.") from None
-    finally:
-        if hidden is not None:
-            if not folder.exists():
-                os.rename(hidden / "old", folder)
-            if not any((hidden / "old" / name).exists() for name in FOREIGN_FILES):
-                shutil.rmtree(hidden, ignore_errors=True)
     return Package.open(package.name)
 
 

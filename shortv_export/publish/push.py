@@ -7,11 +7,10 @@ hash, so that the card can say which revision to load.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from ..base import BaseModel
 from ..errors import ShortVError
+from ..files import scratch_folder
 from ..packaging import Package, inspect_package
 from ..records import CARD_NAME
 from .card import check_metadata
@@ -99,8 +98,8 @@ def push_package(package: Package, repository: Repository, *, base: BaseModel | 
             somebody else changed the repository since `inspect_repository`. If there is a commit, the error says so,
             and what is missing.
     """
-    with TemporaryDirectory(prefix="shortv-push-") as temporary:
-        inspection = inspect_package(package, Path(temporary, "package"), base=base, weights=False)
+    with scratch_folder("push") as temporary:
+        inspection = inspect_package(package, temporary / "package", base=base, weights=False)
         failed = inspection.failed
         if failed and (failed.name != "card" or repository.target.card is None):
             advice = " Publish it as it is with `card` package." if failed.name == "card" else ""

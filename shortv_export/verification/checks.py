@@ -10,10 +10,10 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from ..base import BaseModel
 from ..errors import ShortVError, one_line
+from ..files import scratch_folder
 from ..measure import available_memory
 from ..packaging import Check, Inspection, Package, inspect_package
 from .isolated import run_isolated
@@ -78,11 +78,11 @@ def verify_package(package: Package, *, base: BaseModel | None = None, timeout: 
         base: what it should have been made of; None looks up the recipe's base at its commit.
         timeout: seconds for the fresh process.
     """
-    with TemporaryDirectory(prefix="shortv-verify-") as temporary:
-        inspection = inspect_package(package, Path(temporary, "package"), base=base, fetch=True)
+    with scratch_folder("verify") as temporary:
+        inspection = inspect_package(package, temporary / "package", base=base, fetch=True)
         checks = list(inspection.checks)
         if inspection.failed is None:
-            checks += _run(inspection, Path(temporary), timeout)
+            checks += _run(inspection, temporary, timeout)
         return Verification(package.name, tuple(checks))
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 from ..files import write_json, write_text
 from ..packaging import Check, Inspection
+from ..processes import lifeline, tied
 from ..records import CONFIG_NAME, TOKENIZER_CONFIG_NAME, WEIGHT_FILES
 
 # The variables of the environment that the child sees: no secrets.
@@ -57,15 +57,18 @@ def run_isolated(inspection: Inspection, folder: Path, resident_layers: int | No
         "TRANSFORMERS_VERBOSITY": "error",
     }
     try:
-        child = subprocess.run(
-            [sys.executable, "-I", "-B", str(Path(__file__).with_name("child.py"))],
-            input=json.dumps(task),
-            env=environment,
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-        )
+        with lifeline() as ends:
+            child = subprocess.run(
+                tied(Path(__file__).with_name("child.py"), ends),
+                input=json.dumps(task),
+                env=environment,
+                cwd=folder,
+                pass_fds=ends,
+                capture_output=True,
+                encoding="utf-8",
+                errors="replace",
+                timeout=timeout,
+            )
     except subprocess.TimeoutExpired:
         return [Check("process", None, f"it took more than {timeout:g} s")]
     if child.returncode == -9:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -225,6 +226,8 @@ def test_an_interrupted_run_goes_on(make_package: Callable[..., str], questions:
     # Finished samples are read and not measured again, unless the settings differ.
     first = json.loads(kept.split("\n")[1])
     first["values"]["first_token_kl"] = 1000.0
+    del first["sha256"]
+    first["sha256"] = hashlib.sha256(json.dumps(first).encode()).hexdigest()
     for new_tokens, is_read in ((NEW_TOKENS + 1, False), (NEW_TOKENS, True)):
         partial.write_text(json.dumps(first), encoding="utf-8")
         found = run_evaluation(package, questions, output=output, max_new_tokens=new_tokens)

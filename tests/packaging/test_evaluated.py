@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,8 +20,9 @@ import yaml
 from shortv_export import cli, pipeline
 from shortv_export.base.resolve import resolve_base
 from shortv_export.errors import ShortVError
+from shortv_export.files import exchange
 from shortv_export.options import Budget, Conversion, Samples, Target
-from shortv_export.packaging import update
+from shortv_export.packaging import build, update
 from shortv_export.packaging.evaluation_files import check_task, evaluation_files
 from shortv_export.packaging.figures import draw_sweep
 from shortv_export.packaging.package import Package
@@ -397,7 +399,7 @@ def test_other_drawing_libraries(package: Path, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("fails", [1, 2])
 def test_a_failed_replacement_leaves_the_package(package: Path, fails: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whichever of the two renames fails."""
+    """Whichever of the two renames fails, on a system that cannot swap two names."""
     before, calls, rename = content(package), [], os.rename
 
     def failing(source: Any, target: Any) -> None:
@@ -406,11 +408,67 @@ def test_a_failed_replacement_leaves_the_package(package: Path, fails: int, monk
             raise OSError(28, "No space left on device")
         rename(source, target)
 
+    monkeypatch.setattr(exchange, "_swap", lambda *_: False)
     monkeypatch.setattr(os, "rename", failing)
     with pytest.raises(ShortVError, match=r"cannot replace .*: No space left on device"):
         evaluate(package)
     assert content(package) == before
     assert [path.name for path in package.parent.iterdir()] == ["package"]
+
+
+@pytest.mark.parametrize("swaps", [True, False])
+def test_a_kill_leaves_the_whole_old_or_the_whole_new_package(
+    package: Path, swaps: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A child process updates the package and is killed before each of its changes to the disk in turn."""
+    opened = Package.open(package)
+    evaluation = evaluation_of(opened.recipe, data=BENCHMARK)
+    files = evaluation_files(evaluation)
+    monkeypatch.setattr(build, "evaluation_files", lambda _: files)  # drawing takes longest, and is the same each time
+    if not swaps:
+        monkeypatch.setattr(exchange, "_swap", lambda *_: False)
+    spare = shutil.copytree(package, tmp_path / "spare" / "package")
+    updated = shutil.copytree(package, tmp_path / "updated" / "package")
+    add_evaluation(Package.open(updated), evaluation)
+    old, new, seen, status = content(package), content(updated), [], -1
+    place = tmp_path / "place" / "package"
+    for step in range(1, 1000):
+        shutil.rmtree(place, ignore_errors=True)
+        shutil.copytree(spare, place)
+        (place / ".git").mkdir()
+        child = os.fork()
+        if child == 0:
+            kill_at(step, place.parent)
+            add_evaluation(replace(opened, name=str(place), folder=place), evaluation)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        if swaps:
+            assert content(place) in (old, new), step
+        Package.open(place)  # finishes what was left, or puts it back
+        assert (place / ".git").is_dir(), step
+        assert [path.name for path in place.parent.iterdir()] == ["package"], step
+        seen.append(["old", "new"][[old, new].index(content(place))])
+        if status == 0:
+            break
+    assert seen == sorted(seen, reverse=True), "first the old one, then the new one"
+    assert seen.count("old") > 3
+    assert seen.count("new") > 1, "no kill came after the replacement"
+
+
+def kill_at(step: int, folder: Path) -> None:
+    """Kills this process before its so manieth change of the folder. The hook cannot be taken off again."""
+    changes = ("os.mkdir", "os.rename", "os.rmdir", "os.remove", "shutil.rmtree")
+    seen = 0
+
+    def count(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal seen
+        inside = event in changes and folder in Path(os.fsdecode(arguments[0])).parents
+        if inside or event == "ctypes.dlsym":  # just before the swap
+            seen += 1
+            if seen == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(count)
 
 
 @pytest.mark.parametrize(
