@@ -115,7 +115,7 @@ def require_intact(package: Package, failure: str, *, weights: bool = True, fetc
     Raises:
         ShortVError: a file is missing, foreign or changed; or the weights cannot be had.
     """
-    with scratch_folder("inspect") as temporary:
+    with scratch_folder("shortv-inspect") as temporary:
         inspection = inspect_package(
             package, temporary / "package", look_up=fetch and _refers(package), weights=weights, fetch=fetch
         )

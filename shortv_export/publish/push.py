@@ -98,7 +98,7 @@ def push_package(package: Package, repository: Repository, *, base: BaseModel | 
             somebody else changed the repository since `inspect_repository`. If there is a commit, the error says so,
             and what is missing.
     """
-    with scratch_folder("push") as temporary:
+    with scratch_folder("shortv-push") as temporary:
         inspection = inspect_package(package, temporary / "package", base=base, weights=False)
         failed = inspection.failed
         if failed and (failed.name != "card" or repository.target.card is None):

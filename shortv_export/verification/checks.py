@@ -78,7 +78,7 @@ def verify_package(package: Package, *, base: BaseModel | None = None, timeout: 
         base: what it should have been made of; None looks up the recipe's base at its commit.
         timeout: seconds for the fresh process.
     """
-    with scratch_folder("verify") as temporary:
+    with scratch_folder("shortv-verify") as temporary:
         inspection = inspect_package(package, temporary / "package", base=base, fetch=True)
         checks = list(inspection.checks)
         if inspection.failed is None:
