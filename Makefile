@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # The lowest transformers that the published code is promised for (see docs/supported-models.md).
 MIN_TRANSFORMERS := 5.0.0
 
-.PHONY: demo test test-min clean
+.PHONY: demo test test-min push-faults clean
 
 demo: $(VENV)/.plain
 	$(BIN)/shortv-export demo
@@ -35,6 +35,10 @@ $(VENV)/.dev: EXTRA = [dev]
 	.venv-min/bin/pip install --quiet --constraint constraints.txt torch transformers==$(MIN_TRANSFORMERS) \
 	  accelerate peft pillow psutil 'pydantic>=2.7' pytest pytest-timeout pytest-xdist scikit-image
 	touch $@
+
+# Every fault, and every change by somebody else, at every request of a push. Takes about an hour.
+push-faults: $(VENV)/.dev
+	PYTHONPATH=. $(BIN)/python benchmarks/push_faults.py
 
 clean:
 	rm -rf .venv .venv-min shortv-demo

@@ -1,48 +1,94 @@
-"""Tries every fault at every request of a push: is the repository ever left half published?
+"""Pushes while something goes wrong: is a repository ever left torn, is anything lost, is any answer wrong?
 
-    python benchmarks/push_faults.py                          # all cases
-    python benchmarks/push_faults.py --scenario update --fault kill-after
+    python benchmarks/push_faults.py                          # all, about an hour on two cores
+    python benchmarks/push_faults.py --kind signal two
+    python benchmarks/push_faults.py --kind fault change --scenario update --fault kill-after rename
 
-The requests of each scenario come from the log of a push without faults to a loopback Hub. See
-`tests/support/push_faults.py` for what a case is and what must hold.
+Kinds: `fault`, a request or its answer goes wrong; `change`, somebody else changes the repository just before a
+request is answered; `two`, two pushes at once; `signal`, the process is ended at a random moment. Faults and changes
+happen at every request in turn; the requests of each scenario come from the log of a push to a loopback Hub.
+
+The table counts tries and what was wrong with them. See `tests/support/push_faults.py` for what a case is, and
+`tests/support/push_checks.py` for what must hold.
 """
 
 from __future__ import annotations
 
 import argparse
+import random
+import signal
 import sys
 import tempfile
 import time
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from tests.support.push_changes import CHANGES
+from tests.support.push_checks import KINDS, Wrong
 from tests.support.push_faults import FAULTS, SCENARIOS, Bench, cases
 from tests.support.tiny_llava import build_tiny_llava
+
+SIGNALS = {"SIGINT": signal.SIGINT, "SIGTERM": signal.SIGTERM, "SIGKILL": signal.SIGKILL}
+Try = tuple[str, str, Callable[[], object]]  # its row in the table, what it is, and the try itself
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scenario", choices=SCENARIOS, help="only this one")
-    parser.add_argument("--fault", choices=FAULTS, help="only this one")
+    parser.add_argument("--kind", choices=("fault", "change", "two", "signal"), nargs="+", help="only these")
+    parser.add_argument("--scenario", choices=SCENARIOS, nargs="+", default=SCENARIOS, help="only these")
+    parser.add_argument("--fault", choices=(*FAULTS, *CHANGES), nargs="+", help="only these faults and changes")
+    parser.add_argument("--every", type=int, default=1, help="take every n-th case only")
+    parser.add_argument("--random", type=int, default=100, help="tries at random moments, for each of their rows")
+    parser.add_argument("--patience", type=float, default=60, help="seconds after which a push counts as hung")
+    parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    number, lost, started = 0, [], time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder, Bench(Path(folder), *build_bases(Path(folder))) as bench:
-        for scenario in (arguments.scenario,) if arguments.scenario else SCENARIOS:
-            requests = bench.requests(scenario)
-            received = sum(request.received for request in requests)
-            print(f"{scenario}: a push makes {len(requests)} requests and sends {received:,} bytes", flush=True)
-            for case in cases(scenario, requests, (arguments.fault,) if arguments.fault else FAULTS):
-                number += 1
+    table: dict[str, Counter[str]] = {}
+    failures, started = [], time.perf_counter()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with Bench(folder, *build_bases(folder), patience=arguments.patience) as bench:
+            for row, what, attempt in list(tries(bench, arguments))[:: arguments.every]:
+                counts = table.setdefault(row, Counter())
+                counts["tries"] += 1
                 try:
-                    bench.run(case)
-                except AssertionError as error:
-                    bench.hub.faults.clear()
-                    bench.hub.errors.clear()
-                    request = requests[case.nth - 1]
-                    lost.append(f"{case}, ({request.method} {request.path}): {error}")
-    for line in lost:
-        print(f"LOST {line}")
-    print(f"{number} cases, {len(lost)} lost, in {time.perf_counter() - started:.0f} s")
-    sys.exit(bool(lost))
+                    attempt()
+                except Wrong as wrong:
+                    counts[wrong.kind] += 1
+                    failures.append(f"{what}: {wrong}")
+                    print(failures[-1].strip(), flush=True)
+    columns = ("tries", *KINDS)
+    print(" | ".join(["", f"{'':24}", *columns, ""]).strip())
+    for row, counts in table.items():
+        print(f"{row:24} | " + " | ".join(f"{counts[column]:{len(column)}}" for column in columns))
+    total = sum(counts["tries"] for counts in table.values())
+    print(f"{total} tries, {len(failures)} wrong, in {time.perf_counter() - started:.0f} s")
+    sys.exit(bool(failures))
+
+
+def tries(bench: Bench, arguments: argparse.Namespace) -> Iterator[Try]:
+    """Everything that was asked for."""
+    kinds = arguments.kind or ("fault", "change", "two", "signal")
+    draw = random.Random(arguments.seed)
+    for scenario in arguments.scenario:
+        requests = bench.requests(scenario)
+        named = [name for kind, names in (("fault", FAULTS), ("change", CHANGES)) if kind in kinds for name in names]
+        for case in cases(scenario, requests, [name for name in named if name in (arguments.fault or named)]):
+            request = requests[case.nth - 1]
+            what = f"{case.scenario}, {case.fault} at {case.nth}, {request.method} {request.path}"
+            yield case.fault, what, lambda case=case: bench.run(case)
+    if "two" in kinds:
+        for names in (("new", "new"), ("new", "copy"), ("copy", "copy")):
+            row = "two of one package" if names[0] == names[1] else "two packages"
+            for _ in range(arguments.random):
+                delay = draw.choice([0.0, draw.uniform(0, 0.5)])
+                yield row, f"{row}, {names}, {delay:.3f} s apart", lambda n=names, d=delay: bench.run_two(*n, d)
+    if "signal" in kinds:
+        for name, number in SIGNALS.items():
+            for _ in range(arguments.random):
+                scenario, seconds = draw.choice(arguments.scenario), draw.uniform(0, 1)
+                what = f"{name} in {scenario} after {seconds:.3f} s"
+                yield name, what, lambda s=scenario, n=number, t=seconds: bench.run_signal(s, n, t)
 
 
 def build_bases(folder: Path) -> tuple[Path, Path]:

@@ -129,12 +129,20 @@ def test_what_was_read_is_what_is_sent(loopback: LoopbackHub, copy: Path) -> Non
 # Large weights
 
 
-def test_weights_damaged_before(loopback: LoopbackHub, weights: Path) -> None:
+@pytest.mark.timeout(120)
+def test_weights_damaged_before(loopback: LoopbackHub, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     weights.write_bytes(weights.read_bytes()[:-4] + b"\xff\xff\xff\xff")
     assert f"{SHARD} is damaged" in refusal(loopback, weights.parent, REPO)
+    monkeypatch.setattr(push_module, "require_intact", lambda *_, **__: None)
+    with weights.open("wb") as file:
+        file.truncate(1 << 40)
+    assert f"{SHARD} is larger than" in refusal(loopback, weights.parent, REPO)
     weights.unlink()
     weights.symlink_to("/etc/hostname")
-    refusal(loopback, weights.parent, REPO)
+    assert f"{SHARD} is a link out of its folder" in refusal(loopback, weights.parent, REPO)
+    weights.unlink()
+    os.mkfifo(weights)
+    assert f"{SHARD} is not a regular file" in refusal(loopback, weights.parent, REPO)
 
 
 def test_weights_damaged_in_place(loopback: LoopbackHub, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,11 +1,12 @@
-"""A push is killed at any request: old or new, never between, and pushing again completes it.
+"""A push is killed or disturbed at any request: old or new, never between, and pushing again completes it.
 
-`benchmarks/push_faults.py` plays all cases; these are the ones that need a process.
+`benchmarks/push_faults.py` plays all cases; these are some that need a process.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,8 @@ def forget_faults(bench: Bench) -> Iterator[None]:
         ("update", "kill-before"),
         ("update", "kill-after"),
         ("pull-request", "kill-after"),
+        ("update", "rename"),
+        ("new", "public"),
     ],
 )
 def test_every_request_in_turn(bench: Bench, scenario: str, fault: str) -> None:
@@ -62,10 +65,10 @@ def test_a_process_is_killed_in_the_middle_of_a_file(bench: Bench, monkeypatch: 
     (first, *_) = cases("large", bench.requests("large"), ["kill-during"])
     seen: list[dict[str, int]] = []
 
-    def kill(pid: int, signal: int, kill: Any = os.kill) -> None:
-        if signal:
+    def kill(pid: int, number: int, kill: Any = os.kill) -> None:
+        if number:
             seen.append(positions(pid))
-        kill(pid, signal)
+        kill(pid, number)
 
     monkeypatch.setattr(os, "kill", kill)
     bench.run(first)
@@ -79,6 +82,19 @@ def positions(pid: int) -> dict[str, int]:
         Path(descriptor.readlink()).name: int(Path(f"/proc/{pid}/fdinfo/{descriptor.name}").read_text().split()[1])
         for descriptor in descriptors
     }
+
+
+@pytest.mark.parametrize("names", [("new", "new"), ("new", "copy")], ids=["the same", "different"])
+def test_two_pushes_at_once(bench: Bench, names: tuple[str, str]) -> None:
+    for delay in (0.0, 0.0, 0.05):
+        bench.run_two(*names, delay)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals(bench: Bench, number: int) -> None:
+    statuses = {bench.run_signal("copy", number, seconds).status for seconds in (0.02, 0.1, 0.2, 0.3)}
+    # Interrupted as a command is, or done before.
+    assert statuses <= ({130, 0} if number == signal.SIGINT else {-signal.SIGTERM, 0})
 
 
 def test_the_cases_can_fail(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
