@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +32,12 @@ class DrawnSamples:
 
 
 def draw_samples(
-    asked: Samples, *, exclude: Collection[str] = (), allow_fewer: bool = False, group_by: str | None = None
+    asked: Samples,
+    *,
+    exclude: Collection[str] = (),
+    allow_fewer: bool = False,
+    group_by: str | None = None,
+    usable: Callable[[Sample], str | None] | None = None,
 ) -> DrawnSamples:
     """Draws samples in random order. Skips and counts unreadable rows, at most a quarter of the number asked for.
 
@@ -42,6 +47,7 @@ def draw_samples(
         exclude: digests of samples that must not be drawn.
         allow_fewer: if the data has fewer samples, take them all.
         group_by: a column whose value becomes `Sample.group`.
+        usable: asked for every sample; a reason that it returns makes the sample an unreadable one.
 
     Raises:
         ShortVError: the data cannot be found or read, lacks a column, has no images and no videos, too few samples,
@@ -60,7 +66,7 @@ def draw_samples(
         if not share:
             continue
         data_set = DataSet.open(Source.parse(text))
-        drawn, skipped = _draw(data_set, share, asked.seed, exclude, group_by)
+        drawn, skipped = _draw(data_set, share, asked.seed, exclude, group_by, usable)
         if not drawn or (len(drawn) < share and not allow_fewer):
             others = f" besides the {len(exclude)} that are set apart" if exclude else ""
             raise ShortVError(
@@ -87,7 +93,12 @@ def draw_samples(
 
 
 def _draw(
-    data: DataSet, num_samples: int, seed: int, exclude: Collection[str], group_by: str | None
+    data: DataSet,
+    num_samples: int,
+    seed: int,
+    exclude: Collection[str],
+    group_by: str | None,
+    usable: Callable[[Sample], str | None] | None,
 ) -> tuple[list[Sample], int]:
     """At most `num_samples` samples of one data set, and the number of unreadable rows."""
     source = data.source
@@ -101,8 +112,11 @@ def _draw(
         for row in data.shuffled(seed, num_samples + limit + 1 + len(exclude)):
             try:
                 sample = sample_of(row, source, group_by)
-                if sample.digest not in exclude:
-                    samples.append(sample)
+                if sample.digest in exclude:
+                    continue
+                if usable is not None and (reason := usable(sample)) is not None:
+                    raise ValueError(reason)
+                samples.append(sample)
             except (OSError, ValueError, SyntaxError) as error:  # PIL raises these for damaged files
                 skipped += 1
                 if skipped > limit:
