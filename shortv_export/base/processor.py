@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..errors import ShortVError
+from ..errors import ShortVError, one_line
 from .families import plain_prompt
 from .prompt import chat_template, render_prompt
 from .worker import Worker, entering
@@ -137,9 +137,21 @@ def _refer(processor: Any) -> tuple[Any, str | None]:
     entering("tokenizer")
     processor.tokenizer(prompt)
     entering("processor", "cannot be used")
-    inputs = processor(images=[Image.new("RGB", _REFERENCE_PICTURE)], text=[prompt], return_tensors="pt")
+    picture = Image.new("RGB", _REFERENCE_PICTURE)
+    try:
+        inputs = processor(images=[picture], text=[prompt], return_tensors="pt")
+    except Exception as error:
+        if not any(token and token in prompt for token in _placeholders(processor)):
+            raise ValueError(f"{one_line(error)}; its chat template may be for text only") from error
+        unset = [name for name, value in vars(processor).items() if value is None and name.endswith("_size")]
+        raise (ValueError(f"{unset[0]} is not set in its files") if unset else error) from error
     plain = plain_prompt(processor) if chat_template(processor) is None else None
     return inputs["input_ids"].numpy(), plain
+
+
+def _placeholders(processor: Any) -> list[str | None]:
+    """What stands for a picture in a prompt, before the processor puts visual tokens there."""
+    return [getattr(processor, name, None) for name in ("image_token", "boi_token", "fake_image_token")]
 
 
 def _decode(processor: Any, tokens: list[int]) -> str:

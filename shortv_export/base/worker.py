@@ -17,6 +17,7 @@ import signal
 import sys
 import traceback
 import warnings
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from importlib.util import find_spec
@@ -108,11 +109,8 @@ class Worker:
     def close(self) -> None:
         """Ends the process, if there is one."""
         if self._process is not None:
-            process, self._process = self._process, None
-            process.kill()
-            process.join()
-            process.close()
-            self._connection.close()
+            self._process = None
+            self._close()
 
     def _ask(self, function: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, ...]:
         """The part that ran last, what it does if it fails, and the kind and content of the answer."""
@@ -154,12 +152,20 @@ class Worker:
         finally:
             theirs.close()
         self._process, self._connection = process, ours
+        self._close = weakref.finalize(self, _close, process, ours)  # also if nobody calls `close`
 
 
 def in_worker(base: str, function: Callable[..., Any], *args: Any) -> Any:
     """Calls ``function(*args)`` in a process of its own (see `Worker.run`)."""
     with Worker(base, tuple) as worker:
         return worker.run(_without_made, function, *args)
+
+
+def _close(process: Any, connection: Connection) -> None:
+    connection.close()
+    process.kill()
+    process.join()
+    process.close()
 
 
 def _without_made(made: object, function: Callable[..., Any], *args: Any) -> Any:
