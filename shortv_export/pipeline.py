@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .packaging import Draft, Package
     from .publish import Forecast, Push
     from .records import Evaluation, Scores
+    from .samples import DrawnSamples
     from .selection import Measure
     from .verification import Verification
 
@@ -346,17 +347,24 @@ def _score(
     from .selection import select_by_scores
 
     scorer = Scorer(base, scoring, placement, output=output)
-    fetch_weights(base)
-    if scoring.until_stable:
-        scores = score_in_rounds(
-            scorer,
-            lambda number, allow_fewer: draw_samples(replace(samples, num_samples=number), allow_fewer=allow_fewer),
-            lambda scores: select_by_scores(base, scores, budget).frozen_layers,
-            samples.num_samples,
-            scoring.max_samples,
-        )
-    else:
-        scores = scorer(draw_samples(samples))
+    with scorer.encoder as encoder:
+        _ = encoder.reference  # a base whose processor fails is refused before its weights are downloaded
+        fetch_weights(base)
+
+        def draw(number: int, allow_fewer: bool = False) -> DrawnSamples:
+            asked = replace(samples, num_samples=number)
+            return draw_samples(asked, allow_fewer=allow_fewer, usable=encoder.refusal)
+
+        if scoring.until_stable:
+            scores = score_in_rounds(
+                scorer,
+                draw,
+                lambda scores: select_by_scores(base, scores, budget).frozen_layers,
+                samples.num_samples,
+                scoring.max_samples,
+            )
+        else:
+            scores = scorer(draw(samples.num_samples))
     scorer.save(scores)
     return scores
 
@@ -388,14 +396,19 @@ def _divergence(
     """What measures the divergence of frozen layers from the base, on held-out samples; and the samples' record."""
     from .base import load_base
     from .evaluation import held_out_from_scores
-    from .measure import JointDivergence, device_map_for
+    from .measure import JointDivergence, device_map_for, out_of_memory, running
     from .records import Scores
-    from .samples import encode_samples
+    from .samples import Encoder
 
     device_map = device_map_for(placement)
-    drawn = held_out_from_scores(Scores.load(choice.scores) if choice.scores else None, samples)
-    model, processor = load_base(base, dtype=placement.dtype, device_map=device_map, max_memory=placement.max_memory)
-    return JointDivergence(model, (encode_samples(processor, [each]) for each in drawn.samples)), drawn.record
+    scores = Scores.load(choice.scores) if choice.scores else None
+    with Encoder(base) as encoder:
+        drawn = held_out_from_scores(scores, samples, encoder.refusal)
+        record, inputs = encoder.recorded(drawn), [encoder(sample) for sample in drawn.samples]
+    model = load_base(base, dtype=placement.dtype, device_map=device_map, max_memory=placement.max_memory)
+    with running(base), out_of_memory("load it with `dtype` bfloat16 or spread it with `device_map` auto"):
+        divergence = JointDivergence(model, inputs)
+    return running(base)(divergence), record
 
 
 def _evaluate(
@@ -410,14 +423,17 @@ def _evaluate(
     """The evaluation, and the package as it is afterwards."""
     from .evaluation import evaluate_package, held_out_from_package
     from .packaging import add_evaluation
+    from .samples import Encoder
 
-    drawn = held_out_from_package(package, samples, questions)
-    evaluation = evaluate_package(
-        package,
-        drawn,
-        max_new_tokens=questions.max_new_tokens,
-        comparison=comparison,
-        placement=placement,
-        output=output,
-    )
+    with Encoder(package.base, remote_code=True) as encoder:
+        drawn = held_out_from_package(package, samples, questions, encoder.refusal)
+        evaluation = evaluate_package(
+            package,
+            encoder,
+            drawn,
+            max_new_tokens=questions.max_new_tokens,
+            comparison=comparison,
+            placement=placement,
+            output=output,
+        )
     return evaluation, add_evaluation(package, evaluation) if update_card else package

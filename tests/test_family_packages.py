@@ -23,7 +23,8 @@ import torch
 from shortv_export import pipeline
 from shortv_export.base.definition import frozen_by_definition, placed, text_decoder, visual_tokens
 from shortv_export.base.families import FAMILIES
-from shortv_export.base.model import load_base, load_processor
+from shortv_export.base.model import load_base
+from shortv_export.base.processor import load_processor
 from shortv_export.base.resolve import resolve_base
 from shortv_export.errors import ShortVError
 from shortv_export.loopback import LoopbackHub
@@ -35,7 +36,7 @@ from shortv_export.records.recipe import Recipe
 from shortv_export.records.selection import Selection
 from shortv_export.samples.decode import Sample
 from shortv_export.samples.draw import DrawnSamples, draw_samples
-from shortv_export.samples.encode import encode_samples
+from shortv_export.samples.encode import Encoder, encode_samples
 from shortv_export.samples.video import Clip
 from tests.support.definition import TOLERANCE, frozen_kl, relative_error, rows_with_features
 from tests.support.packages import make_package, publish
@@ -137,7 +138,7 @@ def video_samples(photos: dict[str, Any], name: str) -> list[Sample]:
 @every_family
 def test_samples_become_inputs(base: Any, photos: dict[str, Any], name: str) -> None:
     """Inputs are those of the chat template; the stock model puts features into exactly the visual rows."""
-    model, processor = load_base(base(name))
+    model, processor = load_base(base(name)), load_processor(base(name).path)
     batch = encode_samples(processor, samples(photos))
     visual = visual_tokens(model.config, batch["input_ids"])
     rows, logits = rows_with_features(model, placed(model, batch))
@@ -158,7 +159,7 @@ def test_samples_become_inputs(base: Any, photos: dict[str, Any], name: str) -> 
 @every_video_family
 def test_videos_become_inputs(base: Any, photos: dict[str, Any], name: str) -> None:
     """The same for clips: two in one sample, one in another."""
-    model, processor = load_base(base(name))
+    model, processor = load_base(base(name)), load_processor(base(name).path)
     every = video_samples(photos, name)
     batch = encode_samples(processor, every)
     visual = visual_tokens(model.config, batch["input_ids"])
@@ -197,7 +198,7 @@ def assert_same(inputs: Any, expected: Any) -> None:
 def test_frame_rates(base: Any, photos: dict[str, Any], name: str) -> None:
     """Families whose prompts contain the time get it. An odd number of frames works where frames form pairs."""
     number = 3
-    model, processor = load_base(base(name))
+    model, processor = load_base(base(name)), load_processor(base(name).path)
     slow, fast, unknown = (
         Sample((), "yes ?", None, "", videos=(clip(photos["coffee"], number, fps),)) for fps in (0.2, 2.0, None)
     )
@@ -214,7 +215,7 @@ def test_frame_rates(base: Any, photos: dict[str, Any], name: str) -> None:
 
 @pytest.mark.parametrize("name", parameters(["qwen2_5_vl"]))
 def test_images_and_videos_of_a_sample(base: Any, photos: dict[str, Any], name: str) -> None:
-    model, processor = load_base(base(name))
+    model, processor = load_base(base(name)), load_processor(base(name).path)
     both = Sample((photos["rocket"],), "yes ?", None, "", videos=(clip(photos["coffee"], 4),))
     inputs = encode_samples(processor, [both])
     assert_same(inputs, chat_inputs(processor, both))
@@ -224,13 +225,15 @@ def test_images_and_videos_of_a_sample(base: Any, photos: dict[str, Any], name: 
 @pytest.mark.parametrize("name", parameters(["qwen3_vl"]))
 def test_a_video_that_the_processor_refuses(base: Any, photos: dict[str, Any], name: str) -> None:
     single = Sample((), "yes ?", None, "", videos=(clip(photos["coffee"], 1),))
-    with pytest.raises(ShortVError, match="cannot read a video of 1 frame: t:1 must be larger"):
-        encode_samples(load_processor(base(name)), [single])
+    with Encoder(base(name)) as encoder:
+        assert "the base's processor fails: t:1 must be larger" in str(encoder.refusal(single))
+        with pytest.raises(ShortVError, match=r"t:1 must be larger .*\(on a video of 1 frame of "):
+            encoder(single)
 
 
 @pytest.mark.parametrize("name", parameters(["llava", "idefics3", "gemma3"]))
 def test_videos_for_a_base_that_takes_none(base: Any, photos: dict[str, Any], name: str) -> None:
-    processor = load_processor(base(name))
+    processor = load_processor(base(name).path)
     with pytest.raises(ShortVError, match=r"takes no videos .*; give images, or a list of frames as image=COLUMN"):
         encode_samples(processor, video_samples(photos, name))
 
@@ -238,7 +241,7 @@ def test_videos_for_a_base_that_takes_none(base: Any, photos: dict[str, Any], na
 @pytest.mark.parametrize("name", parameters(["llava_next_video"]))
 def test_videos_without_a_chat_template(base: Any, photos: dict[str, Any], name: str) -> None:
     """Without a template, the plain prompt is used. A template that leaves videos out is an error."""
-    processor = load_processor(base(name))
+    processor = load_processor(base(name).path)
     processor.chat_template = None
     tokens = processor.tokenizer.convert_ids_to_tokens(
         encode_samples(processor, video_samples(photos, name))["input_ids"][1]
@@ -257,7 +260,7 @@ def test_scores_of_videos(base: Any, photos: dict[str, Any], name: str) -> None:
     """Scores equal those of whole forward passes of the definition with one frozen layer."""
     sample = video_samples(photos, name)[1]
     found = Scorer(base(name))(DrawnSamples((sample,), {}))
-    model, processor = load_base(base(name))
+    model, processor = load_base(base(name)), load_processor(base(name).path)
     inputs = encode_samples(processor, [sample])
     visual = visual_tokens(model.config, inputs["input_ids"])
     for layer, value in enumerate(found.visual):
@@ -293,7 +296,7 @@ def test_from_a_folder_of_clips_to_a_card(base: Any, photos: dict[str, Any], tmp
         update_card=True,
     )
 
-    model, processor = load_base(base(name))
+    model, processor = load_base(base(name)), load_processor(base(name).path)
     expected = []
     for sample in draw_samples(Samples(text, num_samples=4)).samples:
         if sample.digest not in result.data["sample_digests"]:
@@ -314,7 +317,7 @@ def test_from_a_folder_of_clips_to_a_card(base: Any, photos: dict[str, Any], tmp
 @pytest.mark.parametrize("name", parameters(["paligemma"]))
 def test_prompt_of_a_family_without_chat_template(base: Any, photos: dict[str, Any], name: str) -> None:
     """Pictures, the first token, the question, a newline, as in training."""
-    processor = load_processor(base(name))
+    processor = load_processor(base(name).path)
     inputs = encode_samples(processor, samples(photos)[:1])
     tokens = processor.tokenizer.convert_ids_to_tokens(inputs["input_ids"][0])
     assert tokens == ["<image>"] * 32 + ["<s>", "what", "is", "in", "this", "picture", "?"]
@@ -335,7 +338,7 @@ def test_scores_from_memory_and_from_disk(base: Any, photos: dict[str, Any], mat
 def test_recipe_and_card(base: Any, package: Any, name: str) -> None:
     recipe, family = Recipe.load(package(name) / RECIPE_NAME), FAMILIES[name]
     assert recipe.cost["visual_tokens"] == COST[name]
-    model, processor = load_base(base(name))
+    model, processor = load_base(base(name)), load_processor(base(name).path)
     for layer, shape in zip(text_decoder(model).layers, base(name).layer_shapes, strict=True):
         if not hasattr(layer, "self_attn"):
             assert (shape.query_size, shape.key_value_size) == (0, 0)
@@ -362,11 +365,11 @@ def test_older_layout_of_the_files(base: Any, photos: dict[str, Any], tmp_path: 
     assert (older.num_layers, older.layer_shapes) == (newer.num_layers, newer.layer_shapes)
     package = make_package(older, tmp_path / "package", Selection(FROZEN, 4, "given"))
     processor = AutoProcessor.from_pretrained(package, trust_remote_code=True)
-    inputs, expected = (encode_samples(each, samples(photos)) for each in (processor, load_processor(newer)))
+    inputs, expected = (encode_samples(each, samples(photos)) for each in (processor, load_processor(newer.path)))
     assert_same(inputs, expected)
     model, found = AutoModel.from_pretrained(package, trust_remote_code=True, output_loading_info=True)
     assert not any(found.values())
-    stock = load_base(newer)[0]
+    stock = load_base(newer)
     visual = visual_tokens(stock.config, inputs["input_ids"]) | (inputs["attention_mask"] == 0)
     with torch.no_grad(), frozen_by_definition(text_decoder(stock).layers, FROZEN, visual):
         wanted = stock(**inputs).logits[:, -1]
@@ -407,7 +410,7 @@ def test_published_and_loaded_without_the_tool(
     base: Any, package: Any, photos: dict[str, Any], matrix: Any, tmp_path: Path, name: str
 ) -> None:
     """The answer is the definition's."""
-    model, processor = load_base(base(name))
+    model, processor = load_base(base(name)), load_processor(base(name).path)
     question = "what is in this picture ?"
     if processor.chat_template:
         content = [{"type": "image"}, {"type": "text", "text": question}]

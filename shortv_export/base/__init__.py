@@ -2,7 +2,10 @@
 
 from .checks import check_code, may_carry
 from .cost import TEXT_TOKENS, VISUAL_TOKENS, flops_ratio, model_flops
-from .families import FAMILIES, Family, plain_prompt
-from .model import BaseModel, load_base, load_processor
+from .families import FAMILIES, Family
+from .model import BaseModel, load_base
+from .processor import Processor
+from .prompt import render_prompt
 from .resolve import fetch_weights, resolve_base
 from .shapes import LayerShape, layer_shapes
+from .worker import PartError, entering, in_worker

@@ -6,14 +6,16 @@ config and the card are downloaded.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from ..errors import ShortVError, one_line
-from ..files import read_json
+from ..files import open_regular, read_json
 from ..records import CONFIG_NAME, INDEX_NAME, WEIGHTS_NAME
+from .config import check_numbers
 from .families import Family, family_of
 from .model import BaseModel, find_image_token
 
@@ -31,6 +33,14 @@ CARRIED = re.compile(
     r"|(?i:(?:LICENSE|LICENCE|NOTICE|COPYING|USE_POLICY)[\w-]*(?:\.(?:txt|md))?)",
     re.ASCII,
 )
+_MIB = 1 << 20
+_LIMITS = {
+    INDEX_NAME: 64 * _MIB,
+    **dict.fromkeys(("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt"), 256 * _MIB),
+    **dict.fromkeys(("chat_template.jinja", "chat_template.json"), _MIB),
+}
+"""The largest size of a small file, in bytes, where that is not `_LIMIT`."""
+_LIMIT = 4 * _MIB
 _PROCESSORS = ("processor_config.json", "preprocessor_config.json")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
@@ -70,7 +80,7 @@ def inspect_files(name: str, folder: Path, names: Collection[str]) -> tuple[dict
         raise ShortVError(f"{name} holds an adapter; merge it into its model and give the merged model.")
     carried = [file for file in names if CARRIED.fullmatch(file)]
     for file in (CONFIG_NAME, *carried):
-        _check_link(name, folder, file)
+        open_regular(folder / file, folder=folder, most=most_bytes(file)).close()
     config = read_json(folder / CONFIG_NAME)
     if not isinstance(config, dict):
         raise ShortVError(f"{name}: its {CONFIG_NAME} is not a JSON object.")
@@ -89,6 +99,11 @@ def inspect_files(name: str, folder: Path, names: Collection[str]) -> tuple[dict
     return config, family, tuple(sorted({*carried, *_weight_files(name, folder, names)}))
 
 
+def most_bytes(file: str) -> int:
+    """The largest size of a base's small file, in bytes."""
+    return _LIMITS.get(file, _LIMIT)
+
+
 def _check_config(name: str, config: dict[str, Any]) -> Family:
     """The family of a config, which must name an image token and have plausible sizes."""
     if "mm_vision_tower" in config or "LlavaLlamaForCausalLM" in str(config.get("architectures")):
@@ -96,7 +111,8 @@ def _check_config(name: str, config: dict[str, Any]) -> Family:
         raise ShortVError(f"{name} is in the original LLaVA code's layout; use its transformers conversion: {twin}.")
     family = family_of(config, name)
     check_code(name, config)
-    find_image_token(config, name)
+    check_numbers(name, config)
+    image_token = find_image_token(config, name)
     base = BaseModel(name, None, None, Path(), config, family, ())
     try:
         _check_size(name, "num_hidden_layers", base.num_layers, most=_MOST_LAYERS)  # before looping over them
@@ -113,6 +129,12 @@ def _check_config(name: str, config: dict[str, Any]) -> Family:
             positive |= {"query_size", "key_value_size"}
         for what, size in vars(shape).items():
             _check_size(name, what, size, least=1 if what in positive else 0)
+    known = base.skeleton.embeddings
+    if family.embeds_placeholders and image_token >= known:
+        raise ShortVError(
+            f"{name}: its {CONFIG_NAME} names the image token {image_token}, but its model has {known} embeddings; "
+            "correct image_token_id."
+        )
     return family
 
 
@@ -160,8 +182,7 @@ def _weight_files(name: str, folder: Path, names: Collection[str]) -> list[str]:
 
 def _weight_map(name: str, folder: Path) -> dict[str, str]:
     """The index: tensor name -> shard, which must be a plain file name."""
-    _check_link(name, folder, INDEX_NAME)
-    index = read_json(folder / INDEX_NAME)
+    index = read_json(folder / INDEX_NAME, folder=folder, most=most_bytes(INDEX_NAME))
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
         raise ShortVError(f"{name}: its {INDEX_NAME} has no weight_map; complete the download.")
@@ -173,23 +194,26 @@ def _weight_map(name: str, folder: Path) -> dict[str, str]:
     return weight_map
 
 
-def check_weights(name: str, folder: Path, weights: Collection[str]) -> None:
-    """Checks the header of every weight file against the file's size and against the index.
+def check_weights(base: BaseModel) -> None:
+    """Checks the header of every weight file against the file's size, the index and the size of the stock model.
 
     Raises:
-        ShortVError: a file is missing, truncated or damaged, or lacks a tensor of the index.
+        ShortVError: a file is missing, truncated or damaged, or lacks a tensor of the index; or the config describes a
+            model of another size.
     """
     from safetensors import SafetensorError, safe_open
 
-    tensors = {}
+    name, folder, weights = base.name, base.path, base.weight_files
+    tensors, numbers = {}, 0
     for file in weights:
-        _check_link(name, folder, file)
+        open_regular(folder / file, folder=folder).close()
         if file == INDEX_NAME:
             continue
         try:
             # This checks that the header is valid and that the tensors fill the rest of the file exactly.
             with safe_open(folder / file, framework="numpy") as shard:
                 tensors[file] = set(shard.keys())
+                numbers += sum(math.prod(shard.get_slice(tensor).get_shape()) for tensor in tensors[file])
         except (SafetensorError, OSError, ValueError) as error:
             reason = one_line(error)
             raise ShortVError(f"{name}: {file} is truncated or damaged ({reason}); download it again.") from error
@@ -199,17 +223,13 @@ def check_weights(name: str, folder: Path, weights: Collection[str]) -> None:
                 raise ShortVError(
                     f"{name}: {file} lacks the tensor {tensor!r:.99} that the index names; download it again."
                 )
-
-
-def _check_link(name: str, folder: Path, file: str) -> None:
-    """Refuses a link to outside the folder. A snapshot in the Hub's cache may link to its ``../../blobs``."""
-    root = folder.resolve()
-    allowed = [root]
-    if root.parent.name == "snapshots":
-        allowed.append(root.parent.parent / "blobs")
-    target = (folder / file).resolve()
-    if not any(target.is_relative_to(place) for place in allowed):
-        raise ShortVError(f"{name}: {file} is a link out of its folder; replace it by the file.")
+    # Tied weights may be stored twice, and some files hold tensors that no model uses. Quantized ones are packed.
+    described = base.skeleton.parameters
+    if "quantization_config" not in base.config and not described / 2 <= numbers <= described * 2:
+        raise ShortVError(
+            f"{name}: its {CONFIG_NAME} describes a model of {described / 1e6:,.1f} million parameters, but its "
+            f"weights are {numbers / 1e6:,.1f} million; use a complete base."
+        )
 
 
 def _values(value: Any, key: str) -> list[Any]:

@@ -46,6 +46,7 @@ class Family:
         prompt: the prompt for a picture and a question if the processor has no chat template.
         text_models: model types of its language model that can be frozen; the first is the default.
         like: the family whose remote code it shares, with its own names filled in, if it has no files of its own.
+        embeds_placeholders: whether the stock model looks up the embedding of its image token, which it then replaces.
         unless: text config fields that rule out conversion if they are set -> the reason.
         since: the first transformers release that runs its published code.
         broken: later releases in which the stock model itself fails.
@@ -59,6 +60,7 @@ class Family:
     prompt: str = "USER: <image>\n{question} ASSISTANT:"
     text_models: tuple[str, ...] = TEXT_MODELS
     like: str = "llava"
+    embeds_placeholders: bool = True
     unless: Mapping[str, str] = field(default_factory=dict)
     since: str = "5.0"
     broken: tuple[str, ...] = ()
@@ -166,13 +168,14 @@ _ROWS = (
     Family("internvl", "InternVL", "InternVL"),
     Family("smolvlm", "SmolVLM", "SmolVLM"),
     Family("idefics3", "Idefics3", "Idefics3"),
-    Family("gemma3", "Gemma3", "Gemma 3", _BIDIRECTIONAL),
+    Family("gemma3", "Gemma3", "Gemma 3", _BIDIRECTIONAL, embeds_placeholders=False),
     Family(
         "gemma4",
         "Gemma4",
         "Gemma 4",
         f"{_BIDIRECTIONAL} Only sliding-window layers do this, and only in some sizes. Audio counts as text.",
         text_models=("gemma4_text",),
+        embeds_placeholders=False,
         unless={
             "num_kv_shared_layers": "its last layers reuse the keys and values of earlier layers",
             "hidden_size_per_layer_input": "its layers take an additional input for each token",
@@ -180,7 +183,9 @@ _ROWS = (
         since="5.18",
     ),
     Family("mistral3", "Mistral3", "Mistral 3"),
-    Family("paligemma", "PaliGemma", "PaliGemma", _WHOLE_PROMPT, prompt="<image>{question}"),
+    Family(
+        "paligemma", "PaliGemma", "PaliGemma", _WHOLE_PROMPT, prompt="<image>{question}", embeds_placeholders=False
+    ),
     Family("glm4v", "Glm4v", "GLM-4V"),
     Family("glm4v_moe", "Glm4vMoe", "GLM-4.5V", _EXPERTS, since="5.18"),
     Family("glm46v", "Glm46V", "GLM-4.6V", since="5.18"),

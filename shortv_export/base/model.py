@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,16 +13,12 @@ from ..errors import ShortVError, one_line
 from ..files import file_sha256
 from ..hub import hub_error
 from ..records import CONFIG_NAME, WEIGHT_FILES, BaseRecord
+from .config import Skeleton, complete_config, skeleton
 from .families import Family
 from .shapes import LayerShape, layer_shapes
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, ProcessorMixin
-
-# Visual tokens are counted in a picture of this size if the config does not tell their number: LLaVA-1.5's input.
-_REFERENCE_PICTURE = (336, 336)
-# Packages that some processors need and that this package does not require.
-_PROCESSOR_PACKAGES = ("torchvision", "num2words", "sentencepiece", "tiktoken")
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -56,12 +50,16 @@ class BaseModel:
         Raises:
             ShortVError: the config is not valid.
         """
-        from transformers import AutoConfig
+        return complete_config(self.name, self.config)
 
-        try:  # `for_model` never runs code of the base
-            return AutoConfig.for_model(**copy.deepcopy(self.config)).to_dict()
-        except Exception as error:  # the config classes raise many kinds
-            raise ShortVError(f"{self.name}: its {CONFIG_NAME} is not valid: {one_line(error)}") from error
+    @cached_property
+    def skeleton(self) -> Skeleton:
+        """The size of its stock model.
+
+        Raises:
+            ShortVError: transformers cannot build the model.
+        """
+        return skeleton(self.name, self.config, self.family.base_class)
 
     @property
     def text_config(self) -> dict[str, Any]:
@@ -87,8 +85,12 @@ class BaseModel:
         Raises:
             ShortVError: the processor cannot be loaded, or gives no visual tokens.
         """
-        tokens = self.configured_visual_tokens
-        return _processed_visual_tokens(self) if tokens is None else tokens
+        from .processor import Processor
+
+        if (tokens := self.configured_visual_tokens) is not None:
+            return tokens
+        with Processor(self) as processor:
+            return processor.reference.visual_tokens
 
     @property
     def prompt_visual_tokens(self) -> int:
@@ -160,8 +162,10 @@ class BaseModel:
 
 def load_base(
     base: BaseModel, *, dtype: Any = "auto", device_map: Any = None, max_memory: Any = None
-) -> tuple[PreTrainedModel, ProcessorMixin]:
-    """The stock model of a base, in eval mode, and its processor. The options are those of ``from_pretrained``.
+) -> PreTrainedModel:
+    """The stock model of a base, in eval mode. The options are those of ``from_pretrained``.
+
+    It runs here and not in a worker: its config was built in one, and `check_weights` compared it with the files.
 
     Raises:
         ShortVError: the base cannot be loaded, or its weights do not match its config.
@@ -186,30 +190,8 @@ def load_base(
         if keys:
             what = f"{len(keys)} {kind.replace('_', ' ')}, such as {min(map(str, keys))}"
             raise ShortVError(f"{base.name}: its weights do not match its config ({what}); use a complete base.")
-    return model.eval(), load_processor(base)
-
-
-def load_processor(base: BaseModel) -> ProcessorMixin:
-    """The processor of a base.
-
-    Raises:
-        ShortVError: the processor cannot be loaded.
-    """
-    from transformers import AutoProcessor
-
-    try:
-        processor: ProcessorMixin = AutoProcessor.from_pretrained(
-            base.path, trust_remote_code=False, local_files_only=True
-        )
-    except Exception as error:  # tokenizers raises bare Exception
-        message = str(error).lower()
-        for package in _PROCESSOR_PACKAGES:
-            if package in message and find_spec(package) is None:
-                raise ShortVError(
-                    f"{base.name}: its processor needs {package}, which is not installed: pip install {package}."
-                ) from error
-        raise ShortVError(f"{base.name}: its processor cannot be loaded: {one_line(error)}") from error
-    return processor
+    stock: PreTrainedModel = model.eval()
+    return stock
 
 
 def find_image_token(config: Mapping[str, Any], name: str = "the base") -> int:
@@ -224,28 +206,3 @@ def find_image_token(config: Mapping[str, Any], name: str = "the base") -> int:
     raise ShortVError(
         f"{name}: its {CONFIG_NAME} names no image token, so visual tokens cannot be found; add image_token_id."
     )
-
-
-def _processed_visual_tokens(base: BaseModel) -> int:
-    """Number of visual tokens in the processor's output for one picture."""
-    from PIL import Image
-    from transformers import AutoConfig
-
-    from .definition import visual_tokens
-
-    processor: Any = load_processor(base)
-    try:
-        if getattr(processor, "chat_template", None):
-            content = [{"type": "image"}, {"type": "text", "text": "?"}]
-            prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-        else:
-            prompt = processor.image_token
-        picture = Image.new("RGB", _REFERENCE_PICTURE)
-        inputs = processor(images=[picture], text=[prompt], return_tensors="pt")
-        config = AutoConfig.for_model(**copy.deepcopy(base.config))
-        count = int(visual_tokens(config, inputs["input_ids"]).sum())
-    except Exception as error:  # the processor classes raise many kinds
-        raise ShortVError(f"{base.name}: its processor cannot be used: {one_line(error)}") from error
-    if not count:
-        raise ShortVError(f"{base.name}: its processor puts no image token into a prompt; use a complete base.")
-    return count

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..errors import ShortVError
 from ..hub import download_files, hub_error
 from ..records import CARD_NAME, CONFIG_NAME, INDEX_NAME
-from .checks import CARRIED, check_weights, inspect_files
+from .checks import CARRIED, check_weights, inspect_files, most_bytes
 from .model import BaseModel
 
 
@@ -60,7 +60,7 @@ def fetch_weights(base: BaseModel) -> None:
             pass  # `resolve_base` found the weights in the cache
         except (HTTPError, OSError) as error:
             raise hub_error(error, f"model {base.name}") from error
-    check_weights(base.name, base.path, base.weight_files)
+    check_weights(base)
 
 
 def _from_hub(name: str, revision: str | None) -> BaseModel:
@@ -69,21 +69,31 @@ def _from_hub(name: str, revision: str | None) -> BaseModel:
 
     what = f"model {name}" + (f" at revision {revision}" if revision else "")
     try:
-        # With the revision as given, so that the cache knows it offline, too.
-        path = Path(snapshot_download(name, revision=revision, allow_patterns=[CONFIG_NAME]))
-        commit = path.name
         try:
-            info = HfApi().model_info(name, revision=commit)
+            info = HfApi().model_info(name, revision=revision, files_metadata=True)
         except OfflineModeIsEnabled:
+            path = Path(snapshot_download(name, revision=revision, allow_patterns=[CONFIG_NAME]))
             repo_id, names = name, _files_in(path)
         else:
             repo_id = info.id  # differs from `name` if the repository was renamed
-            names = {sibling.rfilename for sibling in info.siblings or ()}
-            small = [file for file in names if file in (CONFIG_NAME, CARD_NAME, INDEX_NAME) or CARRIED.fullmatch(file)]
-            snapshot_download(name, revision=commit, allow_patterns=small)
+            sizes = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or ()}
+            names, small = set(sizes), _small_files(name, sizes)
+            # With the revision as given, so that the cache knows it offline, too.
+            path = Path(snapshot_download(name, revision=revision, allow_patterns=small))
+            if path.name != info.sha:
+                raise ShortVError(f"{what} was changed in this moment; run the command again.")
     except (HTTPError, OSError, HFValidationError) as error:
         raise hub_error(error, what) from error
-    return BaseModel(name, repo_id, commit, path, *inspect_files(name, path, names))
+    return BaseModel(name, repo_id, path.name, path, *inspect_files(name, path, names))
+
+
+def _small_files(name: str, sizes: dict[str, int]) -> list[str]:
+    """The files that are looked at before the weights are downloaded, none of them too large."""
+    small = [file for file in sizes if file in (CONFIG_NAME, INDEX_NAME) or CARRIED.fullmatch(file)]
+    for file in small:
+        if sizes[file] > (most := most_bytes(file)):
+            raise ShortVError(f"{name}: its {file} is larger than {most:,} bytes; use another base.")
+    return small + [CARD_NAME] * (sizes.get(CARD_NAME, 0) <= most_bytes(CARD_NAME))
 
 
 def _files_in(folder: Path) -> set[str]:

@@ -16,11 +16,11 @@ from typing import Any
 from ..base import LayerShape, layer_shapes
 from ..base.definition import text_decoder, visual_tokens
 from ..errors import ShortVError, one_line
-from ..measure import PartialResults, device_map_for, is_out_of_memory, out_of_memory
+from ..measure import PartialResults, device_map_for, is_out_of_memory, out_of_memory, running
 from ..options import Comparison, Placement, Questions
 from ..packaging import Package, require_intact
 from ..records import Evaluation, Row, Speed, library_versions
-from ..samples import DrawnSamples, Sample, encode_samples
+from ..samples import DrawnSamples, Encoder, Sample
 from .baselines import paper_baselines
 from .changes import Change, Inputs, frozen_lists, shortv
 from .fidelity import is_answers, measure_fidelity
@@ -44,8 +44,8 @@ def require_evaluable(package: Package, comparison: Comparison = Comparison()) -
     frozen_lists(package, comparison.sweep)
 
 
-def load_package(package: Package, placement: Placement = Placement()) -> tuple[Any, Any]:
-    """Loads a package's processor and its model, which freezes nothing until `freeze_layers` is called.
+def load_package(package: Package, placement: Placement = Placement()) -> Any:
+    """Loads a package's model, which freezes nothing until `freeze_layers` is called.
 
     Args:
         package: checked by `require_evaluable`.
@@ -54,7 +54,7 @@ def load_package(package: Package, placement: Placement = Placement()) -> tuple[
     Raises:
         ShortVError: it cannot be loaded, or its weights are not the ones that its config describes.
     """
-    from transformers import AutoModel, AutoProcessor
+    from transformers import AutoModel
 
     try:
         model, loading = AutoModel.from_pretrained(
@@ -66,7 +66,6 @@ def load_package(package: Package, placement: Placement = Placement()) -> tuple[
             use_safetensors=True,
             output_loading_info=True,
         )
-        processor = AutoProcessor.from_pretrained(package.folder, trust_remote_code=True)
     except Exception as error:  # transformers and torch raise many kinds
         if is_out_of_memory(error):
             raise
@@ -79,11 +78,12 @@ def load_package(package: Package, placement: Placement = Placement()) -> tuple[
             "check it with `shortv-export verify`."
         )
     model.freeze_layers([])
-    return model.eval(), processor
+    return model.eval()
 
 
 def evaluate_package(
     package: Package,
+    encoder: Encoder,
     samples: DrawnSamples,
     *,
     max_new_tokens: int = Questions.max_new_tokens,
@@ -95,7 +95,8 @@ def evaluate_package(
 
     Args:
         package: checked by `require_evaluable`.
-        samples: held-out samples.
+        encoder: of the package.
+        samples: held-out samples, which it takes.
         max_new_tokens: maximum length of an answer.
         comparison: what else is compared with the base, and what is timed.
         placement: where the model runs.
@@ -110,17 +111,17 @@ def evaluate_package(
     changes = [shortv(layers, recipe.num_layers) for layers in frozen_lists(package, comparison.sweep)]
     advice = "load it with `dtype` bfloat16 or spread it with `device_map` auto, or ask for less with `max_new_tokens`"
     with out_of_memory(f"{advice} and `at`"):
-        model, processor = load_package(package, placement)
-        prompt, size = _median_prompt(model, processor, samples.samples)
+        model = load_package(package, placement)
+        prompt, size = _median_prompt(model, encoder, samples.samples)
         if comparison.baselines:
             changes += paper_baselines(recipe.frozen_layers, *size, package.scores)
         device = device_name(model)
         settings = [recipe.sha256, str(model.dtype), device, max_new_tokens, library_versions()]
         digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
         finished = PartialResults(output, digest, is_valid=is_answers)
-        with finished.kept():
+        with finished.kept(), running(encoder.base):
             answers = measure_fidelity(
-                model, processor, samples.samples, changes, max_new_tokens=max_new_tokens, finished=finished
+                model, encoder, samples.samples, changes, max_new_tokens=max_new_tokens, finished=finished
             )
             speeds = [_measure_speeds(model, change, prompt, comparison) for change in changes]
     rows = tuple(
@@ -142,7 +143,7 @@ def evaluate_package(
         recipe_sha256=recipe.sha256,
         base={"repo_id": recipe.base.repo_id, "revision": recipe.base.revision},
         num_layers=recipe.num_layers,
-        data=samples.record,
+        data=encoder.recorded(samples),
         max_new_tokens=max_new_tokens,
         dtype=str(model.dtype).removeprefix("torch."),
         device=device,
@@ -158,16 +159,15 @@ def evaluate_package(
 
 
 def _median_prompt(
-    model: Any, processor: Any, samples: Sequence[Sample]
+    model: Any, encoder: Encoder, samples: Sequence[Sample]
 ) -> tuple[Inputs, tuple[Sequence[LayerShape], int, int]]:
     """The sample with the median number of tokens, at which speed is measured and FLOPs are counted.
 
     Returns:
         The model's inputs; then the decoder layers' shapes, the number of text tokens and the number of visual tokens.
     """
-    lengths = [encode_samples(processor, [sample])["input_ids"].shape[1] for sample in samples]
-    order = sorted(range(len(samples)), key=lengths.__getitem__)
-    inputs = encode_samples(processor, [samples[order[len(order) // 2]]])
+    order = sorted(samples, key=encoder.num_tokens)
+    inputs = encoder(order[len(order) // 2])
     visual = visual_tokens(model.config, inputs["input_ids"])
     shapes = layer_shapes(text_decoder(model).config.to_dict())
     return inputs, (shapes, int((~visual).sum()), int(visual.sum()))

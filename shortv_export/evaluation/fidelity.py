@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..base.definition import placed
 from ..measure import PartialResults, log_probabilities
-from ..samples import Sample, encode_samples
+from ..samples import Encoder, Sample
 from .changes import UNCHANGED, Change, Inputs
 
 
@@ -54,7 +54,7 @@ def is_answers(values: Any) -> bool:
 
 def measure_fidelity(
     model: Any,
-    processor: Any,
+    encoder: Encoder,
     samples: Sequence[Sample],
     changes: Sequence[Change],
     *,
@@ -65,6 +65,9 @@ def measure_fidelity(
 
     Args:
         model: a ShortV model that freezes nothing, which is the base.
+        encoder: of its package.
+        samples: what the models are asked.
+        changes: what is compared with the base.
         max_new_tokens: the longest answer, in tokens.
         finished: results of an earlier run, which are not measured again; new results are added.
 
@@ -80,7 +83,7 @@ def measure_fidelity(
     for sample in tqdm(samples, desc="Evaluating samples", unit="sample", disable=None):
         missing = [change for change in changes if finished.get(sample.digest, _key(change)) is None]
         if missing:
-            inputs = placed(model, encode_samples(processor, [sample]))
+            inputs = placed(model, encoder(sample))
             tokens, expected = _answer(model, UNCHANGED, inputs, max_new_tokens)
             for change in missing:
                 _, found = _answer(model, change, inputs, len(tokens), forced=tokens)
@@ -91,8 +94,8 @@ def measure_fidelity(
                     answer_kl=divergences.mean().item(),
                     top1_agreement=bool(expected[0].argmax() == found[0].argmax()),
                     exact_match=own == tokens,
-                    base=_text(processor, tokens),
-                    changed=_text(processor, own),
+                    base=encoder.decode(tokens),
+                    changed=encoder.decode(own),
                 )
                 finished.add(sample.digest, _key(change), asdict(answers))
     return [[Answers(**(finished.get(sample.digest, _key(change)) or {})) for sample in samples] for change in changes]
@@ -137,7 +140,3 @@ class _Forced:
         forced = torch.full_like(scores, -torch.inf)
         forced[:, next(self.tokens)] = 0
         return forced
-
-
-def _text(processor: Any, tokens: Sequence[int]) -> str:
-    return str(processor.tokenizer.decode(tokens, skip_special_tokens=True)).strip()

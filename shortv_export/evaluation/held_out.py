@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +10,9 @@ from ..errors import ShortVError
 from ..options import Questions, Samples
 from ..packaging import Package, check_task
 from ..records import Scores
-from ..samples import LOCAL_FILES, DrawnSamples, draw_samples
+from ..samples import LOCAL_FILES, DrawnSamples, Sample, draw_samples
+
+Usable = Callable[[Sample], str | None]
 
 
 def data_of(record: Mapping[str, Any]) -> str | None:
@@ -23,12 +25,13 @@ def data_of(record: Mapping[str, Any]) -> str | None:
     return data if isinstance(data, str) and data != LOCAL_FILES else None
 
 
-def held_out_from_scores(scores: Scores | None, asked: Samples) -> DrawnSamples:
+def held_out_from_scores(scores: Scores | None, asked: Samples, usable: Usable | None = None) -> DrawnSamples:
     """Draws samples that scores were not measured on. The seed is one more than the one asked for.
 
     Args:
         scores: None if layers are chosen without scores; nothing is then held out.
         asked: by default from the data of the scores.
+        usable: see `draw_samples`.
 
     Raises:
         ShortVError: the scores do not name their samples or their data; or as `draw_samples`.
@@ -42,16 +45,19 @@ def held_out_from_scores(scores: Scores | None, asked: Samples) -> DrawnSamples:
             raise ShortVError("the scores do not say which samples they were measured on; score again for `max_kl`.")
         if data is None:
             raise ShortVError("the scores were measured on local files; name them with `data`, for `max_kl`.")
-    return _draw(asked, data, used)
+    return _draw(asked, data, used, usable)
 
 
-def held_out_from_package(package: Package, asked: Samples, questions: Questions) -> DrawnSamples:
+def held_out_from_package(
+    package: Package, asked: Samples, questions: Questions, usable: Usable | None = None
+) -> DrawnSamples:
     """Draws samples that a package's layers were not chosen by. The seed is one more than the one asked for.
 
     Args:
         package: the package to evaluate.
         asked: by default from the data that the layers were chosen by.
         questions: with `force_overlap`, nothing is held out; with `task` or `accuracy`, samples need answers.
+        usable: see `draw_samples`.
 
     Returns:
         The samples. Their record also has ``"group_by"``, ``"overlap"`` and perhaps ``"task_id"`` (see
@@ -78,7 +84,7 @@ def held_out_from_package(package: Package, asked: Samples, questions: Questions
         if data is None:
             raise ShortVError(f"the layers of {package.name} were chosen by local files; name data with `data`.")
     used = [digest for each in digests for digest in each]
-    samples = _draw(asked, data, [] if questions.force_overlap else used, questions.group_by)
+    samples = _draw(asked, data, [] if questions.force_overlap else used, usable, questions.group_by)
     # A list from the paper or from the user does not say which samples it was chosen by.
     known = known and selection["method"] not in ("preset", "given")
     overlap = len({*used} & {sample.digest for sample in samples.samples}) if known else None
@@ -100,5 +106,8 @@ def _digests(record: Mapping[str, Any]) -> list[str]:
     return list(digests) if named and digests else []
 
 
-def _draw(asked: Samples, data: str | None, exclude: list[str], group_by: str | None = None) -> DrawnSamples:
-    return draw_samples(replace(asked, data=data, seed=asked.seed + 1), exclude=exclude, group_by=group_by)
+def _draw(
+    asked: Samples, data: str | None, exclude: list[str], usable: Usable | None, group_by: str | None = None
+) -> DrawnSamples:
+    asked = replace(asked, data=data, seed=asked.seed + 1)
+    return draw_samples(asked, exclude=exclude, group_by=group_by, usable=usable)

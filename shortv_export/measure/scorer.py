@@ -15,14 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..base import BaseModel, load_base, load_processor
+from ..base import BaseModel, load_base
 from ..errors import ShortVError
 from ..options import Placement, Scoring
 from ..records import FORWARD, REVERSE, Scores, library_versions
-from ..samples import DrawnSamples, Sample, encode_samples
+from ..samples import DrawnSamples, Encoder, Sample
 from .layer_contribution import layer_contributions
 from .memory import device_map_for, estimate, free_bytes, stored_dtype, this_process, weight_bytes
 from .partial_results import PartialResults
+from .running import running
 from .streaming import load_streamed
 
 logger = logging.getLogger(__name__)
@@ -66,6 +67,7 @@ class Scorer:
         if scoring.stream and placement.device_map is not None:
             raise ShortVError("`stream` and `device_map` exclude each other; leave out one of them.")
         self.base = base
+        self.encoder = Encoder(base)
         self.scoring = scoring
         self.placement = placement
         self.device_map = device_map_for(placement)
@@ -78,7 +80,6 @@ class Scorer:
         )
         self.model: Any = None
         self.layers: Iterable[nn.Module] | None = None
-        self.processor: Any = None
         self.max_state_bytes = 0
 
     def __call__(self, samples: DrawnSamples) -> Scores:
@@ -108,7 +109,7 @@ class Scorer:
             values[number] = torch.tensor([found[name] for name in _VALUES], dtype=torch.float64)
         if process.num_processes > 1:
             values = reduce(values.to(process.device), "sum").cpu()
-        return _summary(values, self.base, samples, self.divergence)
+        return _summary(values, self.base, self.encoder.recorded(samples), self.divergence)
 
     def save(self, scores: Scores) -> None:
         """Writes the scores, which every process has, and deletes the partial results.
@@ -141,10 +142,10 @@ class Scorer:
             self.finished.add(next(queue).digest, _MEASUREMENT, found)
             bar.update()
 
-        with bar:
+        with bar, running(self.base):
             layer_contributions(
                 self.model,
-                (encode_samples(self.processor, [sample]) for sample in samples),
+                map(self.encoder, samples),
                 layers=self.layers,
                 divergence=self.divergence,
                 max_batch_tokens=self.scoring.max_batch_tokens,
@@ -155,8 +156,7 @@ class Scorer:
     def _load(self, samples: Sequence[Sample]) -> None:
         """Loads the model, if the longest of the samples will fit beside it."""
         base, device, placement, stream = self.base, self.process.device, self.placement, self.scoring.stream
-        self.processor = load_processor(base)
-        tokens = max(encode_samples(self.processor, [sample])["input_ids"].shape[1] for sample in samples)
+        tokens = max(map(self.encoder.num_tokens, samples))
         files = [base.path / name for name in base.files if name.endswith(".safetensors")]
         value_bytes = _dtype(base, files, placement.dtype).itemsize
         weights = weight_bytes(files, value_bytes, stream=stream)
@@ -180,7 +180,7 @@ class Scorer:
 
     def _load_whole(self) -> None:
         where = {"device_map": self.device_map, "max_memory": self.placement.max_memory}
-        self.model, _ = load_base(self.base, dtype=self.placement.dtype, **where)
+        self.model = load_base(self.base, dtype=self.placement.dtype, **where)
 
 
 def _is_result(values: Any, num_layers: int) -> bool:
@@ -203,8 +203,11 @@ def _dtype(base: BaseModel, files: Sequence[Path], dtype: str) -> torch.dtype:
     return found if isinstance(found, torch.dtype) else torch.float32
 
 
-def _summary(values: Tensor, base: BaseModel, samples: DrawnSamples, divergence: str) -> Scores:
-    """Averages visual LC, text LC and visual cosine distance of each sample, ``(samples, 3, layers)``."""
+def _summary(values: Tensor, base: BaseModel, record: dict[str, Any], divergence: str) -> Scores:
+    """Averages visual LC, text LC and visual cosine distance of each sample, ``(samples, 3, layers)``.
+
+    `record` is that of the samples.
+    """
     visual, text, cosine_distance = values.unbind(1)
     num_samples = len(values)
     error = visual.std(0) / num_samples**0.5 if num_samples > 1 else torch.zeros_like(visual[0])
@@ -216,7 +219,7 @@ def _summary(values: Tensor, base: BaseModel, samples: DrawnSamples, divergence:
         visual_samples=tuple(map(tuple, visual.tolist())),
         visual_cosine_distance=tuple(cosine_distance.mean(0).tolist()),
         divergence=divergence,
-        calibration=samples.record,
+        calibration=record,
         base={"repo_id": base.repo_id, "revision": base.revision},
         versions=library_versions(),
     )

@@ -76,7 +76,7 @@ def render_card(
         mixers=sum(shape.mixer_flops > 0 for shape in base.layer_shapes),
         ffn_sizes=_ffn_sizes(base.layer_shapes),
         figure_text=_figure_text(recipe) if recipe.scores else None,
-        has_chat_template=_has_chat_template(base),
+        template_owner=_template_owner(base),
         paper=paper,
         preset=preset,
         # Where nothing is known of this base: the model with the largest losses.
@@ -214,9 +214,12 @@ def _figure_text(recipe: Recipe) -> str:
     )
 
 
-def _has_chat_template(base: BaseModel) -> bool:
-    """Whether the processor can format a conversation: a template file, or a field of its configuration."""
+def _template_owner(base: BaseModel) -> str | None:
+    """What has the chat template once it is loaded: ``"processor"`` or ``"tokenizer"``; None if there is none."""
     if any(name.startswith("chat_template.") for name in base.files):
-        return True
-    names = [name for name in ("processor_config.json", "tokenizer_config.json") if name in base.files]
-    return any("chat_template" in read_json(base.path / name) for name in names)
+        return "processor"
+    for owner in ("processor", "tokenizer"):
+        config = read_json(base.path / name) if (name := f"{owner}_config.json") in base.files else None
+        if isinstance(config, dict) and config.get("chat_template"):
+            return owner
+    return None

@@ -10,10 +10,11 @@ from urllib.parse import quote
 
 from ..base import BaseModel
 from ..errors import ShortVError
+from ..files import open_regular
 from ..records import CARD_NAME
 from .licenses import has_license_form, is_license, nearest_license
 
-_MAX_CARD_BYTES = 1 << 20
+_MOST_METADATA = 1 << 16  # bytes; reading YAML takes long
 _LANGUAGE = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*|code|multilingual")
 _LINK = re.compile(r"https?://\S+|[\w-][\w.-]*", re.ASCII)  # on the web, or a file of the package
 
@@ -42,7 +43,7 @@ def inherited_metadata(base: BaseModel, license: str | None = None) -> Inherited
     Raises:
         ShortVError: no licence is known, or the Hub would refuse it.
     """
-    metadata = _front_matter(base.path / CARD_NAME)
+    metadata = _front_matter(base.path)
     languages = metadata.get("language") or []
     languages = languages if isinstance(languages, list) else [languages]
     language = tuple(each for each in languages if isinstance(each, str) and _LANGUAGE.fullmatch(each))
@@ -99,16 +100,16 @@ def plain_line(text: Any) -> str:
     return "".join(character for character in line if character.isprintable())[:200]
 
 
-def _front_matter(path: Path) -> dict[str, Any]:
-    """The metadata block of a card; empty if there is none or it cannot be read."""
+def _front_matter(folder: Path) -> dict[str, Any]:
+    """The metadata block of a base's card; empty if there is none or it cannot be read."""
     import yaml
     from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
     try:
-        with path.open(encoding="utf-8") as file:
-            block = REGEX_YAML_BLOCK.search(file.read(_MAX_CARD_BYTES))
+        with open_regular(folder / CARD_NAME, folder=folder) as file:
+            block = REGEX_YAML_BLOCK.search(file.read(_MOST_METADATA).decode("utf-8", "replace"))
         metadata = yaml.safe_load(block[2]) if block else None
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+    except (ShortVError, OSError, ValueError, RecursionError, yaml.YAMLError):
         return {}
     return metadata if isinstance(metadata, dict) else {}
 

@@ -31,6 +31,7 @@ def sample_facts(record: dict[str, Any]) -> dict[str, Any]:
         "data": record.get("data") if names and all(names) else "DATA",
         "seed": record.get("seed"),
         "videos": _videos(record, sources),
+        "plain": record.get("prompt") == "plain",  # the base has no chat template
     }
 
 

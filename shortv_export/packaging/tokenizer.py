@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
-from ..base import BaseModel
+from ..base import BaseModel, entering, in_worker
 from ..errors import ShortVError, one_line
 from ..records import TOKENIZER_CONFIG_NAME
 
@@ -25,23 +26,27 @@ def tokenizer_classes(base: BaseModel) -> dict[str, str | None] | None:
     Raises:
         ShortVError: the tokenizer cannot be loaded.
     """
-    from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
+    from transformers import AutoTokenizer  # noqa: F401  # imported here, a fork has it
 
     if TOKENIZER_CONFIG_NAME not in base.files:
         return None
-    try:
-        right, plain = (
-            type(AutoTokenizer.from_pretrained(base.path, config=config)).__name__
-            for config in (AutoConfig.from_pretrained(base.path), PreTrainedConfig())
-        )
-    except Exception as error:  # transformers and tokenizers raise many kinds
-        raise ShortVError(f"{base.name}: its tokenizer cannot be loaded: {one_line(error)}") from error
+    right, plain = in_worker(base.name, _classes, base.path)
     if right == "MistralCommonBackend":  # needs mistral-common; without it, transformers takes the other
         right = "TokenizersBackend"
     if right == plain:
         return None
     named = json.loads((base.path / TOKENIZER_CONFIG_NAME).read_text("utf-8")).get("tokenizer_class")
     return {"base": named, "package": right}
+
+
+def _classes(folder: Path) -> tuple[str, str]:
+    """The classes that transformers gives the tokenizer by the base's config and without it, in a worker."""
+    from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
+
+    entering("tokenizer", "cannot be loaded")
+    right = AutoTokenizer.from_pretrained(folder, config=AutoConfig.from_pretrained(folder))
+    plain = AutoTokenizer.from_pretrained(folder, config=PreTrainedConfig())
+    return type(right).__name__, type(plain).__name__
 
 
 def with_class(text: str, before: str | None, after: str | None) -> str:

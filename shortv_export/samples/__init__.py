@@ -2,4 +2,4 @@
 
 from .decode import Sample
 from .draw import LOCAL_FILES, DrawnSamples, draw_samples
-from .encode import encode_samples
+from .encode import Encoder, encode_samples

@@ -2,16 +2,89 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..base import plain_prompt
-from ..errors import ShortVError, one_line
+from ..base import BaseModel, PartError, Processor, entering, render_prompt
+from ..errors import ShortVError
 from .decode import Sample
+from .draw import DrawnSamples
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import BatchFeature, ProcessorMixin
+
+
+class Encoder(Processor):
+    """The processor of a base, which encodes samples in a process of its own. For the arguments see `Processor`."""
+
+    def __init__(self, base: BaseModel, *, remote_code: bool = False) -> None:
+        super().__init__(base, remote_code=remote_code)
+        self._lengths: dict[str, int | str] = {}  # by digest: the number of tokens, or why there are none
+
+    def __call__(self, sample: Sample) -> dict[str, Tensor]:
+        """The inputs of the model for one sample (see `encode_samples`).
+
+        Raises:
+            PartError: the processor, the tokenizer or the chat template fails on this sample.
+            ShortVError: it fails on any, or takes no videos.
+        """
+        import torch
+
+        try:
+            arrays = self.run(_arrays, sample)
+        except PartError as error:
+            failure = f"{error.failure} (on {_described(sample)})"
+            raise PartError(self.base.name, error.part, failure) from error
+        self.check_ids(arrays["input_ids"])
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+    def num_tokens(self, sample: Sample) -> int:
+        """How many tokens the prompt of a sample has.
+
+        Raises:
+            ShortVError: as for its inputs.
+        """
+        found = self._lengths.get(sample.digest)
+        if not isinstance(found, int):
+            found = self._lengths[sample.digest] = self(sample)["input_ids"].shape[1]
+        return found
+
+    def refusal(self, sample: Sample) -> str | None:
+        """Why the processor cannot take this sample, although it takes a plain picture; None if it can.
+
+        Raises:
+            ShortVError: the base is at fault: its processor fails on any sample, or takes no videos.
+        """
+        _ = self.reference  # so that a failure from here on is the sample's fault
+        if sample.digest not in self._lengths:
+            try:
+                self.num_tokens(sample)
+            except PartError as error:
+                self._lengths[sample.digest] = f"the base's {error.part} {error.failure}"
+        found = self._lengths[sample.digest]
+        return found if isinstance(found, str) else None
+
+    def recorded(self, samples: DrawnSamples) -> dict[str, Any]:
+        """The record of samples, with ``"prompt": "plain"`` if the base has no chat template."""
+        return {**samples.record, **({"prompt": "plain"} if self.reference.plain_prompt is not None else {})}
+
+
+def _described(sample: Sample) -> str:
+    """A sample in words, such as "a picture of 900 x 3 pixels"."""
+    shown = [f"a picture of {image.width} x {image.height}" for image in sample.images]
+    for clip in sample.videos:
+        frame, count = clip.frames[0], len(clip.frames)
+        shown.append(f"a video of {count} frame{'s' * (count > 1)} of {frame.width} x {frame.height}")
+    more = f" and {len(shown) - 1} more" if len(shown) > 1 else ""
+    return f"{shown[0]} pixels{more}"
+
+
+# In the worker.
+
+
+def _arrays(processor: Any, sample: Sample) -> dict[str, Any]:
+    return {name: tensor.numpy() for name, tensor in encode_samples(processor, [sample]).items()}
 
 
 def encode_samples(processor: ProcessorMixin, samples: Sequence[Sample]) -> BatchFeature:
@@ -22,7 +95,7 @@ def encode_samples(processor: ProcessorMixin, samples: Sequence[Sample]) -> Batc
         that the model takes.
 
     Raises:
-        ShortVError: the processor or the chat template takes no videos, or not this one.
+        ShortVError: the processor or the chat template takes no videos.
     """
     prompts = [_prompt(processor, sample) for sample in samples]
     media: dict[str, Any] = {}
@@ -42,23 +115,16 @@ def encode_samples(processor: ProcessorMixin, samples: Sequence[Sample]) -> Batc
             for clip in clips
         ]
     bos = processor.tokenizer.bos_token
-    try:
-        inputs = processor(
-            **media,
-            text=prompts,
-            padding=len(samples) > 1,
-            padding_side="left",
-            # If the template writes the first token, the tokenizer must not add it again.
-            **({"add_special_tokens": False} if bos and prompts[0].startswith(bos) else {}),
-            return_tensors="pt",
-        )
-    except Exception as error:  # processors raise many kinds, such as for too few frames
-        if not clips:
-            raise
-        frames = min(len(clip.frames) for clip in clips)
-        raise ShortVError(
-            f"the base's processor cannot read a video of {frames} frame{'s' * (frames > 1)}: {one_line(error)}"
-        ) from error
+    entering("processor")
+    inputs = processor(
+        **media,
+        text=prompts,
+        padding=len(samples) > 1,
+        padding_side="left",
+        # If the template writes the first token, the tokenizer must not add it again.
+        **({"add_special_tokens": False} if bos and prompts[0].startswith(bos) else {}),
+        return_tensors="pt",
+    )
     inputs.pop("labels", None)  # some processors make labels of every prompt
     return inputs
 
@@ -74,21 +140,9 @@ def _prompt(processor: Any, sample: Sample) -> str:
     # Some data sets put placeholders into the question, but the template adds its own.
     for token in (image_token, video_token, "<image>", "<video>"):
         question = question.replace(token, "")
-    question = question.strip()
-    if processor.chat_template:
-        content: list[Any] = [
-            *({"type": "image"} for _ in sample.images),
-            *({"type": "video"} for _ in sample.videos),
-            {"type": "text", "text": question},
-        ]
-        conversation: Any = [{"role": "user", "content": content}]
-        prompt = str(processor.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False))
-    else:
-        shown = [image_token] * len(sample.images) + [video_token] * len(sample.videos)
-        template = re.sub(
-            r"<image>(\n?)", lambda found: "".join(f"{each}{found[1]}" for each in shown), plain_prompt(processor)
-        )
-        prompt = template.format(question=question)
+    prompt = render_prompt(
+        processor, ["image"] * len(sample.images) + ["video"] * len(sample.videos), question.strip()
+    )
     if sample.videos and prompt.count(video_token) != len(sample.videos):
         raise ShortVError(
             f"the chat template of the base puts {prompt.count(video_token)} of {len(sample.videos)} videos into a "

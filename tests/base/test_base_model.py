@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from shortv_export.base.families import FAMILIES
 from shortv_export.base.model import BaseModel, load_base
+from shortv_export.base.processor import Processor, load_processor
 from shortv_export.base.resolve import resolve_base
 from shortv_export.base.shapes import LayerShape
 from shortv_export.errors import ShortVError, one_line
@@ -122,7 +123,8 @@ def test_local_folder(tiny_base: Callable[..., Path], model_type: str) -> None:
 def test_load_is_the_stock_model(tiny_base: Callable[..., Path], model_type: str) -> None:
     import torch
 
-    model, processor = load_base(resolve_base(tiny_base(model_type)), dtype="bfloat16")
+    base = resolve_base(tiny_base(model_type))
+    model, processor = load_base(base, dtype="bfloat16"), load_processor(base.path)
     assert type(model).__name__ == FAMILIES[model_type].base_class
     assert type(model).__module__.startswith("transformers.")
     assert not model.training
@@ -183,7 +185,7 @@ def test_visual_tokens_by_the_processor(tmp_path: Path) -> None:
 
 
 def test_config_tells_without_a_processor(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shortv_export.base.model.load_processor", None)
+    monkeypatch.setattr("shortv_export.base.processor.Processor", None)
     assert with_config(LLAVA_7B).prompt_visual_tokens == 576
     assert with_config({**LLAVA_7B, "model_type": "llava_next"}).prompt_visual_tokens == 5 * 576
 
@@ -253,10 +255,19 @@ def test_config_that_is_no_object(base_folder: Path, text: str, reason: str) -> 
     assert reason in refusal(base_folder)
 
 
-@pytest.mark.parametrize("name", ["config.json", INDEX, "tokenizer_config.json"])
-def test_oversized_json(base_folder: Path, name: str) -> None:
-    os.truncate(base_folder / name, 65 << 20)
-    assert "larger than 64 MiB" in refusal(base_folder)
+@pytest.mark.parametrize(
+    ("name", "mebibytes"),
+    [
+        ("config.json", 4),
+        ("tokenizer_config.json", 4),
+        ("chat_template.jinja", 1),
+        (INDEX, 64),
+        ("tokenizer.json", 256),
+    ],
+)
+def test_oversized_file(base_folder: Path, name: str, mebibytes: int) -> None:
+    os.truncate(base_folder / name, (mebibytes << 20) + 1)
+    assert f"{name} is larger than {mebibytes << 20:,} bytes" in refusal(base_folder)
 
 
 # Fields that no Llama has, but that would be read.
@@ -471,7 +482,7 @@ def test_weights_that_do_not_match_the_config(base_folder: Path) -> None:
 def test_processor_that_cannot_be_loaded(base_folder: Path) -> None:
     (base_folder / "tokenizer.json").write_text('{"model": 1}', encoding="utf-8")
     with pytest.raises(ShortVError, match="processor cannot be loaded") as caught:
-        load_base(resolve_base(base_folder))
+        _ = Processor(resolve_base(base_folder)).reference
     assert "\n" not in str(caught.value)
 
 
@@ -506,7 +517,7 @@ def test_hub_repository(hub: LoopbackHub, tiny_base: Callable[..., Path], tmp_pa
     assert base.files == resolve_base(tiny_base(num_shards=2)).files
     assert base.record().files == resolve_base(tiny_base(num_shards=2)).record().files
     assert downloaded(tmp_path) == {*base.files, "config.json", "README.md"}
-    assert load_base(base)[0].config.model_type == "llava"
+    assert load_base(base).config.model_type == "llava"
     # The snapshot's files are links into the cache's blobs: fine as a folder, too.
     assert resolve_base(base.path).files == base.files
 
@@ -555,7 +566,7 @@ def test_hub_errors_are_told_apart(
     assert "at revision v9 has no such revision" in refusal("acme/base", revision="v9")
     hub.fail(lambda request: request.path.startswith("/api/models"), status=503, times=100)
     message = refusal("acme/base")
-    assert "acme/base could not be" in message
+    assert "acme/base was refused by the Hub, try again later" in message
     assert "503" in message
     hub.stop()
     assert "could not be reached" in refusal("acme/base")

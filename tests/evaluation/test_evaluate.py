@@ -31,7 +31,7 @@ from shortv_export.records.evaluation import NO_WIDTH, SINGLE_SAMPLE, Evaluation
 from shortv_export.records.scores import Scores
 from shortv_export.records.selection import Selection
 from shortv_export.samples.draw import DrawnSamples, draw_samples
-from shortv_export.samples.encode import encode_samples
+from shortv_export.samples.encode import Encoder, encode_samples
 from tests.support import packages
 from tests.support.definition import oracle
 from tests.support.interrupted import interrupted_after
@@ -118,9 +118,10 @@ def test_fidelity_is_that_of_the_definition(
         texts = [processor.tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in (answer, own)]
         expected.append((kl[0].item(), kl.mean().item(), same_first, answer == own, *texts))
 
-    model, loaded_processor = load_package(checked(make_package(model_type=model_type)))
+    package = checked(make_package(model_type=model_type))
+    model, encoder = load_package(package), Encoder(package.base, remote_code=True)
     changes = [shortv(FROZEN, LAYERS), shortv((), LAYERS)]
-    found, unchanged = measure_fidelity(model, loaded_processor, samples, changes, max_new_tokens=NEW_TOKENS)
+    found, unchanged = measure_fidelity(model, encoder, samples, changes, max_new_tokens=NEW_TOKENS)
     for answers, (first_kl, kl_mean, same_first, same, text, own_text) in zip(found, expected, strict=True):
         assert answers.first_token_kl == pytest.approx(first_kl, rel=1e-3)
         assert answers.answer_kl == pytest.approx(kl_mean, rel=1e-3)
@@ -390,7 +391,7 @@ def test_out_of_memory_names_the_lever(
     package = checked(make_package())
     samples = draw_samples(Samples(str(questions), num_samples=1))
     with pytest.raises(ShortVError, match=r"^out of memory; .*`dtype` bfloat16 .*`max_new_tokens`") as refused:
-        evaluation.evaluate_package(package, samples)
+        evaluation.evaluate_package(package, Encoder(package.base, remote_code=True), samples)
     assert "\n" not in str(refused.value)
 
 
@@ -461,7 +462,9 @@ def test_wrong_usage(run: Any, options: list[str]) -> None:
 def test_the_drawn_samples_are_what_is_evaluated_on(make_package: Callable[..., str], questions: Path) -> None:
     samples = draw_samples(Samples(str(questions), num_samples=2))
     samples = DrawnSamples(samples.samples, samples.record)
-    result = evaluation.evaluate_package(checked(make_package()), samples, comparison=Comparison(speed=False))
+    package = checked(make_package())
+    encoder = Encoder(package.base, remote_code=True)
+    result = evaluation.evaluate_package(package, encoder, samples, comparison=Comparison(speed=False))
     assert result.data == samples.record
     assert result.recipe_sha256
     assert (result.dtype, result.num_layers) == ("float32", LAYERS)

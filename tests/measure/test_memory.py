@@ -22,7 +22,7 @@ LLAVA_13B = (LayerShape(5120, 13824, 5120, 5120),) * 40
 def test_weights(tiny_base: Callable[..., Path], dtype: str, value_bytes: int) -> None:
     base = resolve_base(tiny_base(num_shards=3))
     files = [base.path / name for name in base.files if name.endswith(".safetensors")]
-    model: Any = load_base(base, dtype=dtype)[0]
+    model: Any = load_base(base, dtype=dtype)
 
     def size(module: Any) -> int:
         return sum(parameter.nbytes for parameter in module.parameters())

@@ -17,7 +17,8 @@ import torch
 from huggingface_hub.utils import tqdm
 from PIL import Image
 
-from shortv_export.base.model import BaseModel, load_base, load_processor
+from shortv_export.base.model import BaseModel, load_base
+from shortv_export.base.processor import load_processor
 from shortv_export.base.resolve import resolve_base
 from shortv_export.errors import ShortVError
 from shortv_export.measure import memory
@@ -75,7 +76,7 @@ def calibration(count: int = 5) -> DrawnSamples:
 
 
 def input_ids(base: BaseModel, samples: DrawnSamples) -> list[Any]:
-    processor = load_processor(base)
+    processor = load_processor(base.path)
     return [encode_samples(processor, [sample])["input_ids"][0] for sample in samples.samples]
 
 
@@ -353,7 +354,7 @@ def test_the_benchmarks_large_base_is_a_base(tmp_path: Path) -> None:
     size = write_checkpoint(tmp_path / "base", shape, 3)
     base = resolve_base(tmp_path / "base")
     assert len(list(base.path.glob("*.safetensors"))) == 4
-    model: Any = load_base(base)[0]  # refuses missing and unexpected tensors
+    model: Any = load_base(base)  # refuses missing and unexpected tensors
     assert sum(parameter.nbytes for parameter in model.parameters()) == size
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     assert (base.num_layers, base.layer_shapes[0].intermediate_size, base.visual_tokens) == (3, 384, 16)

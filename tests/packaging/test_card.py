@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -255,6 +256,35 @@ def test_snippet_pins_the_revision_and_is_python(base: BaseModel) -> None:
     assert rename(unnamed, "me/model") == rendered(
         base, recipe_of(base, selection), inherited_metadata(base), tag=TAG, repo_id="me/model"
     )
+
+
+def test_snippet_with_a_template_of_the_tokenizer(base: BaseModel, tmp_path: Path, photos: dict[str, Any]) -> None:
+    """Its processor has none. The snippet's prompt is that of the tokenizer's own `apply_chat_template`."""
+    from transformers import AutoProcessor
+
+    folder = shutil.copytree(base.path, tmp_path / "base")
+    template = (folder / "chat_template.jinja").read_text("utf-8")
+    (folder / "chat_template.jinja").unlink()
+    path = folder / "tokenizer_config.json"
+    named = [{"name": "default", "template": template}, {"name": "rag", "template": "no"}]
+    path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), "chat_template": named}), "utf-8")
+    base = resolve_base(folder)
+    text = rendered(base, recipe_of(base, given_selection([1], LAYERS)), inherited_metadata(base), tag=TAG)
+    code = re.search(r"question = .*?(?=image = )", text, re.DOTALL)
+    assert code is not None
+    names: dict[str, Any] = {"processor": AutoProcessor.from_pretrained(folder)}
+    exec(code[0], names)
+    assert names["prompt"] == "USER: <image>\nWhat is in this picture? ASSISTANT:"
+
+
+def test_says_that_the_prompts_are_made_up(base: BaseModel) -> None:
+    lc = Selection((7,), LAYERS, "lc", {"num_frozen": 1})
+    texts = [
+        rendered(base, recipe_of(base, lc, replace(SCORES, calibration=each)), inherited_metadata(base), tag=TAG)
+        for each in (SCORES.calibration, {**SCORES.calibration, "prompt": "plain"})
+    ]
+    said = "The base has no chat template. What is measured here was asked in the form `USER: <image>"
+    assert [said in text for text in texts] == [False, True]
 
 
 def test_a_local_base_keeps_its_path_to_itself(base: BaseModel) -> None:

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shortv_export.base.model import load_base
+from shortv_export.base.processor import load_processor
 from shortv_export.base.resolve import resolve_base
 from shortv_export.samples.decode import Sample
 from shortv_export.samples.encode import encode_samples
@@ -307,7 +308,8 @@ def test_the_papers_mix_is_what_the_paper_says() -> None:
 
 @pytest.fixture(params=["llava", "llava_next"])
 def model_and_processor(request: pytest.FixtureRequest, tiny_base: Callable[..., Path]) -> tuple[Any, Any]:
-    return load_base(resolve_base(tiny_base(request.param)), dtype="float32")
+    base = resolve_base(tiny_base(request.param))
+    return load_base(base, dtype="float32"), load_processor(base.path)
 
 
 def samples_of(photos: dict[str, Any]) -> list[Sample]:
