@@ -6,12 +6,13 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ShortVError
 from ..records import CONFIG_NAME
-from .worker import entering, in_worker
+from .worker import Worker, entering
 
 # Far above the numbers in any real config.
 _LARGEST = 1 << 53  # beyond it, JSON readers disagree about integers
@@ -22,10 +23,6 @@ _LAYERS = re.compile(r"num_.*layers|(?:.*_)?depth|n_layers?|num_.*blocks")
 _SIZE = re.compile(r"num_.*|n_.*|.*(?:size|dim|width|heads|channels|length|positions?|embeddings|rank|factor)")
 
 _ACTIVATIONS = ("hidden_act", "hidden_activation", "projector_hidden_act")
-
-# What is known of a config, by its text: a base is looked at more than once.
-_COMPLETE: dict[str, str] = {}
-_SKELETONS: dict[str, Skeleton] = {}
 
 
 @dataclass(frozen=True)
@@ -57,52 +54,76 @@ def check_numbers(name: str, config: Mapping[str, Any]) -> None:
         elif isinstance(value, list):
             pending += [(key, item, depth + 1) for item in value]
         elif isinstance(value, float) and not math.isfinite(value):
-            raise ShortVError(f"{name}: its {CONFIG_NAME} has {key} {value}; write a number.")
+            raise ShortVError(f"{name}: its {CONFIG_NAME} has {key!r:.60} {value}; write a number.")
         elif type(value) is int:
             most = _MOST_LAYERS if _LAYERS.fullmatch(key) else _LARGEST_SIZE if _SIZE.fullmatch(key) else _LARGEST
             if abs(value) > most:
-                raise ShortVError(f"{name}: its {CONFIG_NAME} has {key:.60} {value!s:.40}; use at most {most}.")
+                raise ShortVError(f"{name}: its {CONFIG_NAME} has {key!r:.60} {value!s:.40}; use at most {most}.")
 
 
-def complete_config(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config with the defaults of the stock class filled in.
+@dataclass(frozen=True)
+class Description:
+    """What transformers makes of a config.
+
+    Attributes:
+        complete: the config with the defaults of the stock class filled in.
+        skeleton: of the stock model; or why it cannot be built.
+    """
+
+    complete: dict[str, Any]
+    skeleton: Skeleton | ShortVError
+
+
+_KNOWN: dict[str, Description] = {}
+"""By the text of the config: a base is looked at more than once."""
+
+
+def describe(name: str, config: Mapping[str, Any], base_class: str) -> Description:
+    """Asks transformers what a config means, in a worker.
+
+    Args:
+        name: the base, for messages.
+        config: its ``config.json``.
+        base_class: its class in transformers.
 
     Raises:
-        ShortVError: it is not valid.
+        ShortVError: the config is not valid.
     """
-    text = json.dumps(config)
-    if text not in _COMPLETE:
-        _COMPLETE[text] = in_worker(name, _completed, text)
-    completed: dict[str, Any] = json.loads(_COMPLETE[text])
-    return completed
+    text = json.dumps(config, sort_keys=True)
+    if text in _KNOWN:
+        return _KNOWN[text]
+    _import_models(config, base_class)
+    with Worker(name, str, text) as worker:
+        complete = json.loads(worker.run(_complete))
+        try:
+            described = _KNOWN[text] = Description(complete, Skeleton(*worker.run(_build)))
+        except ShortVError as error:
+            described = Description(complete, error)
+    return described
 
 
-def skeleton(name: str, config: Mapping[str, Any], base_class: str) -> Skeleton:
-    """The size of a config's stock model, which is of this class of transformers.
-
-    Raises:
-        ShortVError: transformers cannot build the model, or not within the limits of time and memory.
-    """
+def _import_models(config: Mapping[str, Any], base_class: str) -> None:
+    """Imports what the worker will need, as a fork then has it already. None of it is of the base."""
     import transformers
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
-    text = json.dumps(config)
-    if text not in _SKELETONS:
-        getattr(transformers, base_class)  # imported here, a fork has it
-        _SKELETONS[text] = Skeleton(*in_worker(name, _built, text))
-    return _SKELETONS[text]
+    getattr(transformers, base_class)
+    for part in config.values():
+        with suppress(Exception):  # not the part of a model, or not one that can be imported
+            MODEL_MAPPING[transformers.CONFIG_MAPPING[part["model_type"]]]
 
 
 # In the worker.
 
 
-def _completed(config: str) -> str:
+def _complete(config: str) -> str:
     from transformers import AutoConfig
 
     entering(CONFIG_NAME, "is not valid")
     return json.dumps(AutoConfig.for_model(**json.loads(config)).to_dict())  # this never runs code of the base
 
 
-def _built(config: str) -> tuple[int, int]:
+def _build(config: str) -> tuple[int, int]:
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText
     from transformers.activations import ACT2FN

@@ -13,7 +13,7 @@ from ..errors import ShortVError, one_line
 from ..files import file_sha256
 from ..hub import hub_error
 from ..records import CONFIG_NAME, WEIGHT_FILES, BaseRecord
-from .config import Skeleton, complete_config, skeleton
+from .config import Description, Skeleton, describe
 from .families import Family
 from .shapes import LayerShape, layer_shapes
 
@@ -43,23 +43,29 @@ class BaseModel:
     family: Family
     files: tuple[str, ...]
 
-    @cached_property
+    @property
     def complete_config(self) -> dict[str, Any]:
         """`config` with the defaults of the stock class filled in.
 
         Raises:
             ShortVError: the config is not valid.
         """
-        return complete_config(self.name, self.config)
+        return self._description.complete
 
-    @cached_property
+    @property
     def skeleton(self) -> Skeleton:
         """The size of its stock model.
 
         Raises:
             ShortVError: transformers cannot build the model.
         """
-        return skeleton(self.name, self.config, self.family.base_class)
+        if isinstance(found := self._description.skeleton, ShortVError):
+            raise found
+        return found
+
+    @cached_property
+    def _description(self) -> Description:
+        return describe(self.name, self.config, self.family.base_class)
 
     @property
     def text_config(self) -> dict[str, Any]:

@@ -31,10 +31,13 @@ def running(base: BaseModel) -> Iterator[None]:
         if is_out_of_memory(error):
             raise
         if found := _MISMATCH.search(str(error)):
-            kind, tokens, features = found.groups()
+            kind, tokens, features = found[1].lower(), int(found[2]), int(found[3])
+            hidden = base.layer_shapes[0].hidden_size
+            if features > tokens and features % hidden == 0:  # some models count the numbers in the features
+                features //= hidden
             raise ShortVError(
-                f"{base.name}: its processor puts {tokens} {kind.lower()} tokens into a prompt where its model makes "
-                f"{features} {kind.lower()} features; {_who_is_off(base)}."
+                f"{base.name}: its processor puts {tokens} {kind} tokens into a prompt where its model makes "
+                f"{features} {kind} features; {_who_is_off(base)}."
             ) from error
         raise ShortVError(
             f"{base.name}: its model fails ({type(error).__name__}: {one_line(error)}); use another base, or another "
