@@ -3,7 +3,7 @@
 `shortv_layers.py` holds the frozen layers, `shortv_weights.py` the loading of weights.
 """
 
-from transformers import Ernie4_5_VLMoeForConditionalGeneration
+from transformers import Ernie4_5_VLMoeForConditionalGeneration, GenerationMixin
 
 from .configuration_shortv_ernie4_5_vl_moe import ShortVErnie4_5_VLMoeConfig
 from .shortv_layers import FrozenLayer, ShortVMixin
@@ -20,7 +20,9 @@ class FrozenErnieLayer(FrozenLayer):
         return super()._forward_text(hidden_states, text_rows, *args, **kwargs)
 
 
-class ShortVErnie4_5_VLMoeForConditionalGeneration(ShortVWeights, ShortVMixin, Ernie4_5_VLMoeForConditionalGeneration):
+class ShortVErnie4_5_VLMoeForConditionalGeneration(
+    ShortVWeights, ShortVMixin, Ernie4_5_VLMoeForConditionalGeneration, GenerationMixin
+):
     config_class = ShortVErnie4_5_VLMoeConfig
     weights_of = "ernie4_5_vl_moe"
     text_models = ("ernie4_5_vl_moe_text",)

@@ -5,7 +5,7 @@
 
 import sys
 
-from transformers import Exaone4_5_ForConditionalGeneration
+from transformers import Exaone4_5_ForConditionalGeneration, GenerationMixin
 
 from .configuration_shortv_exaone4_5 import ShortVExaone4_5_Config
 from .shortv_layers import FrozenAttention, FrozenLayer, ShortVMixin
@@ -34,7 +34,9 @@ class FrozenExaone4Layer(FrozenLayer):
         return hidden_states
 
 
-class ShortVExaone4_5_ForConditionalGeneration(ShortVWeights, ShortVMixin, Exaone4_5_ForConditionalGeneration):
+class ShortVExaone4_5_ForConditionalGeneration(
+    ShortVWeights, ShortVMixin, Exaone4_5_ForConditionalGeneration, GenerationMixin
+):
     config_class = ShortVExaone4_5_Config
     weights_of = "exaone4_5"
     text_models = ("exaone4",)

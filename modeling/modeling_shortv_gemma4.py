@@ -3,7 +3,7 @@
 `shortv_layers.py` holds the frozen layers, `shortv_weights.py` the loading of weights.
 """
 
-from transformers import Gemma4ForConditionalGeneration
+from transformers import Gemma4ForConditionalGeneration, GenerationMixin
 from transformers.models.gemma4.modeling_gemma4 import apply_rotary_pos_emb
 
 from .configuration_shortv_gemma4 import ShortVGemma4Config
@@ -34,7 +34,9 @@ class FrozenGemma4Attention(FrozenAttention):
         return apply_rotary_pos_emb(states, *position_embeddings)
 
 
-class ShortVGemma4ForConditionalGeneration(ShortVWeights, ShortVMixin, Gemma4ForConditionalGeneration):
+class ShortVGemma4ForConditionalGeneration(
+    ShortVWeights, ShortVMixin, Gemma4ForConditionalGeneration, GenerationMixin
+):
     config_class = ShortVGemma4Config
     weights_of = "gemma4"
     text_models = ("gemma4_text",)

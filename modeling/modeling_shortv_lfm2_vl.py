@@ -3,7 +3,7 @@
 `shortv_layers.py` holds the frozen layers, `shortv_weights.py` the loading of weights.
 """
 
-from transformers import Lfm2VlForConditionalGeneration
+from transformers import GenerationMixin, Lfm2VlForConditionalGeneration
 
 from .configuration_shortv_lfm2_vl import ShortVLfm2VlConfig
 from .shortv_layers import FrozenAttention, FrozenLayer, FrozenMixer, ShortVMixin
@@ -28,7 +28,9 @@ class FrozenLfm2Layer(FrozenLayer):
         return self.operator_norm(hidden_states)
 
 
-class ShortVLfm2VlForConditionalGeneration(ShortVWeights, ShortVMixin, Lfm2VlForConditionalGeneration):
+class ShortVLfm2VlForConditionalGeneration(
+    ShortVWeights, ShortVMixin, Lfm2VlForConditionalGeneration, GenerationMixin
+):
     config_class = ShortVLfm2VlConfig
     weights_of = "lfm2_vl"
     text_models = ("lfm2",)

@@ -4,7 +4,7 @@
 """
 
 import torch
-from transformers import Llama4ForConditionalGeneration
+from transformers import GenerationMixin, Llama4ForConditionalGeneration
 from transformers.models.llama4.modeling_llama4 import apply_rotary_emb
 
 from .configuration_shortv_llama4 import ShortVLlama4Config
@@ -32,7 +32,9 @@ class FrozenLlama4Attention(FrozenAttention):
         return self.qk_norm(states) if hasattr(self, "qk_norm") else states
 
 
-class ShortVLlama4ForConditionalGeneration(ShortVWeights, ShortVMixin, Llama4ForConditionalGeneration):
+class ShortVLlama4ForConditionalGeneration(
+    ShortVWeights, ShortVMixin, Llama4ForConditionalGeneration, GenerationMixin
+):
     config_class = ShortVLlama4Config
     weights_of = "llama4"
     text_models = ("llama4_text",)

@@ -3,7 +3,7 @@
 `shortv_layers.py` holds the frozen layers, `shortv_weights.py` the loading of weights.
 """
 
-from transformers import Molmo2ForConditionalGeneration
+from transformers import GenerationMixin, Molmo2ForConditionalGeneration
 
 from .configuration_shortv_molmo2 import ShortVMolmo2Config
 from .shortv_layers import FrozenAttention, FrozenLayer, ShortVMixin
@@ -27,7 +27,9 @@ class FrozenMolmo2Layer(FrozenLayer):
         return hidden_states if self.norm_after else self.input_layernorm(hidden_states)
 
 
-class ShortVMolmo2ForConditionalGeneration(ShortVWeights, ShortVMixin, Molmo2ForConditionalGeneration):
+class ShortVMolmo2ForConditionalGeneration(
+    ShortVWeights, ShortVMixin, Molmo2ForConditionalGeneration, GenerationMixin
+):
     config_class = ShortVMolmo2Config
     weights_of = "molmo2"
     text_models = ("molmo2_text",)

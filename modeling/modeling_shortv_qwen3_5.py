@@ -3,7 +3,7 @@
 `shortv_layers.py` holds the frozen layers, `shortv_weights.py` the loading of weights.
 """
 
-from transformers import Qwen3_5ForConditionalGeneration
+from transformers import GenerationMixin, Qwen3_5ForConditionalGeneration
 
 from .configuration_shortv_qwen3_5 import ShortVQwen3_5Config
 from .shortv_layers import FrozenAttention, FrozenMixer, ShortVMixin
@@ -20,7 +20,12 @@ class FrozenGatedAttention(FrozenAttention):
         return queries, gates.flatten(2).sigmoid()
 
 
-class ShortVQwen3_5ForConditionalGeneration(ShortVWeights, ShortVMixin, Qwen3_5ForConditionalGeneration):
+class ShortVQwen3_5ForConditionalGeneration(
+    ShortVWeights,
+    ShortVMixin,
+    Qwen3_5ForConditionalGeneration,
+    GenerationMixin,
+):
     config_class = ShortVQwen3_5Config
     weights_of = "qwen3_5"
     text_models = ("qwen3_5_text",)

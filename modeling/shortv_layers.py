@@ -20,13 +20,14 @@ Without visual tokens, and when decoding token by token, the layers run exactly 
 up the prefill; decoding and the size of the KV cache do not change.
 """
 
+import copyreg
 import inspect
 import sys
 from functools import cache, partial, wraps
 
 import torch
 from transformers.cache_utils import Cache
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 
 # Text models whose attention `FrozenAttention` computes: q, k, v and o projections, a rotary embedding, and in some
 # models norms of queries and keys.
@@ -304,6 +305,8 @@ class ShortVMixin:
 
     `forward` also takes `visual_mask`: `(batch, rows)` bool, True at visual tokens. It is needed only if
     `inputs_embeds` already contains image features, because then no placeholder token marks them.
+
+    Name `GenerationMixin` as a base, too: else transformers adds it in a class of its own, which cannot be pickled.
     """
 
     # Overridden for text models that are not in `TEXT_MODELS`.
@@ -338,9 +341,19 @@ class ShortVMixin:
                 if hasattr(layer, name):
                     _mix_in(getattr(layer, name), mixin)
         self._last_pass = None
-        # Llama 4 has no inner `model`.
-        getattr(self, "model", self).register_forward_pre_hook(self._add_text_rows, with_kwargs=True)
+        # Llama 4 has no inner `model`. Unpickling the handle keeps the hook's number from being given away again.
+        inner = getattr(self, "model", self)
+        self._hook = inner.register_forward_pre_hook(self._add_text_rows, with_kwargs=True)
         self.freeze_layers(config.frozen_layers)
+
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        if not vars(getattr(self, "model", self)):
+            return  # the inner model is unpickled on its own, and needs this one for its hook
+        # `PreTrainedModel.__init__` notes which outputs a class can return; unpickling does not run it.
+        for part in self.modules():
+            if isinstance(part, PreTrainedModel):
+                PreTrainedModel.__init__(part.__new__(type(part)), part.config)
 
     def freeze_layers(self, frozen_layers: list[int]) -> None:
         """Freezes exactly these decoder layers from now on, and records them in the config."""
@@ -428,8 +441,20 @@ def _take_cache(kwargs):
 
 @cache
 def _mixed_class(mixin, stock):
-    # Keeps the stock class name, which device maps, output capture and quantisers look up.
-    return type(stock.__name__, (mixin, stock), {"__module__": stock.__module__})
+    # Keeps the stock class name, which device maps, output capture and quantisers look up. By this name, pickle would
+    # find the stock class, so it is told how to mix again.
+    mixed = type(stock.__name__, (mixin, stock), {"__module__": stock.__module__})
+    copyreg.pickle(mixed, _reduce)
+    return mixed
+
+
+def _reduce(module):
+    _, (mixed, *_), *state = module.__reduce_ex__(2)
+    return _new, mixed.__bases__, *state
+
+
+def _new(mixin, stock):
+    return object.__new__(_mixed_class(mixin, stock))
 
 
 def _mix_in(module, mixin):

@@ -6,6 +6,7 @@ weights loads those of its base, at the commit pinned in its config.
 """
 
 import json
+import re
 from pathlib import Path
 
 from transformers import GenerationConfig
@@ -14,6 +15,7 @@ from transformers.conversion_mapping import (
     register_checkpoint_conversion_mapping,
 )
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, cached_file
+from transformers.utils.hub import EntryNotFoundError, hf_hub_download
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _PLACE = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
@@ -57,17 +59,37 @@ class ShortVWeights:
         if "_adapter_model_path" not in (kwargs.get("adapter_kwargs") or {}):
             kwargs.pop("adapter_kwargs", None)  # AutoModel found no adapter
         kwargs |= {"use_safetensors": True, "trust_remote_code": False}
-        there = {"revision": base["revision"], "subfolder": ""}
+        repo_id, revision = _pinned(base)
+        kwargs |= {"revision": revision, "subfolder": ""}
         config = Path(config_file).parent if config is None else config
         try:
-            # If the base cannot be reached, this request gives the clearest error.
-            cached_file(base["repo_id"], CONFIG_NAME, **{**place, **there})
-            loaded = super().from_pretrained(base["repo_id"], *args, config=config, **{**kwargs, **there})
-        except OSError as error:
+            folder = _download_weights(repo_id, **{**place, "revision": revision, "subfolder": None})
+            loaded = super().from_pretrained(folder, *args, config=config, **kwargs)
+        except (OSError, EntryNotFoundError) as error:
             raise OSError(
-                f"{name} has no weights of its own, and those of {base['repo_id']} at revision {base['revision']} "
-                f"could not be loaded: {str(error).splitlines()[0]}"
+                f"{name} has no weights of its own, and those of {repo_id} at revision {revision} "
+                f"could not be loaded: {' '.join(str(error).split())}"
             ) from error
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         model.name_or_path = model.config.name_or_path = str(name)
         return loaded
+
+
+def _pinned(base):
+    """`shortv_base` as the id of a repository on the Hub and a commit: whoever loads it gets the same weights."""
+    repo_id, revision = (base.get("repo_id"), base.get("revision")) if isinstance(base, dict) else (None, None)
+    pinned = re.fullmatch(r"(\w[\w.-]*/)?\w[\w.-]*@[0-9a-f]{40}", f"{repo_id}@{revision}", re.ASCII)
+    if not pinned or not isinstance(repo_id, str):
+        raise ValueError(f"`shortv_base` in config.json must name a repository on the Hub and a commit, not {base!r}.")
+    return repo_id, revision
+
+
+def _download_weights(repo_id, **place):
+    """The folder of a repository's weights in the Hub's cache, whatever folders of its name there are elsewhere."""
+    try:
+        return Path(hf_hub_download(repo_id, "model.safetensors", **place)).parent
+    except EntryNotFoundError:
+        index = Path(hf_hub_download(repo_id, "model.safetensors.index.json", **place))
+    for shard in sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values())):
+        hf_hub_download(repo_id, shard, **place)
+    return index.parent

@@ -141,7 +141,10 @@ def test_package(package: Path, hub: LoopbackHub) -> None:
     assert f"[{BASE}](https://huggingface.co/{BASE})" in (package / "README.md").read_text()
 
 
-def test_verify_and_push(publisher: Machine, package: Path, push: dict[str, Any], hub: LoopbackHub) -> None:
+def test_verify_and_push(
+    publisher: Machine, package: Path, push: dict[str, Any], hub: LoopbackHub, tiny_base: Callable[..., Path]
+) -> None:
+    shutil.copytree(tiny_base(num_shards=2, seed=1), publisher.home / BASE)  # a folder of that name is not the base
     assert publisher.tool("verify", package)["verdict"] == "verified"
     assert publisher.tool("verify", package, HF_HUB_OFFLINE="1")["verdict"] == "verified"
     assert not any(name.endswith(".safetensors") for name in hub.files(MODEL, push["tag"]))
@@ -208,11 +211,11 @@ def test_a_base_that_cannot_be_had(package: Path, machine: Machine, tmp_path: Pa
     hub.create_repo("acme/empty", files={"config.json": b"{}"})
     revision, gated, empty = (hub.commits(repo_id)[0].sha for repo_id in (BASE, "acme/gated", "acme/empty"))
     cases: tuple[tuple[str, str, dict[str, Any], str], ...] = (
-        ("acme/none", revision, {}, "is not a valid model identifier"),
+        ("acme/none", revision, {}, "Repository Not Found"),
         ("acme/gated", gated, {"token": False}, "gated repo"),
-        (BASE, "0" * 40, {}, "not a valid git identifier"),
+        (BASE, "0" * 40, {}, "Revision Not Found"),
         ("acme/empty", empty, {}, "model.safetensors"),
-        (BASE, revision, {"local_files_only": True}, "couldn't find them in the cached files"),
+        (BASE, revision, {"local_files_only": True}, "Cannot find the requested files in the disk cache"),
     )
     jobs = []
     for number, (repo_id, commit, options, _) in enumerate(cases):
