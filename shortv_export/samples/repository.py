@@ -41,7 +41,7 @@ class Repository:
     """A data set's repository at one commit.
 
     Attributes:
-        repo_id: its name.
+        repo_id: its name on the Hub; an old name may lead to it.
         commit: the commit.
     """
 
@@ -62,7 +62,8 @@ class Repository:
             raise ShortVError(f"there is no file or folder {source.path!r}; give one that exists, or a Hub id.")
         what = f"data set {source.path}" + (f" at revision {source.revision}" if source.revision else "")
         try:
-            return cls(source.path, str(HfApi().dataset_info(source.path, revision=source.revision).sha))
+            info = HfApi().dataset_info(source.path, revision=source.revision)
+            return cls(str(info.id), str(info.sha))
         except HFValidationError:
             raise ShortVError(
                 f"{source.path!r:.100} is neither a file or folder here nor a Hub id of a data set."
@@ -119,7 +120,8 @@ class Repository:
         from datasets import load_dataset_builder
 
         self._check()
-        builder = load_dataset_builder(self.repo_id, config, revision=self.commit)
+        # The address of the Hub: a name alone may also be a folder here, or a reader of `datasets`.
+        builder = load_dataset_builder(f"hf://datasets/{self.repo_id}", config, revision=self.commit)
         files = builder.config.data_files or {}
         if any(not name.startswith(self.prefix) for names in files.values() for name in names) or not files:
             raise ShortVError(f"the configuration {builder.config.name!r} of {self.repo_id} has no files of its own.")

@@ -6,6 +6,7 @@ whatever the reader of its format raises.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import json
 import tarfile
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 _CHUNK = 1 << 20
 _MOST_LINE = 64 << 20
-_MOST_JSON = 1 << 30  # a list of objects must be in memory whole
+_BETWEEN = " \t\r\n,"  # items of a list
 _MOST_MEMBER = 1 << 30
 _ROWS = 64  # converted at a time
 
@@ -41,23 +42,43 @@ Rows = Iterator[Row | BrokenRow]
 def _json(file: BinaryIO) -> Rows:
     """Objects, one per line or in one list."""
     start = file.read(_CHUNK).removeprefix(b"\xef\xbb\xbf")
-    if not start.lstrip().startswith(b"["):
-        for line in _lines(file, start):
-            if line.strip():
-                try:
-                    yield _row(json.loads(line))
-                except (ValueError, RecursionError):  # ValueError: also for text that is not UTF-8
-                    yield BrokenRow("it is not valid JSON")
+    if start.lstrip().startswith(b"["):
+        yield from map(_row, _items(file, start.lstrip()[1:]))
         return
-    content = start + file.read(_MOST_JSON)
-    if len(content) > _MOST_JSON:
-        raise ValueError(f"it is a JSON list of more than {_MOST_JSON:,} bytes; write one object per line (.jsonl)")
-    for item in json.loads(content):
-        yield _row(item)
+    for line in _lines(file, start):
+        if line.strip():
+            try:
+                yield _row(json.loads(line))
+            except (ValueError, RecursionError):  # ValueError: also for text that is not UTF-8
+                yield BrokenRow("it is not valid JSON")
 
 
 def _row(item: Any) -> Row | BrokenRow:
     return item if isinstance(item, dict) else BrokenRow(f"it is {type(item).__name__}, not an object")
+
+
+def _items(file: BinaryIO, start: bytes) -> Iterator[Any]:
+    """The items of a JSON list, after its bracket."""
+    decode = codecs.getincrementaldecoder("utf-8")(errors="surrogateescape").decode
+    parse = json.JSONDecoder().raw_decode
+    text, position, ended = decode(start), 0, False
+    while True:
+        while text[position : position + 1] in _BETWEEN and position < len(text):
+            position += 1
+        if text[position : position + 1] == "]":
+            return
+        try:
+            item, end = parse(text, position)
+        except ValueError:  # perhaps the item goes on in what was not read yet
+            end = len(text)
+        if end < len(text):
+            yield item
+            position = end
+        elif ended or len(text) - position > _MOST_LINE:
+            raise ValueError("its list is not valid JSON, or has an item that is too long")
+        else:
+            chunk = file.read(_CHUNK)
+            text, position, ended = text[position:] + decode(chunk, final=not chunk), 0, not chunk
 
 
 def _lines(file: BinaryIO, start: bytes) -> Iterator[bytes]:

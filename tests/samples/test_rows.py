@@ -289,6 +289,28 @@ def test_groups(tmp_path: Path) -> None:
     assert "no column 'none' to group by" in refusal(data, num_samples=1, group_by="none")
 
 
+def test_a_list_is_read_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With every length of the parts, so that they end everywhere: in a name, a number, a character."""
+    (tmp_path / "a.png").write_bytes(png(1))
+    rows: list[Any] = [{"image": "a.png", "question": f'{number} é模 \\ "]}}'} for number in range(4)]
+    data = tmp_path / "rows.json"
+    odd = [12345, None, "text", [1, {"a": [2]}], -1.5e3, True]
+    data.write_text(
+        "\ufeff \n" + json.dumps([*rows[:2], *odd, *rows[2:]], ensure_ascii=False, indent=1), encoding="utf-8"
+    )
+    for length in (*range(6, 40), 1 << 20):
+        monkeypatch.setattr(tables, "_CHUNK", length)
+        with data.open("rb") as file:
+            found = list(tables.TABLES["json"][".json"](file))
+        assert [row for row in found if isinstance(row, dict)] == rows
+        assert len(found) == len(rows) + len(odd)
+    for broken in ("[", "[{}", '[{"a": 1}, {"b"', "[{},, x]", "[1, 2"):
+        data.write_text(broken, encoding="utf-8")
+        assert "its list is not valid JSON" in refusal(data)
+    data.write_text("[]", encoding="utf-8")
+    assert "it holds no samples" in refusal(data)
+
+
 def test_types_that_differ_between_rows(tmp_path: Path) -> None:
     """Readers of whole columns fail over these."""
     rows = [{"image": "a.png", "question": "1 ?", "answer": answer} for answer in ("yes", 7, ["a"], None, True, 0.5)]
@@ -417,10 +439,12 @@ def test_names_that_are_none(data: str, monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert len(str(caught.value).splitlines()) == 1
 
 
-@pytest.mark.parametrize(("start", "reason"), [(b'{"image": "', "a line of more than"), (b"[", "one object per line")])
+@pytest.mark.parametrize(
+    ("start", "reason"), [(b'{"image": "', "a line of more than"), (b'[{"image": "', "an item that is too long")]
+)
 def test_a_table_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: bytes, reason: str) -> None:
     """It is refused before memory is full. The file is sparse, and larger than memory."""
-    monkeypatch.setattr(tables, "_MOST_JSON", 1 << 24)  # a gigabyte takes the test too long
+    monkeypatch.setattr(tables, "_MOST_LINE", 1 << 24)
     data = tmp_path / "rows.jsonl"
     with data.open("wb") as file:
         file.write(start)
