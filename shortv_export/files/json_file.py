@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,32 @@ from .reading import read_regular
 from .temporary import temporary_beside
 
 _MAX_JSON_BYTES = 64 * 1024 * 1024
+_MAX_DEPTH = 100
 
 
 def read_json(path: str | Path, *, folder: Path | None = None, most: int = _MAX_JSON_BYTES) -> Any:
     """Parses a JSON file. It may be hostile: see `open_regular`, also for `folder` and `most`.
 
     Raises:
-        ShortVError: the file is missing, unreadable, no regular file, too large, outside the folder, or not JSON.
+        ShortVError: the file is missing, unreadable, no regular file, too large, outside the folder, not JSON, or
+            nested too deep.
     """
     try:
-        return json.loads(read_regular(Path(path), folder=folder, most=most).decode("utf-8"))
+        value = json.loads(read_regular(Path(path), folder=folder, most=most).decode("utf-8"))
     except (ValueError, RecursionError):
         raise ShortVError(f"{path} is not valid JSON.") from None
+    if _is_deep(value):
+        raise ShortVError(f"{path} is nested more than {_MAX_DEPTH} levels deep.")
+    return value
+
+
+def _is_deep(value: Any) -> bool:
+    """Whether a value is nested so deep that code which walks through it may not come to its end."""
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(_MAX_DEPTH):
+        inner = chain.from_iterable(each.values() if isinstance(each, dict) else each for each in level)
+        level = [each for each in inner if isinstance(each, dict | list)]
+    return bool(level)
 
 
 def json_text(value: Any) -> str:

@@ -61,6 +61,7 @@ def hub_error(error: Exception, what: str, reasons: Mapping[int, str] | None = N
     if isinstance(error, ShortVError):
         return error
     cause = _cause(error)
+    error = cause if isinstance(cause, errors.HfHubHTTPError) else error
     detail = one_line(cause).partition(" For more information check: ")[0].rstrip(".")
     if given := (reasons or {}).get(status_of(error) or 0):
         reason = given
@@ -78,7 +79,7 @@ def hub_error(error: Exception, what: str, reasons: Mapping[int, str] | None = N
         return ShortVError(f"{what} is neither a folder here nor a Hub id such as llava-hf/llava-1.5-7b-hf.")
     elif isinstance(cause, httpx.HTTPError | ConnectionError | TimeoutError) and not isinstance(cause, _UNREADABLE):
         reason = f"could not be reached ({detail}); check the network"
-    elif isinstance(cause, OSError | RuntimeError):
+    elif isinstance(cause, OSError | RuntimeError) and not isinstance(cause, RecursionError):
         reason = f"failed: {detail}"
     else:
         kind = "" if isinstance(cause, _UNREADABLE) else f"{type(cause).__name__}: "

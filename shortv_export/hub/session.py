@@ -39,7 +39,8 @@ TRANSIENT = {408, 429, 500, 502, 503, 504}
 _ANSWER_SECONDS = 60.0  # for an answer that is read whole
 _MOST_BYTES = 64 << 20  # of such an answer
 _MOST_BYTES_OF_UNKNOWN_LENGTH = 256 << 20  # of a download; the Hub tells the length of large files
-_SLOWEST = 100  # bytes per second of a download, after a minute
+_SLOWEST = 100  # bytes per second of a download
+_SLOW_SECONDS = 60.0  # before its speed is looked at
 _LARGE_BODY = 1 << 20  # bytes; while more is sent, a progress bar is on the screen
 _MOST_REPEATED, _MOST_PAGES = 50, 2000  # in a minute
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -82,7 +83,7 @@ class _Patience:
         self.silent_since = None
         self.failures = 0
 
-    def give_up(self, error: Exception) -> None:
+    def give_up(self, error: Exception, subject: str) -> None:
         """After one more failure, raises `NoAnswer` if there were enough. huggingface_hub then does not try again.
 
         The first is left as it is: after a time-out, huggingface_hub looks into its cache.
@@ -90,6 +91,8 @@ class _Patience:
         self.failed = time.monotonic()
         self.failures += 1
         seconds = self.failed - (self.silent_since or self.failed)
+        if seconds >= NOTICE_SECONDS and not isinstance(error, httpx.TimeoutException):  # which has been told
+            logger.warning("waiting for the Hub (%s) ...", subject)
         if self.failures > 1 and seconds >= PATIENCE_SECONDS:
             waited = isinstance(error, httpx.TimeoutException)
             raise NoAnswer(f"no answer in {seconds:.0f} seconds" if waited else one_line(error)) from error
@@ -130,7 +133,7 @@ class Client(httpx.Client):
                     return response
                 return _read(request, response)
         except _SILENT as error:
-            _patience.give_up(error)
+            _patience.give_up(error, _subject(request))
             raise
         except (httpx.HTTPError, OSError):
             raise
@@ -229,6 +232,7 @@ class _Watched(httpx.SyncByteStream):
 
     def __init__(self, response: httpx.Response) -> None:
         self.stream: Any = response.stream
+        self.subject = _subject(response.request)
         self.most = None if "Content-Length" in response.headers else _MOST_BYTES_OF_UNKNOWN_LENGTH
 
     def __iter__(self) -> Iterator[bytes]:
@@ -240,12 +244,12 @@ class _Watched(httpx.SyncByteStream):
                 size += len(chunk)
                 if self.most is not None and size > self.most:
                     raise BadAnswer("it has no end")
-                if (seconds := time.monotonic() - started) > 60 and size < _SLOWEST * seconds:
+                if (seconds := time.monotonic() - started) > _SLOW_SECONDS and size < _SLOWEST * seconds:
                     raise NoAnswer(f"{size} bytes in {seconds:.0f} seconds")
                 _patience.end()
                 yield chunk
         except _SILENT as error:
-            _patience.give_up(error)
+            _patience.give_up(error, self.subject)
             raise
         _patience.end()
 

@@ -62,3 +62,23 @@ def test_disk_space(tmp_path: Path) -> None:
         check_space(nowhere, 10**18, "this", "do that")
     assert same_device(nowhere, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("opening", ["[", '{"a":', '[{"a":'])
+def test_depth(tmp_path: Path, opening: str) -> None:
+    closing = {"[": "]", "{": "}"}
+    path = tmp_path / "deep.json"
+
+    def write(depth: int) -> None:
+        text = (opening * depth)[: depth * len(opening)]
+        path.write_text(text + "0" + "".join(closing[each] for each in reversed(text) if each in closing))
+
+    write(100 // sum(map(opening.count, closing)))
+    read_json(path)
+    for depth in (101, 400):
+        write(depth)
+        with pytest.raises(ShortVError, match="is nested more than 100 levels deep"):
+            read_json(path)
+    write(100_000)
+    with pytest.raises(ShortVError, match="is not valid JSON"):
+        read_json(path)

@@ -264,6 +264,7 @@ class Bench:
             text=True,
         )
         self.number = 0
+        self.known: dict[str, dict[int, Seen]] = {}
 
     def __enter__(self) -> Bench:
         return self
@@ -275,13 +276,16 @@ class Bench:
 
     def requests(self, scenario: str) -> dict[int, Seen]:
         """The requests of a command whose answers are right, by number: one of each kind."""
+        if scenario in self.known:
+            return self.known[scenario]
         status, out, err = self._run(scenario, None)
         assert status == 0, out + err
-        kinds = {}
+        kinds: dict[Any, tuple[int, Seen]] = {}
         for number, seen in enumerate(self.wrong.requests, start=1):
             path = re.sub(r"/resolve/.*", "/resolve", re.sub(r"[0-9a-f]{40,64}|model-[0-9]+", "*", seen.path))
             kinds.setdefault((seen.method, path, bool(seen.body)), (number, seen))
-        return dict(kinds.values())
+        self.known[scenario] = dict(kinds.values())
+        return self.known[scenario]
 
     def run(self, case: Case) -> tuple[int, str]:
         """Runs a command; returns its exit status and its error line.
@@ -343,7 +347,7 @@ def _serve() -> None:
     _shorten(session)
     for line in sys.stdin:
         command, place, cache, seconds = json.loads(line)
-        for name in ("CONNECT_SECONDS", "READ_SECONDS", "PATIENCE_SECONDS", "_ANSWER_SECONDS"):
+        for name in ("CONNECT_SECONDS", "READ_SECONDS", "PATIENCE_SECONDS", "_ANSWER_SECONDS", "_SLOW_SECONDS"):
             setattr(session, name, seconds)
         child = os.fork()
         if child == 0:
@@ -371,7 +375,6 @@ def _serve() -> None:
 def _shorten(session: Any) -> None:
     """Nothing is large, and nothing waits between two tries."""
     session._MOST_BYTES = session._MOST_BYTES_OF_UNKNOWN_LENGTH = 2 << 20
-    session._SLOWEST = 1 << 40
     sleep: Callable[[float], None] = time.sleep
 
     def short(seconds: float) -> None:
