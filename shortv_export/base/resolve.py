@@ -42,6 +42,21 @@ def resolve_base(base: str | Path, *, revision: str | None = None, weights: bool
     return resolved
 
 
+def resolve_pinned(repo_id: str, revision: str) -> BaseModel:
+    """Finds the base that a recipe names, with its weights: on the Hub, even if a folder has its name.
+
+    Args:
+        repo_id: a Hub id.
+        revision: a commit.
+
+    Raises:
+        ShortVError: as in `resolve_base`.
+    """
+    base = _from_hub(repo_id, revision)
+    fetch_weights(base)
+    return base
+
+
 def fetch_weights(base: BaseModel) -> None:
     """Downloads the weights of a base on the Hub; checks the weights of any base.
 

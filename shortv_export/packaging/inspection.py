@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..base import FAMILIES, BaseModel, check_code, resolve_base
+from ..base import FAMILIES, BaseModel, check_code, resolve_pinned
 from ..errors import ShortVError
 from ..files import file_sha256, read_json
 from ..records import (
@@ -96,7 +96,7 @@ def referenced_weights(package: Package) -> tuple[Path, Check]:
     """
     recorded = package.recipe.base
     try:
-        base = resolve_base(str(recorded.repo_id), revision=recorded.revision)
+        base = resolve_pinned(str(recorded.repo_id), str(recorded.revision))
         check_same_base(base, recorded)
     except ShortVError as error:
         return Path(), Check("base", False, str(error))
