@@ -137,24 +137,27 @@ def rebuild(recipe: Path, out: Path, *, base: str | None = None) -> Package:
         ShortVError: the recipe or the folder cannot be used, the base is not the recipe's, or this release would make
             another package of it; nothing is left behind.
     """
-    from .base import resolve_base
+    from .base import resolve_base, resolve_pinned
     from .files import file_sha256
     from .packaging import rebuild_package
     from .records import EVALUATION_NAME, Evaluation, Recipe
 
     recipe = Path(recipe)
     loaded = Recipe.load(recipe)
-    base = base or loaded.base.repo_id
-    if base is None:
+    repo_id, commit = loaded.base.repo_id, loaded.base.revision
+    if base is None and (repo_id is None or commit is None):
         raise ShortVError(f"{recipe} was made from a folder; name that folder: package BASE OUT --recipe {recipe}.")
-    revision = None if Path(base).expanduser().is_dir() else loaded.base.revision
     evaluation = None
     if loaded.measured:
         path = recipe.with_name(EVALUATION_NAME)
         if not path.is_file() or file_sha256(path) != loaded.measured.get(EVALUATION_NAME):
             raise ShortVError(f"the recipe's package was evaluated; put its {EVALUATION_NAME} beside {recipe}.")
         evaluation = Evaluation.load(path)
-    made = rebuild_package(resolve_base(base, revision=revision), out, loaded, evaluation)
+    if base is None:
+        resolved = resolve_pinned(str(repo_id), str(commit))
+    else:
+        resolved = resolve_base(base, revision=None if Path(base).expanduser().is_dir() else commit)
+    made = rebuild_package(resolved, out, loaded, evaluation)
     _log_stability(made)
     return made
 

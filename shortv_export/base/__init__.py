@@ -6,6 +6,6 @@ from .families import FAMILIES, Family
 from .model import BaseModel, load_base
 from .processor import Processor
 from .prompt import render_prompt
-from .resolve import fetch_weights, resolve_base
+from .resolve import fetch_weights, resolve_base, resolve_pinned
 from .shapes import LayerShape, layer_shapes
 from .worker import PartError, entering, in_worker

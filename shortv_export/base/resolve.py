@@ -42,6 +42,23 @@ def resolve_base(base: str | Path, *, revision: str | None = None, weights: bool
     return resolved
 
 
+def resolve_pinned(repo_id: str, revision: str, *, weights: bool = True) -> BaseModel:
+    """Finds the base that a recipe names: on the Hub, even if a folder has its name.
+
+    Args:
+        repo_id: a Hub id.
+        revision: a commit.
+        weights: whether to fetch and check the weights, too (see `fetch_weights`).
+
+    Raises:
+        ShortVError: as in `resolve_base`.
+    """
+    base = _from_hub(repo_id, revision)
+    if weights:
+        fetch_weights(base)
+    return base
+
+
 def fetch_weights(base: BaseModel) -> None:
     """Downloads the weights of a base on the Hub; checks the weights of any base.
 

@@ -8,7 +8,7 @@ import os
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from ..base import FAMILIES, BaseModel, check_code, fetch_weights, may_carry, resolve_base
+from ..base import FAMILIES, BaseModel, check_code, fetch_weights, may_carry, resolve_pinned
 from ..errors import ShortVError, UnavailableError
 from ..files import file_identity, file_sha256, open_regular, read_json, read_regular
 from ..hub import LocalFile, hub_error
@@ -98,12 +98,13 @@ class Comparison:
             if not (recorded.repo_id and recorded.revision):
                 raise NotMade("the base was a folder; name it with `base` to compare with it")
             try:
-                base = resolve_base(recorded.repo_id, revision=recorded.revision, weights=False)
+                base = resolve_pinned(recorded.repo_id, recorded.revision, weights=False)
             except UnavailableError as error:
                 raise NotMade(f"not compared with the base: {str(error).rstrip('.')}") from None
         check_same_base(base, recorded, weights=False)
         self.found = base
-        if (base.repo_id, base.revision) == (recorded.repo_id, recorded.revision) or not recorded.repo_id:
+        pinned = (base.repo_id, base.revision) == (recorded.repo_id, recorded.revision)
+        if pinned or self.given is None or not recorded.repo_id:  # a repository may have been renamed
             return f"{len(self._small())} small files, those of {_place(base)}"
         raise NotMade(f"the files are those of {_place(base)}; whether it is {recorded.repo_id} was not looked up")
 

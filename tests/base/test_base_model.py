@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from shortv_export.base.families import FAMILIES
 from shortv_export.base.model import BaseModel, load_base
 from shortv_export.base.processor import Processor, load_processor
-from shortv_export.base.resolve import resolve_base
+from shortv_export.base.resolve import resolve_base, resolve_pinned
 from shortv_export.base.shapes import LayerShape
 from shortv_export.errors import ShortVError, one_line
 from shortv_export.loopback import LoopbackHub
@@ -524,6 +524,34 @@ def test_hub_repository(hub: LoopbackHub, tiny_base: Callable[..., Path], tmp_pa
     hub.commit("acme/base", {"generation_config.json": b"{}"})
     assert resolve_base("acme/base", revision=first).record() == base.record()
     assert resolve_base("acme/base").record() != base.record()
+
+
+@pytest.mark.parametrize("decoy", ["folder", "link", "file", "nothing"])
+def test_a_pinned_base_is_never_a_folder(
+    hub: LoopbackHub, tiny_base: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decoy: str
+) -> None:
+    base, other = tiny_base(), tiny_base(seed=1)
+    revision = hub.create_repo("acme/base", files={path.name: path for path in base.iterdir()})
+    hub.commit("acme/base", {"model.safetensors": other / "model.safetensors"})
+    place = tmp_path / "here" / "acme" / "base"
+    place.parent.mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    if decoy == "folder":
+        shutil.copytree(other, place)
+    elif decoy == "link":
+        place.symlink_to(other)
+    elif decoy == "file":
+        place.touch()
+    pinned = resolve_pinned("acme/base", revision)
+    assert (pinned.name, pinned.repo_id, pinned.revision) == ("acme/base", "acme/base", revision)
+    assert (pinned.path / "model.safetensors").read_bytes() == (base / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["../x", "/x", "~", "x/y/z", ""])
+def test_a_pinned_base_has_a_hub_id(hub: LoopbackHub, name: str) -> None:
+    with pytest.raises(ShortVError) as caught:
+        resolve_pinned(name, "0" * 40)
+    assert "\n" not in str(caught.value)
 
 
 def test_hub_offline(hub: LoopbackHub, tiny_base: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:

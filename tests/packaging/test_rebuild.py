@@ -84,6 +84,7 @@ def test_on_another_machine(hub: LoopbackHub, base: Path, tmp_path: Path, weight
     odd = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "TZ": "Asia/Kathmandu", "COLUMNS": "40"}
     (there / "shortv.json").write_bytes((here / "out" / "shortv.json").read_bytes())
     recipe = there / "shortv.json"
+    shutil.copytree(base, there / BASE, ignore=shutil.ignore_patterns("*.jinja"))  # not the recipe's base
     tool(there, hub, "package", "--recipe", recipe, there / "out", PYTHONHASHSEED="2", **odd)
     assert hashes(there / "out") == expected
     # From a folder with the same files, wherever they come from.
