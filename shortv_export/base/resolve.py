@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from ..errors import ShortVError
 from ..hub import download_files, hub_error
-from ..records import CARD_NAME, CONFIG_NAME, INDEX_NAME
-from .checks import CARRIED, check_weights, inspect_files
+from ..records import CARD_NAME, CARRIED, CONFIG_NAME, INDEX_NAME
+from .checks import check_weights, inspect_files
+from .listing import left_out, names_in, names_of, recall_names, remember_names
 from .model import BaseModel
 
 
@@ -32,7 +32,9 @@ def resolve_base(base: str | Path, *, revision: str | None = None, weights: bool
     if name and folder.is_dir():
         if revision is not None:
             raise ShortVError(f"{name} is a local folder, which has no revisions; leave out `revision`.")
-        resolved = BaseModel(name, None, None, folder, *inspect_files(name, folder, _files_in(folder)))
+        names = names_in(folder)
+        config, family, files = inspect_files(name, folder, names)
+        resolved = BaseModel(name, None, None, folder, config, family, files, left_out(names, files, config))
     elif isinstance(base, Path) or not name or name[0] in "./~" or folder.exists():
         raise ShortVError(f"there is no folder {name!r}; give a Hub id such as llava-hf/llava-1.5-7b-hf, or a folder.")
     else:
@@ -75,16 +77,16 @@ def _from_hub(name: str, revision: str | None) -> BaseModel:
         try:
             info = HfApi().model_info(name, revision=commit)
         except OfflineModeIsEnabled:
-            repo_id, names = name, _files_in(path)
+            repo_id, names = name, names_in(path)
+            everything = recall_names(commit)  # the snapshot has what was downloaded only
         else:
             repo_id = info.id  # differs from `name` if the repository was renamed
-            names = {sibling.rfilename for sibling in info.siblings or ()}
+            names = everything = names_of(sibling.rfilename for sibling in info.siblings or ())
+            remember_names(commit, names)
             small = [file for file in names if file in (CONFIG_NAME, CARD_NAME, INDEX_NAME) or CARRIED.fullmatch(file)]
             snapshot_download(name, revision=commit, allow_patterns=small)
     except (HTTPError, OSError, HFValidationError) as error:
         raise hub_error(error, what) from error
-    return BaseModel(name, repo_id, commit, path, *inspect_files(name, path, names))
-
-
-def _files_in(folder: Path) -> set[str]:
-    return {entry.name for entry in os.scandir(folder) if entry.is_file()}
+    config, family, files = inspect_files(name, path, names)
+    others = None if everything is None else left_out(everything, files, config)
+    return BaseModel(name, repo_id, commit, path, config, family, files, others)

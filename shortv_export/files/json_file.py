@@ -11,10 +11,11 @@ from typing import Any
 from ..errors import ShortVError
 from .reading import read_regular
 
-_MAX_JSON_BYTES = 64 * 1024 * 1024
+MAX_JSON_BYTES = 64 * 1024 * 1024
+"""How large a JSON file may be."""
 
 
-def read_json(path: str | Path, *, folder: Path | None = None, most: int = _MAX_JSON_BYTES) -> Any:
+def read_json(path: str | Path, *, folder: Path | None = None, most: int = MAX_JSON_BYTES) -> Any:
     """Parses a JSON file. It may be hostile: see `open_regular`, also for `folder` and `most`.
 
     Raises:

@@ -1,28 +1,38 @@
 """Makes a package from a base and a selection of layers.
 
-The base's files are carried over bit for bit, as hard links where the file system allows it. A package adds the remote
-code, a ``config.json`` that names it, the recipe and the card.
+The base's files are copied bit for bit, but for the names of classes (see `derived`). A package adds the remote code,
+a ``config.json`` that names it, the recipe and the card.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..base import TEXT_TOKENS, BaseModel, flops_ratio
+from ..base import TEXT_TOKENS, BaseModel, flops_ratio, told
 from ..errors import ShortVError
-from ..files import carry, check_space, json_text, new_folder, same_device, write_text
+from ..files import (
+    MAX_JSON_BYTES,
+    check_space,
+    copies_are_clones,
+    copy_file,
+    json_text,
+    new_folder,
+    read_regular,
+    same_device,
+    write_text,
+)
 from ..options import Contents
 from ..records import (
     CARD_NAME,
     CONFIG_NAME,
     FIGURE_NAME,
     RECIPE_NAME,
-    TOKENIZER_CONFIG_NAME,
     WEIGHTS,
     Evaluation,
     Recipe,
@@ -33,11 +43,15 @@ from ..records import (
 from .card import render_card, template_sha256
 from .card_metadata import Inherited, inherited_metadata, plain_line, recorded_metadata
 from .contents import carried_files, code_sha256, layers_problem, own_fields
+from .derived import derive_fields, derived_text
 from .evaluation_files import check_evaluation, evaluation_files
 from .figures import draw_scores
 from .inspection import check_same_base, look_at_recipe
 from .package import Package
-from .tokenizer import tokenizer_classes, with_class
+
+logger = logging.getLogger(__name__)
+
+_NAMES_ON_SCREEN = 12
 
 
 @dataclass(frozen=True)
@@ -58,7 +72,7 @@ class Draft:
 
     @classmethod
     def of(cls, base: BaseModel, out: Path, contents: Contents = Contents()) -> Draft:
-        """Checks the folder and the disk, and decides the licence.
+        """Checks the folder and the disk, decides the licence, and tells what of the base is left out.
 
         Raises:
             ShortVError: `out` is a file or not empty; the disk is too full; no licence is known; the base should be
@@ -73,6 +87,7 @@ class Draft:
             raise ShortVError(f"{base.name} is a folder, which others cannot load weights from; leave out `weights`.")
         inherited = inherited_metadata(base, contents.license)
         _check_room(base, out, weights)
+        _tell_left_out(base)
         return cls(base, out, inherited, weights)
 
 
@@ -89,15 +104,19 @@ def build_package(draft: Draft, selection: Selection, scores: Scores | None = No
     """
     base = draft.base
     _check_fit(base, selection, scores)
-    derived, figure = _derive(base, selection, scores, draft.inherited)
-    recipe = Recipe(
-        base=base.record(),
-        weights=draft.weights,
-        versions=library_versions(*(("matplotlib", "pillow") if scores else ())),
-        tokenizer_class=tokenizer_classes(base),
-        **derived,
-    )
+    fields, figure = _derive(base, selection, scores, draft.inherited)
+    classes = derive_fields(base)
     with new_folder(draft.out) as folder:
+        # Copying hashes, too, so that the weights are read once.
+        weights = base.weight_sizes if draft.weights == "copy" else ()
+        known = {name: copy_file(base.path / name, folder / name, folder=base.path) for name in weights}
+        recipe = Recipe(
+            base=base.record(known),
+            weights=draft.weights,
+            versions=library_versions(*(("matplotlib", "pillow") if scores else ())),
+            derived=classes,
+            **fields,
+        )
         _fill(folder, base, recipe, figure)
     return Package.open(draft.out)
 
@@ -120,9 +139,9 @@ def rebuild_package(base: BaseModel, out: Path, recipe: Recipe, evaluation: Eval
     base = replace(base, repo_id=recipe.base.repo_id, revision=recipe.base.revision, files=files)
     _check_fit(base, selection, scores)
     _check_room(base, out, recipe.weights)
-    derived, figure = _derive(base, selection, scores, inherited)
+    fields, figure = _derive(base, selection, scores, inherited)
     with new_folder(out) as folder:
-        made = _fill(folder, base, replace(recipe, **derived, measured={}), figure, evaluation)
+        made = _fill(folder, base, replace(recipe, **fields, measured={}), figure, evaluation)
         _check_same_recipe(made, recipe)
     return Package.open(out)
 
@@ -170,10 +189,14 @@ def _fill(
     if evaluation is not None:
         recipe = add_measured(folder, recipe, evaluation)
     for name, entry in carried_files(recipe).items():
-        carry(base.path / name, folder / name, entry["sha256"])
-    if classes := recipe.tokenizer_class:
-        text = (base.path / TOKENIZER_CONFIG_NAME).read_bytes().decode("utf-8")
-        write_text(folder / TOKENIZER_CONFIG_NAME, with_class(text, classes["base"], classes["package"]))
+        source, target = base.path / name, folder / name
+        if not target.exists() and copy_file(source, target, folder=base.path) != entry["sha256"]:
+            raise ShortVError(f"the copy of {name} differs from the base's file; run the command again.")
+    for name, changes in recipe.derived.items():
+        text = None
+        if name in recipe.base.files:
+            text = read_regular(base.path / name, folder=base.path, most=MAX_JSON_BYTES).decode("utf-8", "replace")
+        write_text(folder / name, derived_text(text, changes, f"{base.name}: its {name}"))
     for name in recipe.code:
         write_text(folder / name, base.family.source(name))
     write_text(folder / CONFIG_NAME, _config(base, recipe))
@@ -209,15 +232,29 @@ def _check_empty(out: Path) -> None:
         raise ShortVError(f"{out} exists and is not a folder; name another output folder.")
 
 
+def _tell_left_out(base: BaseModel) -> None:
+    """One line on what else the base holds. The recipe has it, too."""
+    names = base.left_out
+    if names is None:
+        logger.info("offline, what else %s holds is not known; it is left out of the package", base.name)
+    elif names:
+        more = len(names) - _NAMES_ON_SCREEN
+        text = ", ".join(told(names[:_NAMES_ON_SCREEN])) + (f" and {more} more" if more > 0 else "")
+        logger.info("left out of the package: %s", text)
+
+
 def _check_room(base: BaseModel, out: Path, weights: str) -> None:
-    """Refuses a disk that is too full for the weights. They need space only if they come from another disk."""
-    if weights == "copy" and not same_device(base.path, out):
-        check_space(
-            out,
-            base.weight_bytes,
-            f"copying the weights of {base.name}, which are on another disk,",
-            "name a folder with more room or on the disk of the weights, or choose `weights` reference",
-        )
+    """Refuses a disk that is too full for the copy of the weights, and for their download if that goes there, too."""
+    if weights != "copy" or copies_are_clones(base.path / CONFIG_NAME, out.parent):
+        return
+    missing = [size for name, size in base.weight_sizes.items() if not (base.path / name).exists()]
+    downloaded = sum(missing) if same_device(base.path, out) else 0
+    check_space(
+        out.parent,
+        base.weight_bytes + downloaded,
+        ("downloading and " if downloaded else "") + f"copying the weights of {base.name}",
+        "name a folder on a disk with more room, or choose `weights` reference",
+    )
 
 
 def _check_fit(base: BaseModel, selection: Selection, scores: Scores | None) -> None:

@@ -15,7 +15,6 @@ from ..records import (
     FIGURE_NAME,
     FOREIGN_FILES,
     RECIPE_NAME,
-    TOKENIZER_CONFIG_NAME,
     WEIGHT_FILES,
     BaseRecord,
     Recipe,
@@ -137,8 +136,7 @@ def _look_at_hashes(package: Package, weights: bool) -> str:
     for name, entry in files.items():
         if file_sha256(folder / name) != entry["sha256"]:
             raise ShortVError(f"{name} differs from the base's file: its sha256 is not the recipe's.")
-    if recipe.tokenizer_class:
-        _ = package.base_tokenizer_config  # compares it
+    _ = package.restored_files  # compares them
     made = {FIGURE_NAME: recipe.figure} if recipe.figure else {}
     for event, hashes in (("made", made), ("evaluated", recipe.measured)):
         for name, sha256 in hashes.items():
@@ -172,7 +170,7 @@ def _look_at_config(package: Package) -> str:
             raise ShortVError(f"{CONFIG_NAME}: {name} is not what the recipe says.")
     check_code(package.name, config)
     # Loaders run the code that auto_map in a processor's or tokenizer's config names, and nobody checked that code.
-    for name in sorted({*carried_files(recipe), *([TOKENIZER_CONFIG_NAME] if recipe.tokenizer_class else [])}):
+    for name in sorted({*carried_files(recipe), *recipe.derived}):
         if name.endswith("config.json") and '"auto_map":' in json.dumps(read_json(folder / name)):
             raise ShortVError(f"{name} names remote code of its own (auto_map), which a package does not carry.")
     return f"model type {config['model_type']}"

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..errors import ShortVError
-from ..files import json_text, link_or_copy, write_text
+from ..files import json_text, move_over, write_text
 from ..records import CARD_NAME, FOREIGN_FILES, HUB_ID, RECIPE_NAME, Evaluation, Recipe, library_versions
 from .build import add_measured
 from .card import UNNAMED, render_card
@@ -78,7 +78,7 @@ def add_evaluation(package: Package, evaluation: Evaluation) -> Package:
         new.mkdir(mode=0o755)
         recipe = add_measured(new, replace(before, measured={}), evaluation)
         for name in unchanged:
-            link_or_copy(folder / name, new / name)
+            move_over(folder, name, new)
         write_text(new / RECIPE_NAME, json_text(recipe.to_dict()))
         write_text(new / CARD_NAME, _render(package, recipe, Package.open(new).tag, evaluation))
         os.rename(folder, old)

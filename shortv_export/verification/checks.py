@@ -14,7 +14,6 @@ from ..errors import ShortVError, one_line
 from ..hub import LocalFile, hub_error
 from ..measure import available_memory
 from ..packaging import Check, Package, carried_files, inspect_package, referenced_weights
-from ..records import TOKENIZER_CONFIG_NAME
 from .isolated import run_isolated
 
 logger = logging.getLogger(__name__)
@@ -92,9 +91,8 @@ def _compare_with_base(package: Package) -> Check:
     recipe, base = package.recipe, package.recipe.base
     carried = carried_files(recipe).items()
     files = {name: LocalFile(package.folder / name, entry["size"], entry["sha256"]) for name, entry in carried}
-    if recipe.tokenizer_class:
-        content = package.base_tokenizer_config.encode()
-        files[TOKENIZER_CONFIG_NAME] = LocalFile(content, len(content), hashlib.sha256(content).hexdigest())
+    for name, content in package.restored_files.items():
+        files[name] = LocalFile(content, len(content), hashlib.sha256(content).hexdigest())
     if not (base.repo_id and base.revision):
         return Check("base", None, "not compared with the Hub: the base was a folder")
     try:

@@ -9,9 +9,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from ..files import write_json, write_text
+from ..files import write_json
 from ..packaging import Check, Package
-from ..records import CONFIG_NAME, TOKENIZER_CONFIG_NAME, WEIGHT_FILES
+from ..records import CONFIG_NAME, WEIGHT_FILES
 
 # The variables of the environment that the child sees: no secrets.
 _PASSED = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "SYSTEMROOT", "TMPDIR", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
@@ -77,11 +77,12 @@ def run_isolated(package: Package, weights: Path, resident_layers: int | None, t
 
 
 def _write_stock(package: Package, weights: Path, stock: Path) -> None:
-    """Puts the base together from the package: its own config and tokenizer class, and links to the other files."""
+    """Puts the base together from the package: its own config and classes, and links to the other files."""
     write_json(stock / CONFIG_NAME, package.base_config)
-    if package.recipe.tokenizer_class:
-        write_text(stock / TOKENIZER_CONFIG_NAME, package.base_tokenizer_config)
+    for name, content in package.restored_files.items():
+        (stock / name).write_bytes(content)
     for name in package.recipe.base.files:
+        (stock / name).parent.mkdir(exist_ok=True)
         if name.endswith(WEIGHT_FILES):
             (stock / name).symlink_to(weights / name)
         elif not (stock / name).exists():
