@@ -10,11 +10,12 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from ..base import BaseModel, LayerShape, model_flops
 from ..files import model_cards_dir, read_json
-from ..records import Evaluation, Recipe, Row
+from ..records import TEMPLATES_FOLDER, TOKENIZER_CONFIG_NAME, Evaluation, Recipe, Row
 from .card_metadata import plain_line, recorded_metadata
 from .commands import calibration_facts, evaluate_command, package_commands, sample_facts
 
@@ -79,7 +80,7 @@ def render_card(
         mixers=sum(shape.mixer_flops > 0 for shape in base.layer_shapes),
         ffn_sizes=_ffn_sizes(base.layer_shapes),
         figure_text=_figure_text(recipe) if recipe.scores else None,
-        has_chat_template=_has_chat_template(base),
+        template_owner=_template_owner(base),
         paper=paper,
         preset=preset,
         # Where nothing is known of this base: the model with the largest losses.
@@ -216,9 +217,24 @@ def _figure_text(recipe: Recipe) -> str:
     )
 
 
-def _has_chat_template(base: BaseModel) -> bool:
-    """Whether the processor can format a conversation: a template file, or a field of its configuration."""
-    if any(name.startswith("chat_template.") for name in base.files):
-        return True
-    names = [name for name in ("processor_config.json", "tokenizer_config.json") if name in base.files]
-    return any("chat_template" in read_json(base.path / name) for name in names)
+def _template_owner(base: BaseModel) -> str | None:
+    """What has the default chat template once it is loaded: ``"processor"`` or ``"tokenizer"``; None without one.
+
+    A processor's configuration comes before the template files, a tokenizer's after them. A processor does not take
+    its tokenizer's template.
+    """
+
+    def configured(name: str) -> set[str]:
+        """The names of the templates in a configuration."""
+        fields = read_json(base.path / name, folder=base.path) if name in base.files else {}
+        templates = fields.get("chat_template") if isinstance(fields, dict) else None
+        if isinstance(templates, list):
+            return {str(template.get("name")) for template in templates if isinstance(template, dict)}
+        return {"default"} if isinstance(templates, str) else {*templates} if isinstance(templates, dict) else set()
+
+    files = {Path(name).stem for name in base.files if name.startswith(f"{TEMPLATES_FOLDER}/")}
+    files |= {"default"} if "chat_template.jinja" in base.files else set()
+    legacy = {"default"} if "chat_template.json" in base.files else set()
+    if "default" in (configured("processor_config.json") or legacy or files):
+        return "processor"
+    return "tokenizer" if "default" in (files or configured(TOKENIZER_CONFIG_NAME)) else None
