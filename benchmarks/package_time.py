@@ -1,10 +1,11 @@
-"""Time to package a base of 26 GB by hard links, once with hashing its weights and once with known hashes.
+"""Time to package a base of 26 GB: with a copy of its weights, and with a reference to them.
 
     python benchmarks/package_time.py --folder DIR
 
 The base has the tensor names and shapes of llava-hf/llava-1.5-13b-hf in fp16. Its files are sparse: a valid
-safetensors header, then holes, which are read as zeros without disk access. So the result is the processor's time to
-hash; with real files, reading from disk comes on top.
+safetensors header, then holes, which are read as zeros without disk access. So the result is the time to hash and to
+write; with real files, reading from disk comes on top. Copies on a file system with clones (Btrfs, XFS) are not
+written: there, only the hashing is left.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import os
 import struct
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 SHARD_BYTES = 5_000_000_000
@@ -23,30 +25,33 @@ SHARD_BYTES = 5_000_000_000
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, default=None, help="for temporary files")
-    with tempfile.TemporaryDirectory(dir=parser.parse_args().folder) as temporary:
+    parser.add_argument("--folder", type=Path, default=None, help="for temporary files; takes as much as the weights")
+    parser.add_argument("--layers", type=int, default=40, help="decoder layers; fewer than 40 make a smaller base")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as temporary:
         folder = Path(temporary)
         os.environ["HF_HOME"] = str(folder / "hf-home")  # an empty cache; before huggingface_hub reads it
 
         from shortv_export.base.resolve import resolve_base
+        from shortv_export.files import copies_are_clones
         from shortv_export.selection.presets import given_selection
         from tests.support.packages import make_package
 
-        size = build_sparse_base(folder / "base")
+        size = build_sparse_base(folder / "base", arguments.layers)
         print(f"base: {size:,} bytes of weights in {len(list((folder / 'base').glob('*.safetensors')))} files")
-        time.sleep(3)  # hashes of files that have just been written are not cached
-        for number in ("first", "second"):
+        print(f"copies are clones here: {copies_are_clones(folder / 'base' / 'config.json', folder)}")
+        started = time.perf_counter()
+        base = resolve_base(folder / "base")
+        print(f"checking the base: {time.perf_counter() - started:.2f} s")
+        base = replace(base, repo_id="acme/base", revision="0" * 40)  # so that it can be referred to
+        for weights in ("copy", "reference"):
             started = time.perf_counter()
-            base = resolve_base(folder / "base")
-            resolved = time.perf_counter()
-            package = make_package(base, folder / number, given_selection([20, 21, 22], base.num_layers))
-            ended = time.perf_counter()
-            print(f"{number} package: {ended - started:.2f} s, including {resolved - started:.2f} s to check the base")
-        shard = next(package.glob("*.safetensors"))
-        print(f"a shard has {shard.stat().st_nlink} names: the base's and the two packages'")
+            make_package(base, folder / weights, given_selection([1], base.num_layers), weights=weights)
+            seconds = time.perf_counter() - started
+            print(f"package with weights {weights}: {seconds:.1f} s ({size / seconds / 1e9:.2f} GB/s)")
 
 
-def build_sparse_base(folder: Path) -> int:
+def build_sparse_base(folder: Path, layers: int) -> int:
     """Writes the base; returns the size of its weights in bytes."""
     import torch
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
@@ -70,7 +75,7 @@ def build_sparse_base(folder: Path) -> int:
             vocab_size=32064,
             hidden_size=5120,
             intermediate_size=13824,
-            num_hidden_layers=40,
+            num_hidden_layers=layers,
             num_attention_heads=40,
             num_key_value_heads=40,
         ),

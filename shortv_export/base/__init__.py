@@ -1,10 +1,11 @@
 """Base models: supported families, FLOPs, files, and loading."""
 
-from .checks import check_code, may_carry
+from .checks import check_code
 from .cost import TEXT_TOKENS, VISUAL_TOKENS, flops_ratio, model_flops
 from .families import FAMILIES, Family
+from .listing import told
 from .model import BaseModel, load_base
-from .processor import Processor
+from .processor import Processor, load_processor
 from .prompt import render_prompt
 from .resolve import fetch_weights, resolve_base, resolve_pinned
 from .shapes import LayerShape, layer_shapes

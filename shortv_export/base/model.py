@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ShortVError, one_line
 from ..files import file_sha256
 from ..hub import hub_error
-from ..records import CONFIG_NAME, WEIGHT_FILES, BaseRecord
+from ..records import CONFIG_NAME, MOST_NAMES, WEIGHT_FILES, BaseRecord
 from .config import Description, Skeleton, describe
 from .families import Family
+from .listing import told
 from .shapes import LayerShape, layer_shapes
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ class BaseModel:
         path: the folder of its files: a snapshot in the Hub's cache, or the local folder.
         config: its ``config.json`` as it is; fields with default values may be missing.
         family: its architecture.
-        files: sorted names of the files that a package takes over unchanged: all but ``config.json`` and the card.
+        files: sorted names of the files that a package takes over, but for ``config.json`` and the card.
+        left_out: sorted names of everything else (see `listing`); None if they are not known.
     """
 
     name: str
@@ -42,6 +44,7 @@ class BaseModel:
     config: dict[str, Any]
     family: Family
     files: tuple[str, ...]
+    left_out: tuple[str, ...] | None = None
 
     @property
     def complete_config(self) -> dict[str, Any]:
@@ -113,16 +116,16 @@ class BaseModel:
         """Names of the weight files and of their index."""
         return tuple(name for name in self.files if name.endswith(WEIGHT_FILES))
 
-    @property
-    def weight_bytes(self) -> int:
-        """Size of the weight files in bytes, also before they are downloaded.
+    @cached_property
+    def weight_sizes(self) -> dict[str, int]:
+        """Name and size in bytes of the safetensors files, also before they are downloaded.
 
         Raises:
             ShortVError: they are not downloaded, and the Hub cannot be reached.
         """
         names = [name for name in self.files if name.endswith(".safetensors")]
         if self.repo_id is None or all((self.path / name).exists() for name in names):
-            return sum((self.path / name).stat().st_size for name in names)
+            return {name: (self.path / name).stat().st_size for name in names}
         from huggingface_hub import HfApi
         from huggingface_hub.errors import HTTPError
 
@@ -130,7 +133,12 @@ class BaseModel:
             info = HfApi().model_info(self.repo_id, revision=self.revision, files_metadata=True)
         except (HTTPError, OSError) as error:
             raise hub_error(error, f"model {self.name}") from error
-        return sum(file.size or 0 for file in info.siblings or () if file.rfilename in names)
+        return {file.rfilename: file.size or 0 for file in info.siblings or () if file.rfilename in names}
+
+    @property
+    def weight_bytes(self) -> int:
+        """The sum of `weight_sizes`."""
+        return sum(self.weight_sizes.values())
 
     @property
     def configured_visual_tokens(self) -> int | None:
@@ -148,22 +156,32 @@ class BaseModel:
         # CLIP puts a class token before the patches, which "full" keeps. Other vision models have no class token.
         return patches + (strategy == "full" and vision["model_type"] == "clip_vision_model")
 
-    def record(self, *, weights: bool = True) -> BaseRecord:
-        """The base as a recipe names it, with the hashes of all `files`. Hashes of large files are cached.
+    def record(self, known: Mapping[str, str] | None = None, *, weights: bool = True) -> BaseRecord:
+        """The base as a recipe names it.
 
         Args:
+            known: the sha256 of files that were just read. The others of `files` are hashed; hashes of large files
+                are cached.
             weights: whether to hash the weight files, too; else they are left out.
         """
         names = [name for name in self.files if weights or not name.endswith(".safetensors")]
 
         def entry(name: str) -> dict[str, Any]:
             path = self.path / name
-            return {"sha256": file_sha256(path, remembered=True, folder=self.path), "size": path.stat().st_size}
+            sha256 = (known or {}).get(name) or file_sha256(path, remembered=True, folder=self.path)
+            return {"sha256": sha256, "size": path.stat().st_size}
 
         # One file keeps one core busy; with more files at once, the disk is the limit.
         with ThreadPoolExecutor(max_workers=4) as workers:
             files = dict(zip(names, workers.map(entry, names), strict=True))
-        return BaseRecord(self.repo_id, self.revision, file_sha256(self.path / CONFIG_NAME, folder=self.path), files)
+        others = self.left_out
+        return BaseRecord(
+            repo_id=self.repo_id,
+            revision=self.revision,
+            config_sha256=file_sha256(self.path / CONFIG_NAME, folder=self.path),
+            files=files,
+            left_out=None if others is None else {"number": len(others), "names": told(others[:MOST_NAMES])},
+        )
 
 
 def load_base(

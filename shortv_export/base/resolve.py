@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from ..errors import ShortVError
 from ..hub import download_files, hub_error
-from ..records import CARD_NAME, CONFIG_NAME, INDEX_NAME
-from .checks import CARRIED, check_weights, inspect_files, most_bytes
+from ..records import CARD_NAME, CARRIED, CONFIG_NAME, INDEX_NAME
+from .checks import check_weights, inspect_files, most_bytes
+from .listing import left_out, names_in, names_of, recall_names, remember_names
 from .model import BaseModel
 
 
@@ -32,7 +32,9 @@ def resolve_base(base: str | Path, *, revision: str | None = None, weights: bool
     if name and folder.is_dir():
         if revision is not None:
             raise ShortVError(f"{name} is a local folder, which has no revisions; leave out `revision`.")
-        resolved = BaseModel(name, None, None, folder, *inspect_files(name, folder, _files_in(folder)))
+        names = names_in(folder)
+        config, family, files = inspect_files(name, folder, names)
+        resolved = BaseModel(name, None, None, folder, config, family, files, left_out(names, files, config))
     elif isinstance(base, Path) or not name or name[0] in "./~" or folder.exists():
         raise ShortVError(f"there is no folder {name!r}; give a Hub id such as llava-hf/llava-1.5-7b-hf, or a folder.")
     else:
@@ -90,18 +92,22 @@ def _from_hub(name: str, revision: str | None) -> BaseModel:
             info = HfApi().model_info(name, revision=revision, files_metadata=True)
         except OfflineModeIsEnabled:
             path = Path(snapshot_download(name, revision=revision, allow_patterns=[CONFIG_NAME]))
-            repo_id, names = name, _files_in(path)
+            repo_id, names = name, names_in(path)
+            everything = recall_names(path.name)  # the snapshot has what was downloaded only
         else:
             repo_id = info.id  # differs from `name` if the repository was renamed
             sizes = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or ()}
-            names, small = set(sizes), _small_files(name, sizes)
+            names = everything = names_of(sizes)
+            remember_names(str(info.sha), names)
             # With the revision as given, so that the cache knows it offline, too.
-            path = Path(snapshot_download(name, revision=revision, allow_patterns=small))
+            path = Path(snapshot_download(name, revision=revision, allow_patterns=_small_files(name, sizes)))
             if path.name != info.sha:
                 raise ShortVError(f"{what} was changed in this moment; run the command again.")
     except (HTTPError, OSError, HFValidationError) as error:
         raise hub_error(error, what) from error
-    return BaseModel(name, repo_id, path.name, path, *inspect_files(name, path, names))
+    config, family, files = inspect_files(name, path, names)
+    others = None if everything is None else left_out(everything, files, config)
+    return BaseModel(name, repo_id, path.name, path, config, family, files, others)
 
 
 def _small_files(name: str, sizes: dict[str, int]) -> list[str]:
@@ -111,7 +117,3 @@ def _small_files(name: str, sizes: dict[str, int]) -> list[str]:
         if sizes[file] > (most := most_bytes(file)):
             raise ShortVError(f"{name}: its {file} is larger than {most:,} bytes; use another base.")
     return small + [CARD_NAME] * (sizes.get(CARD_NAME, 0) <= most_bytes(CARD_NAME))
-
-
-def _files_in(folder: Path) -> set[str]:
-    return {entry.name for entry in os.scandir(folder) if entry.is_file()}

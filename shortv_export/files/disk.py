@@ -20,7 +20,7 @@ def check_space(folder: Path, size: int, what: str, advice: str) -> None:
     Raises:
         ShortVError: they do not fit.
     """
-    place = _existing(folder)
+    place = existing(folder)
     free = shutil.disk_usage(place).free
     if size > free:
         raise ShortVError(f"{what} needs {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free in {place}; {advice}.")
@@ -65,11 +65,11 @@ def _occupied(path: Path, folder: bool) -> str:
 
 
 def same_device(one: Path, other: Path) -> bool:
-    """Whether two folders are on the same disk, so that hard links are possible. They need not exist yet."""
-    return os.stat(_existing(one)).st_dev == os.stat(_existing(other)).st_dev
+    """Whether two folders are on the same disk. They need not exist yet."""
+    return os.stat(existing(one)).st_dev == os.stat(existing(other)).st_dev
 
 
-def _existing(path: Path) -> Path:
+def existing(path: Path) -> Path:
     """The path, or the nearest folder above it that exists."""
     path = Path(os.path.abspath(path))
     return next(place for place in (path, *path.parents) if place.exists())

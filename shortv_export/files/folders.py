@@ -1,15 +1,14 @@
-"""Makes folders in one step, and links or copies files."""
+"""Makes and replaces folders in one step."""
 
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..errors import ShortVError
-from .hashing import file_sha256
+from .copies import copy_file
 from .temporary import temporary_beside
 
 
@@ -33,32 +32,19 @@ def new_folder(out: Path) -> Iterator[Path]:
         raise ShortVError(f"cannot write {out}: {error.strerror or error}.") from None
 
 
-def link_or_copy(source: Path, target: Path) -> bool:
-    """Makes a new file as a hard link to `source` if the disk allows, else as a copy. Makes its folder, too.
+def move_over(folder: Path, name: str, new: Path) -> None:
+    """Puts a file of a folder into the one that will replace it: as a hard link if possible, else as a copy.
 
-    If `source` is a symbolic link, as in a Hub cache, the file that it points to is used.
-
-    Returns:
-        Whether the target is a hard link.
-    """
-    source = Path(os.path.realpath(source))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with suppress(OSError):  # another disk, or a file system without links
-        os.link(source, target)
-        return True
-    shutil.copyfile(source, target)
-    return False
-
-
-def carry(source: Path, target: Path, sha256: str) -> None:
-    """Puts a file of the base into the package: weights as a hard link if possible, other files as a copy.
+    The old folder is complete until it is removed. A symbolic link is copied: the file behind it belongs to others.
 
     Raises:
-        ShortVError: the copy does not have this sha256.
+        ShortVError: a link points out of the folder (see `open_regular`).
+        OSError: the file cannot be written.
     """
-    if target.suffix != ".safetensors":  # people edit small files; editing a link would change the base, too
-        shutil.copyfile(source, target)
-    elif link_or_copy(source, target):
-        return
-    if file_sha256(target) != sha256:
-        raise ShortVError(f"the copy of {target.name} differs from the base's file; run the command again.")
+    source, target = folder / name, new / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if not source.is_symlink():
+        with suppress(OSError):  # a file system without links
+            os.link(source, target)
+            return
+    copy_file(source, target, folder=folder)

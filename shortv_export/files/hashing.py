@@ -9,15 +9,17 @@ import hashlib
 import os
 import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ..errors import ShortVError, shown
 from .json_file import read_json, write_json
 from .reading import open_regular
 
-_CHUNK = 1 << 20
+_CHUNK = 4 << 20
 _LARGE = 16 << 20  # bytes; smaller files are not cached
 _SAMPLES = 16
 _SAMPLE_SIZE = 4096
@@ -39,29 +41,54 @@ def file_sha256(path: Path, *, remembered: bool = False, folder: Path | None = N
     Raises:
         ShortVError: the file cannot be read, is no regular file, or lies elsewhere.
     """
-    from huggingface_hub.utils import tqdm
-
     try:
         with open_regular(path, folder=folder) as file:
             before = os.fstat(file.fileno())
-            large = before.st_size >= _LARGE
-            key = _identity(file, before) if large else ""
-            if large and remembered and (known := _load().get(key)):
+            key = _identity(file, before) if before.st_size >= _LARGE else ""
+            if key and remembered and (known := _load().get(key)):
                 return known
-            digest = hashlib.sha256()
-            size, hidden = before.st_size, not large or None  # with None, the Hub client's settings decide
-            with tqdm(
-                total=size, unit="B", unit_scale=True, desc=f"Hashing {shown(path.name)}", disable=hidden
-            ) as bar:
-                while chunk := file.read(_CHUNK):
-                    digest.update(chunk)
-                    bar.update(len(chunk))
+            sha256 = read_through(file, f"Hashing {shown(path.name)}")
             after = os.fstat(file.fileno())
     except OSError as error:
         raise ShortVError(f"cannot read {path}: {error.strerror}.") from None
     unchanged = _stamp(before) == _stamp(after)
-    if large and unchanged and time.time() - max(after.st_mtime, after.st_ctime) > _SETTLED:
-        _remember(key, digest.hexdigest())
+    if key and unchanged and time.time() - max(after.st_mtime, after.st_ctime) > _SETTLED:
+        _remember(key, sha256)
+    return sha256
+
+
+def remember_sha256(path: Path, sha256: str) -> None:
+    """Remembers the hash of a file that the caller has just written, and that nobody else knows yet."""
+    with open_regular(path) as file:
+        status = os.fstat(file.fileno())
+        if status.st_size >= _LARGE:
+            _remember(_identity(file, status), sha256)
+
+
+def read_through(file: BinaryIO, title: str, write: Callable[[bytes], object] | None = None) -> str:
+    """Reads the rest of a file, once, and returns its sha256. A large file shows a progress bar with this title.
+
+    Args:
+        file: open for reading.
+        title: such as ``"Hashing model.safetensors"``.
+        write: is given every chunk, while it is hashed.
+    """
+    from huggingface_hub.utils import tqdm
+
+    digest, hashed = hashlib.sha256(), Future[None]()
+    hashed.set_result(None)
+    size = os.fstat(file.fileno()).st_size
+    hidden = size < _LARGE or None  # with None, the Hub client's settings decide
+    with (
+        ThreadPoolExecutor(1) as worker,
+        tqdm(total=size, unit="B", unit_scale=True, desc=title, disable=hidden) as bar,
+    ):
+        while chunk := file.read(_CHUNK):
+            hashed.result()
+            hashed = worker.submit(digest.update, chunk)
+            if write:
+                write(chunk)
+            bar.update(len(chunk))
     return digest.hexdigest()
 
 

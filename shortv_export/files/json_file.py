@@ -12,11 +12,12 @@ from ..errors import ShortVError
 from .reading import read_regular
 from .temporary import temporary_beside
 
-_MAX_JSON_BYTES = 64 * 1024 * 1024
+MAX_JSON_BYTES = 64 * 1024 * 1024
+"""How large a JSON file may be."""
 _MAX_DEPTH = 100
 
 
-def read_json(path: str | Path, *, folder: Path | None = None, most: int = _MAX_JSON_BYTES) -> Any:
+def read_json(path: str | Path, *, folder: Path | None = None, most: int = MAX_JSON_BYTES) -> Any:
     """Parses a JSON file. It may be hostile: see `open_regular`, also for `folder` and `most`.
 
     Raises:

@@ -1,36 +1,50 @@
 """Makes a package from a base and a selection of layers.
 
-The base's files are carried over bit for bit, as hard links where the file system allows it. A package adds the remote
-code, a ``config.json`` that names it, the recipe and the card.
+The base's files are copied bit for bit, but for the names of classes (see `derived`). A package adds the remote code,
+a ``config.json`` that names it, the recipe and the card.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..base import BaseModel
+from ..base import BaseModel, told
 from ..errors import ShortVError
-from ..files import carry, check_space, check_writable, new_folder, same_device
+from ..files import check_space, check_writable, copies_are_clones, copy_file, new_folder, same_device
 from ..options import Contents
-from ..records import FIGURE_NAME, WEIGHTS, Evaluation, Recipe, Scores, Selection, library_versions
+from ..records import (
+    CONFIG_NAME,
+    FIGURE_NAME,
+    WEIGHTS,
+    Evaluation,
+    Recipe,
+    Scores,
+    Selection,
+    library_versions,
+)
 from .card_metadata import Inherited, inherited_metadata, plain_line, recorded_metadata
 from .comparison import check_same_base, look_at_recipe
 from .contents import carried_files
+from .derived import derive_fields
 from .evaluation_files import check_evaluation, evaluation_files
 from .package import Package
 from .rendering import (
     DRAWN_WITH,
     check_fit,
     check_same_recipe,
-    derived_fields,
     measured_files,
+    recipe_fields,
     remake,
     render_files,
     write_files,
 )
-from .tokenizer import tokenizer_classes
+
+logger = logging.getLogger(__name__)
+
+_NAMES_ON_SCREEN = 12
 
 
 @dataclass(frozen=True)
@@ -51,7 +65,7 @@ class Draft:
 
     @classmethod
     def of(cls, base: BaseModel, out: Path, contents: Contents = Contents()) -> Draft:
-        """Checks the folder and the disk, and decides the licence.
+        """Checks the folder and the disk, decides the licence, and tells what of the base is left out.
 
         Raises:
             ShortVError: `out` is a file or not empty; the disk is too full; no licence is known; the base should be
@@ -66,6 +80,7 @@ class Draft:
             raise ShortVError(f"{base.name} is a folder, which others cannot load weights from; leave out `weights`.")
         inherited = inherited_metadata(base, contents.license)
         _check_room(base, out, weights)
+        _tell_left_out(base)
         return cls(base, out, inherited, weights)
 
 
@@ -82,16 +97,20 @@ def build_package(draft: Draft, selection: Selection, scores: Scores | None = No
     """
     base = draft.base
     check_fit(base, selection, scores)
-    derived, figure = derived_fields(base, selection, scores, draft.inherited)
-    recipe = Recipe(
-        base=base.record(),
-        weights=draft.weights,
-        versions=library_versions(*(DRAWN_WITH if scores else ())),
-        tokenizer_class=tokenizer_classes(base),
-        **derived,
-    )
-    recipe, files = render_files(base, recipe, figures={FIGURE_NAME: figure} if figure else None)
-    _write(draft.out, base, recipe, files)
+    fields, figure = recipe_fields(base, selection, scores, draft.inherited)
+    derived = derive_fields(base)
+    with new_folder(draft.out) as folder:
+        # Copying hashes, too, so that the weights are read once.
+        weights = base.weight_sizes if draft.weights == "copy" else ()
+        known = {name: copy_file(base.path / name, folder / name, folder=base.path) for name in weights}
+        recipe = Recipe(
+            base=base.record(known),
+            weights=draft.weights,
+            versions=library_versions(*(DRAWN_WITH if scores else ())),
+            derived=derived,
+            **fields,
+        )
+        write_files(folder, render_files(base, recipe, figures={FIGURE_NAME: figure} if figure else None)[1])
     return Package.open(draft.out)
 
 
@@ -112,7 +131,11 @@ def rebuild_package(base: BaseModel, out: Path, recipe: Recipe, evaluation: Eval
     made, files = remake(base, recipe, evaluation, recorded_metadata(recipe.card))
     _check_figures(made, recipe)
     check_same_recipe(made, recipe)
-    _write(out, base, made, files)
+    with new_folder(out) as folder:
+        write_files(folder, files)
+        for name in carried_files(recipe).keys() - files.keys():
+            if copy_file(base.path / name, folder / name, folder=base.path) != recipe.base.files[name]["sha256"]:
+                raise ShortVError(f"the copy of {name} differs from the base's file; run the command again.")
     return Package.open(out)
 
 
@@ -126,15 +149,6 @@ def add_measured(folder: Path, recipe: Recipe, evaluation: Evaluation) -> Recipe
     files = evaluation_files(evaluation)
     write_files(folder, files)
     return measured_files(recipe, files)
-
-
-def _write(out: Path, base: BaseModel, recipe: Recipe, files: dict[str, bytes]) -> None:
-    """Writes a package, whole or not at all."""
-    with new_folder(out) as folder:
-        write_files(folder, files)
-        for name, entry in carried_files(recipe).items():
-            if name not in files:
-                carry(base.path / name, folder / name, entry["sha256"])
 
 
 def _check_figures(made: Recipe, recipe: Recipe) -> None:
@@ -155,12 +169,26 @@ def _check_empty(out: Path) -> None:
         raise ShortVError(f"{out} exists and is not a folder; name another output folder.")
 
 
+def _tell_left_out(base: BaseModel) -> None:
+    """One line on what else the base holds. The recipe has it, too."""
+    names = base.left_out
+    if names is None:
+        logger.info("offline, what else %s holds is not known; it is left out of the package", base.name)
+    elif names:
+        more = len(names) - _NAMES_ON_SCREEN
+        text = ", ".join(told(names[:_NAMES_ON_SCREEN])) + (f" and {more} more" if more > 0 else "")
+        logger.info("left out of the package: %s", text)
+
+
 def _check_room(base: BaseModel, out: Path, weights: str) -> None:
-    """Refuses a disk that is too full for the weights. They need space only if they come from another disk."""
-    if weights == "copy" and not same_device(base.path, out):
-        check_space(
-            out,
-            base.weight_bytes,
-            f"copying the weights of {base.name}, which are on another disk,",
-            "name a folder with more room or on the disk of the weights, or choose `weights` reference",
-        )
+    """Refuses a disk that is too full for the copy of the weights, and for their download if that goes there, too."""
+    if weights != "copy" or copies_are_clones(base.path / CONFIG_NAME, out.parent):
+        return
+    missing = [size for name, size in base.weight_sizes.items() if not (base.path / name).exists()]
+    downloaded = sum(missing) if same_device(base.path, out) else 0
+    check_space(
+        out.parent,
+        base.weight_bytes + downloaded,
+        ("downloading and " if downloaded else "") + f"copying the weights of {base.name}",
+        "name a folder on a disk with more room, or choose `weights` reference",
+    )

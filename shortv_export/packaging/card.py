@@ -10,11 +10,12 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from ..base import BaseModel, LayerShape, model_flops
 from ..files import model_cards_dir, read_json
-from ..records import Evaluation, Recipe, Row
+from ..records import TEMPLATES_FOLDER, TOKENIZER_CONFIG_NAME, Evaluation, Recipe, Row
 from .card_metadata import plain_line, recorded_metadata
 from .commands import calibration_facts, evaluate_command, package_commands, sample_facts
 from .seal import UNNAMED, rename, seal
@@ -215,11 +216,23 @@ def _figure_text(recipe: Recipe) -> str:
 
 
 def _template_owner(base: BaseModel) -> str | None:
-    """What has the chat template once it is loaded: ``"processor"`` or ``"tokenizer"``; None if there is none."""
-    if any(name.startswith("chat_template.") for name in base.files):
+    """What has the default chat template once it is loaded: ``"processor"`` or ``"tokenizer"``; None without one.
+
+    A processor's configuration comes before the template files, a tokenizer's after them. A processor does not take
+    its tokenizer's template.
+    """
+
+    def configured(name: str) -> set[str]:
+        """The names of the templates in a configuration."""
+        fields = read_json(base.path / name, folder=base.path) if name in base.files else {}
+        templates = fields.get("chat_template") if isinstance(fields, dict) else None
+        if isinstance(templates, list):
+            return {str(template.get("name")) for template in templates if isinstance(template, dict)}
+        return {"default"} if isinstance(templates, str) else {*templates} if isinstance(templates, dict) else set()
+
+    files = {Path(name).stem for name in base.files if name.startswith(f"{TEMPLATES_FOLDER}/")}
+    files |= {"default"} if "chat_template.jinja" in base.files else set()
+    legacy = {"default"} if "chat_template.json" in base.files else set()
+    if "default" in (configured("processor_config.json") or legacy or files):
         return "processor"
-    for owner in ("processor", "tokenizer"):
-        config = read_json(base.path / name) if (name := f"{owner}_config.json") in base.files else None
-        if isinstance(config, dict) and config.get("chat_template"):
-            return owner
-    return None
+    return "tokenizer" if "default" in (files or configured(TOKENIZER_CONFIG_NAME)) else None

@@ -8,13 +8,14 @@ import os
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from ..base import FAMILIES, BaseModel, check_code, fetch_weights, may_carry, resolve_pinned
+from ..base import FAMILIES, BaseModel, check_code, fetch_weights, resolve_pinned
 from ..errors import ShortVError, UnavailableError
 from ..files import file_identity, file_sha256, open_regular, read_json, read_regular
 from ..hub import LocalFile, hub_error
 from ..records import CARD_NAME, CONFIG_NAME, FOREIGN_FILES, RECIPE_NAME, BaseRecord, Recipe, library_versions
 from .card_metadata import inherited_metadata, plain_line, recorded_metadata
 from .contents import carried_files, code_sha256, expected_files, layers_problem
+from .derived import derive_fields
 from .evaluation_files import check_evaluation
 from .package import Package
 from .rendering import DRAWN_WITH, MOST_BYTES, check_same_recipe, its_release, remake
@@ -105,6 +106,7 @@ class Comparison:
         self.found = base
         pinned = (base.repo_id, base.revision) == (recorded.repo_id, recorded.revision)
         if pinned or self.given is None or not recorded.repo_id:  # a repository may have been renamed
+            _check_left_out(base, recorded)
             return f"{len(self._small())} small files, those of {_place(base)}"
         raise NotMade(f"the files are those of {_place(base)}; whether it is {recorded.repo_id} was not looked up")
 
@@ -122,8 +124,11 @@ class Comparison:
         if self.found is None:
             self._check_code()
         self._make()
+        other_classes = self.found is not None and self._check_classes(self.found)
         names = [name for name in self.made if name != CARD_NAME and not name.endswith(".png")]
         self._compare(names)
+        if other_classes:
+            raise NotMade(f"the package names other classes than {other_classes}")
         return f"{len(names)} files, as this release makes them of the recipe and the base"
 
     def figures(self) -> str:
@@ -237,9 +242,20 @@ class Comparison:
             package.evaluation,
             inherited,
             figures=figures,
+            originals=None if self.found else package.restored_files,
             repo_id=self._named(),
         )
         check_same_recipe(made, recipe)
+
+    def _check_classes(self, base: BaseModel) -> str | None:
+        """Compares the classes that the package names. They depend on transformers: returns what differs from its."""
+        recipe = self.package.recipe
+        if derive_fields(base) == recipe.derived:
+            return None
+        here, there = library_versions()["transformers"], plain_line(recipe.versions["transformers"])
+        if here == there:
+            raise ShortVError("the recipe names other classes than transformers gives the base.")
+        return f"transformers {here} would; it was made with {there}"
 
     def _compare(self, names: list[str]) -> None:
         for name in names:
@@ -265,6 +281,12 @@ class Comparison:
 
 def _place(base: BaseModel) -> str:
     return f"{base.repo_id} at {base.revision[:12]}" if base.repo_id and base.revision else base.name
+
+
+def _check_left_out(base: BaseModel, recorded: BaseRecord) -> None:
+    found = base.record(weights=False).left_out
+    if found is not None and recorded.left_out not in (None, found):
+        raise ShortVError(f"the recipe says otherwise what of {base.name} was left out.")
 
 
 def check_same_base(base: BaseModel, recorded: BaseRecord, *, weights: bool = True) -> None:
@@ -297,9 +319,6 @@ def look_at_recipe(recipe: Recipe) -> str:
         raise ShortVError(f"{RECIPE_NAME}: frozen_layers {reason}.")
     if recipe.weights == "reference" and not (recipe.base.repo_id and recipe.base.revision):
         raise ShortVError(f"{RECIPE_NAME} refers to the weights of a base without saying where they are.")
-    for name in sorted(recipe.base.files):
-        if not may_carry(name):
-            raise ShortVError(f"{RECIPE_NAME} names {name}, which no package holds.")
     if recipe.code.keys() != (ours := code_sha256(FAMILIES[recipe.family])).keys():
         theirs = ", ".join(sorted(recipe.code.keys() ^ ours.keys()))
         raise ShortVError(

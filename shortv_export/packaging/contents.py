@@ -6,21 +6,18 @@ import hashlib
 from typing import Any
 
 from ..base import Family
-from ..records import CARD_NAME, CONFIG_NAME, FIGURE_NAME, RECIPE_NAME, TOKENIZER_CONFIG_NAME, WEIGHT_FILES, Recipe
+from ..records import CARD_NAME, CONFIG_NAME, FIGURE_NAME, RECIPE_NAME, WEIGHT_FILES, Recipe
 
 
 def expected_files(recipe: Recipe) -> set[str]:
     """The names of all files of a package."""
-    names = {*carried_files(recipe), *recipe.code, *recipe.measured, CONFIG_NAME, RECIPE_NAME, CARD_NAME}
-    optional = {TOKENIZER_CONFIG_NAME: recipe.tokenizer_class, FIGURE_NAME: recipe.figure}
-    return names | {name for name, present in optional.items() if present}
+    names = {*carried_files(recipe), *recipe.derived, *recipe.code, *recipe.measured}
+    return names | {CONFIG_NAME, RECIPE_NAME, CARD_NAME} | ({FIGURE_NAME} if recipe.figure else set())
 
 
 def carried_files(recipe: Recipe) -> dict[str, dict[str, Any]]:
     """The base's files that a package holds unchanged: name to ``{"sha256", "size"}``."""
-    carried = dict(recipe.base.files)
-    if recipe.tokenizer_class:
-        del carried[TOKENIZER_CONFIG_NAME]
+    carried = {name: entry for name, entry in recipe.base.files.items() if name not in recipe.derived}
     if recipe.weights != "copy":
         carried = {name: entry for name, entry in carried.items() if not name.endswith(WEIGHT_FILES)}
     return carried

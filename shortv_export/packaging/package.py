@@ -10,7 +10,7 @@ from typing import Any
 
 from ..base import FAMILIES, BaseModel, Family
 from ..errors import ShortVError
-from ..files import read_json, recover
+from ..files import MAX_JSON_BYTES, read_json, read_regular, recover
 from ..hub import download_files, hub_error
 from ..records import (
     CONFIG_NAME,
@@ -18,13 +18,13 @@ from ..records import (
     FOREIGN_FILES,
     RECIPE_NAME,
     RESULTS_FOLDER,
-    TOKENIZER_CONFIG_NAME,
+    TEMPLATES_FOLDER,
     Evaluation,
     Recipe,
     Scores,
 )
 from .contents import expected_files
-from .tokenizer import with_class
+from .derived import base_text, derived_text
 
 
 @dataclass(frozen=True)
@@ -109,27 +109,33 @@ class Package:
         kept = {name: value for name, value in config.items() if name not in added}
         return {**kept, "model_type": self.family.model_type, "architectures": [self.family.base_class]}
 
-    @property
-    def base_tokenizer_config(self) -> str:
-        """The base's ``tokenizer_config.json``, restored from that of a package that names another tokenizer class.
+    @cached_property
+    def restored_files(self) -> dict[str, bytes]:
+        """The base's own content of files in which this package names classes (see `Recipe.derived`).
 
         Raises:
-            ShortVError: its hash is not the recipe's.
+            ShortVError: a file differs from the base's in more than that.
         """
-        recipe = self.recipe
-        assert recipe.tokenizer_class
-        text = (self.folder / TOKENIZER_CONFIG_NAME).read_bytes().decode("utf-8", "replace")
-        text = with_class(text, recipe.tokenizer_class["package"], recipe.tokenizer_class["base"])
-        if hashlib.sha256(text.encode()).hexdigest() != recipe.base.files[TOKENIZER_CONFIG_NAME]["sha256"]:
-            raise ShortVError(f"{TOKENIZER_CONFIG_NAME} differs from the base's in more than its class.")
-        return text
+        restored = {}
+        for name, changes in self.recipe.derived.items():
+            content = read_regular(self.folder / name, folder=self.folder, most=MAX_JSON_BYTES)
+            text, entry = content.decode("utf-8", "replace"), self.recipe.base.files.get(name)
+            if entry is None:
+                if text != derived_text(None, changes, name):
+                    raise ShortVError(f"{name}, which its base does not have, holds more than the recipe says.")
+                continue
+            restored[name] = base_text(text, changes, name).encode()
+            if hashlib.sha256(restored[name]).hexdigest() != entry["sha256"]:
+                raise ShortVError(f"{name} differs from the base's in more than the classes that the recipe names.")
+        return restored
 
 
 def _listing(folder: Path) -> frozenset[str]:
-    """The names of what is in a folder and in its folder of results."""
-    found, results = set(folder.iterdir()), folder / RESULTS_FOLDER
-    if results.is_dir():
-        found = found - {results} | set(results.iterdir())
+    """The names of what is in a folder, and in those folders of it that a package may have."""
+    found = set(folder.iterdir())
+    for below in (folder / RESULTS_FOLDER, folder / TEMPLATES_FOLDER):
+        if below.is_dir():
+            found = found - {below} | set(below.iterdir())
     return frozenset(path.relative_to(folder).as_posix() for path in found)
 
 

@@ -20,7 +20,6 @@ from ..records import (
     CONFIG_NAME,
     FIGURE_NAME,
     RECIPE_NAME,
-    TOKENIZER_CONFIG_NAME,
     Evaluation,
     Recipe,
     Scores,
@@ -29,9 +28,9 @@ from ..records import (
 from .card import render_card, template_sha256
 from .card_metadata import Inherited, plain_line
 from .contents import carried_files, code_sha256, layers_problem, own_fields
+from .derived import derived_text
 from .evaluation_files import evaluation_files
 from .figures import draw_scores
-from .tokenizer import with_class
 
 DRAWN_WITH = ("matplotlib", "pillow")
 """The libraries that figures depend on. A recipe with scores records their versions."""
@@ -39,7 +38,7 @@ MOST_BYTES = 256 << 20
 """The largest file of a package, weights apart. Tokenizers of today take up to 35 MB."""
 
 
-def derived_fields(
+def recipe_fields(
     base: BaseModel, selection: Selection, scores: Scores | None, inherited: Inherited, figure: bytes | None = None
 ) -> tuple[dict[str, Any], bytes | None]:
     """The recipe's fields that follow from a base and a selection; and the card's figure, if there are scores.
@@ -78,6 +77,7 @@ def render_files(
     *,
     figures: Mapping[str, bytes] | None = None,
     evaluation: Evaluation | None = None,
+    originals: Mapping[str, bytes] | None = None,
     repo_id: str | None = None,
 ) -> tuple[Recipe, dict[str, bytes]]:
     """The recipe with the hashes of its evaluation's files; and the files of its package by name, without weights.
@@ -87,6 +87,7 @@ def render_files(
         recipe: its `measured` is filled in.
         figures: by name, instead of drawing them; that of the scores is needed if there are any.
         evaluation: of the package, if it was evaluated.
+        originals: the base's files in which the package names classes, if they are not in the base's folder.
         repo_id: the repository that the card names; None for a package that is not published yet.
 
     Raises:
@@ -97,9 +98,12 @@ def render_files(
     measured |= {name: figures[name] for name in figures.keys() & measured.keys()}
     recipe = measured_files(recipe, measured)
     files = {name: _of_base(base, recipe, name) for name in carried_files(recipe) if not name.endswith(".safetensors")}
-    if classes := recipe.tokenizer_class:
-        text = _of_base(base, recipe, TOKENIZER_CONFIG_NAME).decode("utf-8")
-        files[TOKENIZER_CONFIG_NAME] = with_class(text, classes["base"], classes["package"]).encode()
+    for name, changes in recipe.derived.items():
+        content = (originals or {}).get(name)
+        if content is None and name in recipe.base.files:
+            content = _of_base(base, recipe, name)
+        text = None if content is None else content.decode("utf-8", "replace")
+        files[name] = derived_text(text, changes, f"{base.name}: its {name}").encode()
     files |= {name: base.family.source(name).encode() for name in recipe.code}
     files[CONFIG_NAME] = _config(base, recipe).encode()
     files[RECIPE_NAME] = json_text(recipe.to_dict()).encode()
@@ -118,16 +122,18 @@ def remake(
     inherited: Inherited,
     *,
     figures: Mapping[str, bytes] | None = None,
+    originals: Mapping[str, bytes] | None = None,
     repo_id: str | None = None,
 ) -> tuple[Recipe, dict[str, bytes]]:
     """Makes recipe and files of a package again, from a base and what the recipe says was chosen.
 
     Args:
         base: the recipe's base, as the caller has found out.
-        recipe: of the package; its `selection`, `scores`, `weights`, `versions` and `tokenizer_class` are taken over.
+        recipe: of the package; its `selection`, `scores`, `weights`, `versions` and `derived` are taken over.
         evaluation: of the package, if it was evaluated.
         inherited: what the card takes over from the base's card.
         figures: by name, instead of drawing them.
+        originals: as in `render_files`.
         repo_id: the repository that the card names.
 
     Raises:
@@ -139,11 +145,11 @@ def remake(
     base = replace(base, repo_id=recorded.repo_id, revision=recorded.revision, files=tuple(sorted(recorded.files)))
     check_fit(base, selection, scores)
     given = dict(figures or {})
-    derived, figure = derived_fields(base, selection, scores, inherited, given.get(FIGURE_NAME))
+    fields, figure = recipe_fields(base, selection, scores, inherited, given.get(FIGURE_NAME))
     if figure:
         given[FIGURE_NAME] = figure
-    made = replace(recipe, **derived)
-    return render_files(base, made, figures=given, evaluation=evaluation, repo_id=repo_id)
+    made = replace(recipe, **fields)
+    return render_files(base, made, figures=given, evaluation=evaluation, originals=originals, repo_id=repo_id)
 
 
 def check_fit(base: BaseModel, selection: Selection, scores: Scores | None) -> None:

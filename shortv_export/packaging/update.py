@@ -9,7 +9,7 @@ import os
 from dataclasses import replace
 
 from ..errors import ShortVError
-from ..files import json_text, link_or_copy, replacement, write_text
+from ..files import json_text, move_over, replacement, write_text
 from ..records import CARD_NAME, FOREIGN_FILES, RECIPE_NAME, Evaluation, Recipe, library_versions
 from .build import add_measured
 from .card import render_card
@@ -65,7 +65,7 @@ def add_evaluation(package: Package, evaluation: Evaluation) -> Package:
     with replacement(folder, FOREIGN_FILES) as new:
         recipe = add_measured(new, replace(before, measured={}), evaluation)
         for name in unchanged:
-            link_or_copy(folder / name, new / name)
+            move_over(folder, name, new)
         write_text(new / RECIPE_NAME, json_text(recipe.to_dict()))
         write_text(new / CARD_NAME, _render(package, recipe, Package.open(new).tag, evaluation))
     return Package.open(package.name)

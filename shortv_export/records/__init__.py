@@ -14,6 +14,7 @@ from .evaluation import (
 )
 from .file_names import (
     CARD_NAME,
+    CARRIED,
     CONFIG_NAME,
     EVALUATION_NAME,
     FIGURE_NAME,
@@ -22,12 +23,14 @@ from .file_names import (
     INDEX_NAME,
     RECIPE_NAME,
     RESULTS_FOLDER,
+    SHARD,
     SWEEP_NAME,
+    TEMPLATES_FOLDER,
     TOKENIZER_CONFIG_NAME,
     WEIGHT_FILES,
     WEIGHTS,
     WEIGHTS_NAME,
 )
-from .recipe import BaseRecord, Recipe, library_versions
+from .recipe import MOST_NAMES, BaseRecord, Recipe, library_versions
 from .scores import FORWARD, REVERSE, Scores
 from .selection import Selection

@@ -10,10 +10,11 @@ from typing import Any
 
 from ..errors import ShortVError
 from ..files import json_text, read_json
-from .file_names import TOKENIZER_CONFIG_NAME
 from .validation import validated
 
 FORMAT = 1
+MOST_NAMES = 100
+"""How many names of what is left out a recipe tells."""
 
 
 def library_versions(*more: str) -> dict[str, str]:
@@ -29,13 +30,16 @@ class BaseRecord:
         repo_id: on the Hub; None for a local folder, whose path stays private.
         revision: the commit; None for a local folder.
         config_sha256: of its ``config.json``.
-        files: name -> ``{"sha256", "size"}`` of its weights and of every file that the package takes over unchanged.
+        files: name -> ``{"sha256", "size"}`` of its weights and of every small file that the package takes over.
+        left_out: what else the base holds: ``{"number", "names"}``, with at most `MOST_NAMES` names; a folder's name
+            ends with ``/``. None if it is not known, as without network for a base that is new to this tool.
     """
 
     repo_id: str | None
     revision: str | None
     config_sha256: str
     files: dict[str, dict[str, Any]]
+    left_out: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -55,8 +59,9 @@ class Recipe:
         figure: sha256 of the card's figure of the scores; None without scores.
         code: name -> sha256 of each remote-code file.
         versions: the versions of the libraries that made the package.
-        tokenizer_class: ``{"base", "package"}``: the tokenizer classes in both ``tokenizer_config.json`` files if they
-            differ, else None.
+        derived: file name -> field -> ``{"base", "package"}``: classes that transformers gives the base by its model
+            type, and that the package names. Other files of the base are taken over bit for bit. Without ``"base"``,
+            the base's file lacks the field. ``image_processor.image_processor_type`` is a field within a field.
         measured: name -> sha256 of each file that an evaluation added to the package.
     """
 
@@ -72,7 +77,7 @@ class Recipe:
     figure: str | None
     code: dict[str, str]
     versions: dict[str, str]
-    tokenizer_class: dict[str, str | None] | None = None
+    derived: dict[str, dict[str, dict[str, str | None]]] = field(default_factory=dict)
     measured: dict[str, str] = field(default_factory=dict)
     format: int = FORMAT
 
@@ -105,8 +110,6 @@ class Recipe:
         if data["format"] != FORMAT:
             raise ShortVError(f"{path} has format {data['format']!r:.40}; this release reads format {FORMAT}.")
         validated(RecipeSchema, data, f"{path} is not a ShortV recipe")
-        if data["tokenizer_class"] and TOKENIZER_CONFIG_NAME not in data["base"]["files"]:
-            raise ShortVError(f"{path} names a tokenizer class of a base without {TOKENIZER_CONFIG_NAME}.")
         # The values stay as they were read, not as pydantic converts them, so that writing gives the same bytes.
         fields = {"base": BaseRecord(**data["base"]), "frozen_layers": tuple(data["frozen_layers"])}
         return cls(**(data | fields))

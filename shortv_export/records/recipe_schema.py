@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, Field
 
-from .file_names import HUB_ID, WEIGHTS
+from .file_names import CARRIED, HUB_ID, INDEX_NAME, SHARD, WEIGHTS
+from .recipe import MOST_NAMES
 from .scores import Scores
 from .validation import STRICT
 
@@ -30,6 +31,20 @@ Commit = Annotated[str, _like(r"[0-9a-f]{40}", "a commit")]
 HubId = Annotated[str, _like(HUB_ID.pattern, "a Hub id")]
 ClassName = Annotated[str, _like(r"[A-Za-z_]\w*", "a class name")]
 FileName = Annotated[str, _like(r"[\w-][\w.-]*", "a plain file name")]  # flat, and not hidden
+BaseFile = Annotated[
+    str, _like(f"{CARRIED.pattern}|{SHARD.pattern}|{re.escape(INDEX_NAME)}", "a file that packages take over")
+]
+DerivedFile = Annotated[
+    str, _like(r"(?:tokenizer|processor|preprocessor|video_preprocessor)_config\.json", "a file that names classes")
+]
+DerivedField = Annotated[
+    str,
+    _like(
+        r"tokenizer_class|processor_class|(?:image_processor\.)?image_processor_type"
+        r"|(?:video_processor\.)?video_processor_type|(?:feature_extractor\.)?feature_extractor_type",
+        "a field that names a class",
+    ),
+]
 MeasuredFile = Annotated[
     str, _like(r"evaluation\.json|[\w-]+\.png|\.eval_results/[\w-][\w.-]*\.yaml", "a file of an evaluation")
 ]
@@ -45,11 +60,17 @@ class _File(_Strict):
     size: Count
 
 
+class _LeftOut(_Strict):
+    number: Count
+    names: Annotated[list[Annotated[str, Field(max_length=200)]], Field(max_length=MOST_NAMES)]
+
+
 class _Base(_Strict):
     repo_id: HubId | None
     revision: Commit | None
     config_sha256: Sha256
-    files: dict[FileName, _File]
+    files: dict[BaseFile, _File]
+    left_out: _LeftOut | None
 
 
 class _Budget(_Strict, extra="allow"):
@@ -91,8 +112,8 @@ class _Versions(_Strict, extra="allow"):
     __pydantic_extra__: dict[str, str]
 
 
-class _TokenizerClass(_Strict):
-    base: ClassName | None
+class _Derived(_Strict):
+    base: ClassName | None = None
     package: ClassName
 
 
@@ -111,6 +132,6 @@ class RecipeSchema(_Strict):
     figure: Sha256 | None
     code: dict[FileName, Sha256]
     versions: _Versions
-    tokenizer_class: _TokenizerClass | None
+    derived: dict[DerivedFile, dict[DerivedField, _Derived]]
     measured: dict[MeasuredFile, Sha256]
     format: int

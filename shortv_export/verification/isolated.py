@@ -7,10 +7,10 @@ import os
 import subprocess
 from pathlib import Path
 
-from ..files import write_json, write_text
+from ..files import write_json
 from ..packaging import Check, Inspection
 from ..processes import lifeline, tied
-from ..records import CONFIG_NAME, TOKENIZER_CONFIG_NAME, WEIGHT_FILES
+from ..records import CONFIG_NAME, WEIGHT_FILES
 
 # The variables of the environment that the child sees: no secrets.
 _PASSED = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "SYSTEMROOT", "TMPDIR", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
@@ -88,9 +88,10 @@ def _write_stock(inspection: Inspection, stock: Path) -> None:
     assert weights is not None
     stock.mkdir()
     write_json(stock / CONFIG_NAME, inspection.base.config if inspection.base else package.base_config)
-    if package.recipe.tokenizer_class:
-        write_text(stock / TOKENIZER_CONFIG_NAME, package.base_tokenizer_config)
+    for name, content in package.restored_files.items():
+        (stock / name).write_bytes(content)
     for name in package.recipe.base.files:
+        (stock / name).parent.mkdir(exist_ok=True)
         if name.endswith(WEIGHT_FILES):
             (stock / name).symlink_to(os.path.realpath(weights / name))
         elif not (stock / name).exists():

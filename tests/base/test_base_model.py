@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import struct
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,10 +19,13 @@ from hypothesis import strategies as st
 from shortv_export.base.families import FAMILIES
 from shortv_export.base.model import BaseModel, load_base
 from shortv_export.base.processor import Processor, load_processor
-from shortv_export.base.resolve import resolve_base, resolve_pinned
+from shortv_export.base.resolve import fetch_weights, resolve_base, resolve_pinned
 from shortv_export.base.shapes import LayerShape
 from shortv_export.errors import ShortVError, one_line
+from shortv_export.files.copies import copies_are_clones
 from shortv_export.loopback import LoopbackHub
+from shortv_export.options import Contents
+from shortv_export.packaging.build import Draft
 from shortv_export.selection.presets import given_selection
 from tests.support.packages import make_package
 from tests.support.tiny_llava import SPECIAL_TOKENS, word_tokenizer
@@ -652,25 +654,36 @@ def test_weights_that_do_not_fit_are_not_downloaded(
 def test_copies_that_do_not_fit_are_not_begun(
     base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between two real file systems, where hard links are impossible."""
-    other = Path("/dev/shm")
-    if not other.is_dir() or other.stat().st_dev == tmp_path.stat().st_dev:
-        pytest.skip("there is one file system only")
+    if copies_are_clones(base_folder / SHARDS[0], tmp_path):
+        pytest.skip("copies take no room on this file system")
     base, selection = resolve_base(base_folder), given_selection([1], 4)
-    with tempfile.TemporaryDirectory(dir=other) as folder:
-        out = Path(folder, "new", "out")
-        free_space(monkeypatch, base.weight_bytes - 1)
-        with pytest.raises(ShortVError) as caught:
-            make_package(base, out, selection)
-        message = str(caught.value)
-        assert "which are on another disk, needs 0.0 GB, and 0.0 GB are free in" in message
-        assert "\n" not in message
-        assert folder in message
-        assert "`weights` reference" in message
-        assert list(Path(folder).iterdir()) == []
-        free_space(monkeypatch, base.weight_bytes)
+    out = tmp_path / "new" / "out"
+    free_space(monkeypatch, base.weight_bytes - 1)
+    with pytest.raises(ShortVError) as caught:
         make_package(base, out, selection)
-        assert (out / SHARDS[0]).read_bytes() == (base_folder / SHARDS[0]).read_bytes()
-    # On one disk, links take no room.
-    free_space(monkeypatch, 0)
-    assert (make_package(base, tmp_path / "out", selection) / SHARDS[0]).stat().st_nlink > 1
+    message = str(caught.value)
+    assert message.startswith(f"copying the weights of {base.name} needs 0.0 GB, and 0.0 GB are free in {tmp_path}; ")
+    assert message.endswith("choose `weights` reference.")
+    assert not out.parent.exists()
+    free_space(monkeypatch, base.weight_bytes)
+    make_package(base, out, selection)
+    assert (out / SHARDS[0]).read_bytes() == (base_folder / SHARDS[0]).read_bytes()
+
+
+def test_room_for_download_and_copy(
+    hub: LoopbackHub, base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the download, the disk must have room for both; a reference takes none."""
+    if copies_are_clones(base_folder / SHARDS[0], tmp_path):
+        pytest.skip("copies take no room on this file system")
+    hub.create_repo("acme/base", files=contents(base_folder))
+    base = resolve_base("acme/base", weights=False)
+    free_space(monkeypatch, 2 * base.weight_bytes - 1)
+    with pytest.raises(ShortVError, match=r"^downloading and copying the weights of acme/base needs"):
+        Draft.of(base, tmp_path / "out")
+    Draft.of(base, tmp_path / "out", Contents(weights="reference"))
+    free_space(monkeypatch, 2 * base.weight_bytes)
+    Draft.of(base, tmp_path / "out")
+    fetch_weights(base)
+    free_space(monkeypatch, base.weight_bytes)
+    Draft.of(resolve_base("acme/base"), tmp_path / "out")

@@ -1,15 +1,14 @@
-"""Folders appear whole or not at all; files in them are linked or copied."""
+"""Folders appear whole or not at all, and are replaced without touching the files of others."""
 
 from __future__ import annotations
 
 import os
-from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
 from shortv_export.errors import ShortVError
-from shortv_export.files.folders import carry, link_or_copy, new_folder
+from shortv_export.files.folders import move_over, new_folder
 
 
 def test_a_folder_appears_at_the_end(tmp_path: Path) -> None:
@@ -57,40 +56,37 @@ def test_what_the_disk_refuses_is_one_line(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "full"]
 
 
-def refuse_links(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError("no links here")
-
-    monkeypatch.setattr(os, "link", refuse)
-
-
-def test_the_file_behind_a_link_is_linked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    blob, snapshot = tmp_path / "blob", tmp_path / "snapshot"
-    blob.write_text("content")
-    snapshot.symlink_to(blob)
-    assert link_or_copy(snapshot, tmp_path / "new" / "linked")
-    assert not (tmp_path / "new" / "linked").is_symlink()
-    assert (tmp_path / "new" / "linked").samefile(blob)
-    refuse_links(monkeypatch)
-    assert not link_or_copy(snapshot, tmp_path / "new" / "copied")
-    assert not (tmp_path / "new" / "copied").is_symlink()
-    assert not (tmp_path / "new" / "copied").samefile(blob)
-    assert (tmp_path / "new" / "copied").read_text() == "content"
-
-
 @pytest.mark.parametrize("links", [True, False])
-def test_only_weights_are_linked_and_copies_are_checked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
-) -> None:
+def test_a_replaced_folder_keeps_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    (old / "below").mkdir(parents=True)
+    (old / "below" / "weights").write_text("content")
     if not links:
-        refuse_links(monkeypatch)
-    for name in ("model.safetensors", "tokenizer.json"):
-        (tmp_path / "base").write_text(name)
-        carry(tmp_path / "base", tmp_path / name, sha256(name.encode()).hexdigest())
-        assert (tmp_path / name).read_text() == name
-        linked = links and name == "model.safetensors"
-        assert (tmp_path / name).samefile(tmp_path / "base") == linked
-        (tmp_path / "base").unlink()
-    (tmp_path / "base").write_text("changed since")
-    with pytest.raises(ShortVError, match=r"^the copy of config\.json differs from the base's file"):
-        carry(tmp_path / "base", tmp_path / "config.json", "0" * 64)
+
+        def refuse(*_: object) -> None:
+            raise OSError("no links here")
+
+        monkeypatch.setattr(os, "link", refuse)
+    move_over(old, "below/weights", new)
+    assert (new / "below" / "weights").read_text() == "content"
+    assert (new / "below" / "weights").samefile(old / "below" / "weights") == links
+
+
+def test_the_file_behind_a_link_stays_its_owners(tmp_path: Path) -> None:
+    """In a Hub cache the names are links to blobs, which other snapshots share."""
+    blob, snapshot = tmp_path / "blobs" / "abc", tmp_path / "snapshots" / "1"
+    blob.parent.mkdir()
+    blob.write_text("content")
+    snapshot.mkdir(parents=True)
+    (snapshot / "weights").symlink_to(blob)
+    move_over(snapshot, "weights", tmp_path / "new")
+    moved = tmp_path / "new" / "weights"
+    assert not moved.is_symlink()
+    moved.write_text("changed")
+    assert blob.read_text() == "content"
+
+    (snapshot / "other").symlink_to(tmp_path / "private")
+    (tmp_path / "private").write_text("secret")
+    with pytest.raises(ShortVError, match="link out of its folder"):
+        move_over(snapshot, "other", tmp_path / "new")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["weights"]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -93,6 +93,7 @@ def test_contents(tiny_base: Callable[..., Path], model_type: str, tmp_path: Pat
             name: {"sha256": hashlib.sha256(files[name]).hexdigest(), "size": len(files[name])}
             for name in sorted(carried)
         },
+        "left_out": {"number": 0, "names": []},
     }
     assert recipe["code"] == {name: hashlib.sha256(files[name]).hexdigest() for name in sorted(code)}
     assert recipe["frozen_layers"] == [1, 3]
@@ -152,30 +153,36 @@ def test_same_bytes_again(base: BaseModel, tmp_path: Path) -> None:
     assert Recipe.load(first / "shortv.json").to_dict()["scores"]["visual"] == list(SCORES.visual)
 
 
-def test_weights_are_links(base: BaseModel, tmp_path: Path) -> None:
-    """In a Hub cache the names are links to blobs: the package links the blobs, not the links."""
-    blobs = tmp_path / "blobs"
-    blobs.mkdir()
-    for shard in base.path.glob("*.safetensors"):
-        shard.replace(blobs / shard.name)
-        shard.symlink_to(blobs / shard.name)
+@pytest.mark.parametrize("kind", ["folder", "snapshot"])
+def test_what_is_written_into_a_package_stays_there(base: BaseModel, tmp_path: Path, kind: str) -> None:
+    """A file that is copied over a weight file changes neither the base's nor a blob of the Hub's cache."""
+    if kind == "snapshot":
+        blobs, snapshot = tmp_path / "cache" / "blobs", tmp_path / "cache" / "snapshots" / "1"
+        shutil.copytree(base.path, blobs)
+        snapshot.mkdir(parents=True)
+        for blob in blobs.iterdir():
+            (snapshot / blob.name).symlink_to(blob)
+        base = replace(base, path=snapshot)
+    before = contents(base.path)
     out = make_package(base, tmp_path / "out", FROZEN)
-    for blob in blobs.iterdir():
-        assert not (out / blob.name).is_symlink()
-        assert os.path.samefile(out / blob.name, blob)
-    for name in ("tokenizer.json", "processor_config.json"):
-        assert not os.path.samefile(out / name, base.path / name)
+    for path in (path for path in out.rglob("*") if path.is_file()):
+        assert not path.is_symlink()
+        assert path.stat().st_nlink == 1
+        with path.open("r+b") as file:  # keeps the inode, as `cp` does
+            file.write(b"tuned")
+    assert contents(base.path) == before
 
 
-def test_copies_across_devices(base: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError(18, "Invalid cross-device link")
-
-    monkeypatch.setattr(os, "link", refuse)
-    out = make_package(base, tmp_path / "out", FROZEN)
-    for shard in base.path.glob("*.safetensors"):
-        assert not os.path.samefile(out / shard.name, shard)
-        assert (out / shard.name).read_bytes() == shard.read_bytes()
+def test_a_copy_that_breaks_off_leaves_nothing(base: BaseModel, tmp_path: Path) -> None:
+    """The system refuses to write files of more than 100 kB, as a full disk would."""
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        assert "cannot write" in refusal(base, tmp_path / "out", FROZEN)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert {path.name for path in tmp_path.iterdir()} == {"base"}
 
 
 def test_empty_folder_is_taken(base: BaseModel, tmp_path: Path) -> None:
@@ -253,12 +260,7 @@ def test_config_that_is_no_json(base: BaseModel, tmp_path: Path) -> None:
 
 @pytest.fixture
 def package(base: BaseModel, tmp_path: Path) -> Path:
-    out = make_package(base, tmp_path / "out", FROZEN)
-    for path in out.glob("*.safetensors"):  # a copy of its own instead of the base's file
-        content = path.read_bytes()
-        path.unlink()
-        path.write_bytes(content)
-    return out
+    return make_package(base, tmp_path / "out", FROZEN)
 
 
 def edit_json(path: Path, change: Callable[[dict], object]) -> None:

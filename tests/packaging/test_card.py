@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from shortv_export.records.scores import Scores
 from shortv_export.records.selection import Selection
 from shortv_export.samples import LOCAL_FILES
 from shortv_export.selection.presets import PRESETS, given_selection, preset_selection
+from tests.support.packages import make_package
 
 TAG = "shortv-0123456789ab"
 LAYERS = 8
@@ -99,7 +101,7 @@ def base(tiny_base: Callable[..., Path]) -> BaseModel:
 
 
 def with_card(base: BaseModel, folder: Path, text: str, **fields: Any) -> BaseModel:
-    folder.mkdir(exist_ok=True)
+    shutil.copytree(base.path, folder)
     (folder / "README.md").write_text(text, encoding="utf-8")
     return replace(base, path=folder, **fields)
 
@@ -258,25 +260,6 @@ def test_snippet_pins_the_revision_and_is_python(base: BaseModel) -> None:
     )
 
 
-def test_snippet_with_a_template_of_the_tokenizer(base: BaseModel, tmp_path: Path, photos: dict[str, Any]) -> None:
-    """Its processor has none. The snippet's prompt is that of the tokenizer's own `apply_chat_template`."""
-    from transformers import AutoProcessor
-
-    folder = shutil.copytree(base.path, tmp_path / "base")
-    template = (folder / "chat_template.jinja").read_text("utf-8")
-    (folder / "chat_template.jinja").unlink()
-    path = folder / "tokenizer_config.json"
-    named = [{"name": "default", "template": template}, {"name": "rag", "template": "no"}]
-    path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), "chat_template": named}), "utf-8")
-    base = resolve_base(folder)
-    text = rendered(base, recipe_of(base, given_selection([1], LAYERS)), inherited_metadata(base), tag=TAG)
-    code = re.search(r"question = .*?(?=image = )", text, re.DOTALL)
-    assert code is not None
-    names: dict[str, Any] = {"processor": AutoProcessor.from_pretrained(folder)}
-    exec(code[0], names)
-    assert names["prompt"] == "USER: <image>\nWhat is in this picture? ASSISTANT:"
-
-
 def test_says_that_the_prompts_are_made_up(base: BaseModel) -> None:
     lc = Selection((7,), LAYERS, "lc", {"num_frozen": 1})
     texts = [
@@ -285,6 +268,72 @@ def test_says_that_the_prompts_are_made_up(base: BaseModel) -> None:
     ]
     said = "The base has no chat template. What is measured here was asked in the form `USER: <image>"
     assert [said in text for text in texts] == [False, True]
+
+
+TEMPLATE = "{{ messages[0]['role'] }}: {{ messages[0]['content'] | length }}"
+NAMED = [{"name": "default", "template": TEMPLATE}, {"name": "rag", "template": "RAG"}]
+# File or folder -> the chat templates in it.
+PLACES = [
+    {},
+    {"chat_template.jinja": TEMPLATE},
+    {"chat_template.json": TEMPLATE},
+    {"processor_config.json": TEMPLATE},
+    {"processor_config.json": {"default": TEMPLATE, "rag": "RAG"}},
+    {"processor_config.json": {"rag": "RAG"}, "tokenizer_config.json": TEMPLATE},
+    {"processor_config.json": None, "chat_template.jinja": TEMPLATE},
+    {"tokenizer_config.json": TEMPLATE},
+    {"tokenizer_config.json": NAMED},
+    {"tokenizer_config.json": NAMED[1:]},
+    {"tokenizer_config.json": {"default": TEMPLATE, "rag": "RAG"}},
+    {"tokenizer_config.json": None},
+    {"additional_chat_templates": {"rag": "RAG"}},
+    {"additional_chat_templates": {"default": TEMPLATE}},
+    {"additional_chat_templates": {"rag": "RAG"}, "chat_template.jinja": TEMPLATE},
+    {"additional_chat_templates": {"rag": "RAG"}, "tokenizer_config.json": TEMPLATE},
+    {"additional_chat_templates": {"rag": "RAG"}, "processor_config.json": TEMPLATE},
+    {"tokenizer_config.json": NAMED, "chat_template.json": TEMPLATE},
+]
+
+
+def put_templates(folder: Path, places: dict[str, Any]) -> None:
+    """Puts chat templates into a base that has none."""
+    for name, templates in places.items():
+        path = folder / name
+        if name.endswith("_config.json"):
+            path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), "chat_template": templates}), "utf-8")
+        elif name.endswith(".json"):
+            path.write_text(json.dumps({"chat_template": templates}), "utf-8")
+        elif name.endswith(".jinja"):
+            path.write_text(templates, "utf-8")
+        else:
+            path.mkdir()
+            for each, text in templates.items():
+                (path / f"{each}.jinja").write_text(text, "utf-8")
+
+
+@pytest.mark.parametrize("places", PLACES, ids=lambda places: "+".join(places) or "none")
+def test_snippet_takes_the_template_from_where_it_lies(
+    tiny_base: Callable[..., Path], tmp_path: Path, places: dict[str, Any]
+) -> None:
+    """The snippet is run. Its prompt is that of transformers' own `apply_chat_template` of who has a template."""
+    from transformers import AutoProcessor
+
+    folder = shutil.copytree(tiny_base(), tmp_path / "base")
+    (folder / "chat_template.jinja").unlink()
+    put_templates(folder, places)
+    base = resolve_base(folder)
+    package = make_package(base, tmp_path / "package", given_selection([1], base.num_layers))
+    processor: Any = AutoProcessor.from_pretrained(package, trust_remote_code=True)
+    content = [{"type": "image"}, {"type": "text", "text": "What is in this picture?"}]
+    expected = "USER: <image>\nWhat is in this picture? ASSISTANT:"
+    for owner in (processor.tokenizer, processor):
+        with suppress(ValueError):  # it has no template, or none by default
+            expected = owner.apply_chat_template([{"role": "user", "content": content}], tokenize=False)
+    code = re.search(r"question = .*?(?=image = )", (package / "README.md").read_text("utf-8"), re.DOTALL)
+    assert code is not None
+    names: dict[str, Any] = {"processor": processor}
+    exec(code[0], names)
+    assert names["prompt"] == expected
 
 
 def test_a_local_base_keeps_its_path_to_itself(base: BaseModel) -> None:

@@ -312,6 +312,8 @@ def test_the_recipe_pins_the_evaluation(package: Path, base: Path, tmp_path: Pat
     assert (package / "model-00001-of-00002.safetensors").stat().st_ino == inode  # not copied
     assert (package / ".git" / "config").read_text() == "mine"
     shutil.rmtree(package / ".git")
+    # Nobody else can write to it, neither through the base nor through what is left of the old folder.
+    assert all(path.stat().st_nlink == 1 for path in package.rglob("*") if path.is_file())
     after = content(package)
     added = {"evaluation.json", "frozen_layers_sweep.png", ".eval_results/acme--bench.yaml"}
     assert after.keys() - before.keys() == added

@@ -27,7 +27,9 @@ def recipe() -> dict[str, Any]:
             "files": {
                 "model.safetensors": {"sha256": SHA, "size": 10},
                 "tokenizer_config.json": {"sha256": SHA, "size": 0},
+                "additional_chat_templates/rag.jinja": {"sha256": SHA, "size": 1},
             },
+            "left_out": {"number": 101, "names": ["images/", "train.py"]},
         },
         "family": "llava",
         "num_layers": 4,
@@ -56,7 +58,13 @@ def recipe() -> dict[str, Any]:
         "figure": SHA,
         "code": {"shortv_layers.py": SHA},
         "versions": {"shortv-export": "0.1.0", "transformers": "5.18.0", "torch": "2.13.0"},
-        "tokenizer_class": {"base": None, "package": "LlamaTokenizer"},
+        "derived": {
+            "tokenizer_config.json": {"tokenizer_class": {"base": "LlamaTokenizer", "package": "TokenizersBackend"}},
+            "processor_config.json": {
+                "image_processor.image_processor_type": {"base": None, "package": "CLIPImageProcessor"},
+                "processor_class": {"package": "LlavaProcessor"},
+            },
+        },
         "measured": {"evaluation.json": SHA, "sweep.png": SHA, ".eval_results/acme--bench.yaml": SHA},
         "format": 1,
     }
@@ -72,8 +80,8 @@ def test_what_is_read_is_written_again_byte_for_byte(tmp_path: Path) -> None:
     loaded = load(tmp_path, data)
     assert loaded.frozen_layers == (1, 3)
     assert json_text(loaded.to_dict()) == json_text(data)
-    data |= {"scores": None, "figure": None, "tokenizer_class": None, "measured": {}}
-    data["base"] |= {"repo_id": None, "revision": None}
+    data |= {"scores": None, "figure": None, "derived": {}, "measured": {}}
+    data["base"] |= {"repo_id": None, "revision": None, "left_out": None}
     data["selection"] |= {"budget": {}, "source": "Table 8", "evidence": {}}
     assert json_text(load(tmp_path, data).to_dict()) == json_text(data)
 
@@ -102,13 +110,25 @@ def put(*path: Any) -> Callable[[dict[str, Any]], None]:
         (put("base", "config_sha256", "A" * 64), "'base.config_sha256': should be a sha256"),
         (put("base", "config_sha256", SHA + "\n"), "'base.config_sha256'"),
         (put("base", "files", None), "'base.files'"),
-        (put("base", "files", "../evil", {"sha256": SHA, "size": 1}), "'base.files.../evil.[key]': should be a plain"),
+        (put("base", "files", "../evil", {"sha256": SHA, "size": 1}), "'base.files.../evil.[key]': should be a file"),
         (put("base", "files", ".hidden", {"sha256": SHA, "size": 1}), "'base.files..hidden.[key]'"),
         (put("base", "files", "a\n", {"sha256": SHA, "size": 1}), r"'base.files.a\n.[key]'"),
         (put("base", "files", "ä", {"sha256": SHA, "size": 1}), "'base.files.ä.[key]'"),
-        (put("base", "files", "a", {"sha256": SHA, "size": -1}), "'base.files.a.size'"),
-        (put("base", "files", "a", {"sha256": SHA, "size": True}), "'base.files.a.size'"),
-        (put("base", "files", "a", {"sha256": SHA}), "'base.files.a.size': field required"),
+        (put("base", "files", "LICENSE", {"sha256": SHA, "size": -1}), "'base.files.LICENSE.size'"),
+        (put("base", "files", "LICENSE", {"sha256": SHA, "size": True}), "'base.files.LICENSE.size'"),
+        (put("base", "files", "LICENSE", {"sha256": SHA}), "'base.files.LICENSE.size': field required"),
+        *(
+            (put("base", "files", name, {"sha256": SHA, "size": 1}), f"'base.files.{name}.[key]'")
+            for name in (
+                *("evil.py", "pytorch_model.bin", "adapter_config.json", "adapter_model.safetensors", "config.json"),
+                *("README.md", "shortv.json", "custom_generate/generate.py", "additional_chat_templates/evil.py"),
+                *("additional_chat_templates/.jinja", "additional_chat_templates/a/b.jinja", "templates/rag.jinja"),
+            )
+        ),
+        (put("base", "left_out", []), "'base.left_out'"),
+        (put("base", "left_out", {"number": -1, "names": []}), "'base.left_out.number'"),
+        (put("base", "left_out", {"number": 1, "names": ["x" * 201]}), "'base.left_out.names.0'"),
+        (put("base", "left_out", {"number": 101, "names": ["x"] * 101}), "'base.left_out.names'"),
         (put("base", "more", 1), "unknown field 'base.more'"),
         (put("family", 1), "'family'"),
         (put("num_layers", "4"), "'num_layers'"),
@@ -136,9 +156,15 @@ def put(*path: Any) -> Callable[[dict[str, Any]], None]:
         (put("code", "a.py", None), "'code.a.py'"),
         (put("versions", {"transformers": "5"}), "'versions.shortv-export': field required"),
         (put("versions", "torch", 2), "'versions.torch'"),
-        (put("tokenizer_class", {"base": None, "package": None}), "'tokenizer_class.package'"),
-        (put("tokenizer_class", {"base": "a b", "package": "A"}), "'tokenizer_class.base': should be a class name"),
-        (lambda data: data.pop("tokenizer_class"), "its tokenizer_class is missing"),
+        (put("derived", {"config.json": {}}), "'derived.config.json.[key]'"),
+        (put("derived", {"tokenizer_config.json": {"auto_map": {"package": "A"}}}), "auto_map.[key]'"),
+        (put("derived", "tokenizer_config.json", {"tokenizer_class": {"package": None}}), "tokenizer_class.package'"),
+        (
+            put("derived", "tokenizer_config.json", {"tokenizer_class": {"package": "A", "base": "a b"}}),
+            "a class name",
+        ),
+        (put("derived", "tokenizer_config.json", {"tokenizer_class": {}}), "tokenizer_class.package': field required"),
+        (lambda data: data.pop("derived"), "its derived is missing"),
         (put("measured", "model.safetensors", SHA), "'measured.model.safetensors.[key]'"),
         (lambda data: data.pop("measured"), "its measured is missing"),
         (put("more\nlines", 1), r"unknown field 'more\nlines'"),
