@@ -93,9 +93,10 @@ class Scorer:
         share = [samples.samples[number] for number in numbers]
         missing = [sample for sample in share if self.finished.get(sample.digest, _MEASUREMENT) is None]
         if missing:
-            if self.model is None:
-                self._load(missing)
-            self._measure(missing, len(share))
+            with running(self.base):
+                if self.model is None:
+                    self._load(missing)
+                self._measure(missing, len(share))
 
         # Each process fills in its own share. Adding zeros is exact, so the sum is what one process would have.
         values = torch.zeros(len(samples.samples), 3, self.base.num_layers, dtype=torch.float64)
@@ -136,7 +137,7 @@ class Scorer:
             self.finished.add(next(queue).digest, _MEASUREMENT, found)
             bar.update()
 
-        with bar, running(self.base):
+        with bar:
             layer_contributions(
                 self.model,
                 map(self.encoder, samples),
