@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # The lowest transformers that the published code is promised for (see docs/supported-models.md).
 MIN_TRANSFORMERS := 5.0.0
 
-.PHONY: demo test test-min push-faults clean
+.PHONY: demo test test-min broken-bases push-faults clean
 
 demo: $(VENV)/.plain
 	$(BIN)/shortv-export demo
@@ -20,6 +20,10 @@ test: $(VENV)/.dev
 # The published code alone, on the oldest transformers that it supports.
 test-min: .venv-min/.installed
 	PYTHONPATH=. .venv-min/bin/pytest -n 2 tests/modeling
+
+# Many bases with broken files, given to every command; says how long refusals take and how much memory.
+broken-bases: $(VENV)/.dev
+	SHORTV_BROKEN_BASES=700 $(BIN)/pytest -q tests/test_broken_bases.py
 
 # $(VENV)/.plain has the tool installed, $(VENV)/.dev the extra `dev`, too.
 # Optimum's plugin is copied into the environment, even by an editable installation.

@@ -97,7 +97,7 @@ class Scorer:
         share = [samples.samples[number] for number in numbers]
         missing = [sample for sample in share if self.finished.get(sample.digest, _MEASUREMENT) is None]
         if missing:
-            with self.finished.kept():
+            with self.finished.kept(), running(self.base):
                 if self.model is None:
                     self._load(missing)
                 self._measure(missing, len(share))
@@ -142,7 +142,7 @@ class Scorer:
             self.finished.add(next(queue).digest, _MEASUREMENT, found)
             bar.update()
 
-        with bar, running(self.base):
+        with bar:
             layer_contributions(
                 self.model,
                 map(self.encoder, samples),
