@@ -4,7 +4,7 @@ from .checks import check_code
 from .cost import TEXT_TOKENS, VISUAL_TOKENS, flops_ratio, model_flops
 from .families import FAMILIES, Family
 from .model import BaseModel, load_base
-from .processor import Processor
+from .processor import Processor, load_processor
 from .prompt import render_prompt
 from .resolve import fetch_weights, resolve_base
 from .shapes import LayerShape, layer_shapes

@@ -28,12 +28,12 @@ def resolve_base(base: str | Path, *, revision: str | None = None, weights: bool
             incomplete, damaged, unsafe or in a layout that transformers does not load.
     """
     name = str(base)
-    folder = Path(base).expanduser()
-    if name and folder.is_dir():
+    folder = Path(os.path.expanduser(name))
+    if name and os.path.isdir(folder):
         if revision is not None:
             raise ShortVError(f"{name} is a local folder, which has no revisions; leave out `revision`.")
         resolved = BaseModel(name, None, None, folder, *inspect_files(name, folder, _files_in(folder)))
-    elif isinstance(base, Path) or not name or name[0] in "./~" or folder.exists():
+    elif isinstance(base, Path) or not name or name[0] in "./~" or os.path.exists(folder):
         raise ShortVError(f"there is no folder {name!r}; give a Hub id such as llava-hf/llava-1.5-7b-hf, or a folder.")
     else:
         resolved = _from_hub(name, revision)
@@ -97,4 +97,8 @@ def _small_files(name: str, sizes: dict[str, int]) -> list[str]:
 
 
 def _files_in(folder: Path) -> set[str]:
-    return {entry.name for entry in os.scandir(folder) if entry.is_file()}
+    try:
+        # Unlike an entry's own methods, this is False for a link that leads nowhere.
+        return {name for name in os.listdir(folder) if os.path.isfile(folder / name)}
+    except OSError as error:
+        raise ShortVError(f"cannot read {folder}: {error.strerror}.") from None
