@@ -105,12 +105,11 @@ def describe(name: str, config: Mapping[str, Any], base_class: str) -> Descripti
 def _import_models(config: Mapping[str, Any], base_class: str) -> None:
     """Imports what the worker will need, as a fork then has it already. None of it is of the base."""
     import transformers
-    from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
     getattr(transformers, base_class)
     for part in config.values():
         with suppress(Exception):  # not the part of a model, or not one that can be imported
-            MODEL_MAPPING[transformers.CONFIG_MAPPING[part["model_type"]]]
+            transformers.MODEL_MAPPING[transformers.CONFIG_MAPPING[part["model_type"]]]
 
 
 # In the worker.

@@ -116,16 +116,16 @@ class Processor:
 
 
 def load_processor(folder: Path, remote_code: bool = False) -> ProcessorMixin:
-    """Loads a processor: of a base, or with `remote_code` of a package."""
+    """Loads a processor in this process, which is to be a worker: of a base, or with `remote_code` of a package."""
     from transformers import AutoProcessor
 
     entering("processor", "cannot be loaded")
     processor: ProcessorMixin = AutoProcessor.from_pretrained(
         folder, trust_remote_code=remote_code, local_files_only=True
     )
-    for part in ("tokenizer", "image_processor"):
-        if not hasattr(processor, part):  # transformers gives a bare tokenizer if it finds no more
-            raise ValueError(f"it is only a {type(processor).__name__}, without {part}")
+    if not hasattr(processor, "tokenizer") or not hasattr(processor, "image_processor"):
+        # Without a processor's class, transformers gives a tokenizer.
+        raise ValueError("transformers knows no class for it; name processor_class in its processor_config.json")
     return processor
 
 

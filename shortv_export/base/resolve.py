@@ -28,14 +28,14 @@ def resolve_base(base: str | Path, *, revision: str | None = None, weights: bool
             incomplete, damaged, unsafe or in a layout that transformers does not load.
     """
     name = str(base)
-    folder = Path(base).expanduser()
-    if name and folder.is_dir():
+    folder = Path(os.path.expanduser(name))
+    if name and os.path.isdir(folder):
         if revision is not None:
             raise ShortVError(f"{name} is a local folder, which has no revisions; leave out `revision`.")
         names = names_in(folder)
         config, family, files = inspect_files(name, folder, names)
         resolved = BaseModel(name, None, None, folder, config, family, files, left_out(names, files, config))
-    elif isinstance(base, Path) or not name or name[0] in "./~" or folder.exists():
+    elif isinstance(base, Path) or not name or name[0] in "./~" or os.path.exists(folder):
         raise ShortVError(f"there is no folder {name!r}; give a Hub id such as llava-hf/llava-1.5-7b-hf, or a folder.")
     else:
         resolved = _from_hub(name, revision)

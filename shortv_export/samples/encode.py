@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..base import BaseModel, PartError, Processor, entering, render_prompt
@@ -31,13 +31,7 @@ class Encoder(Processor):
         """
         import torch
 
-        try:
-            arrays = self.run(_arrays, sample)
-        except PartError as error:
-            failure = f"{error.failure} (on {_described(sample)})"
-            raise PartError(self.base.name, error.part, failure) from error
-        self.check_ids(arrays["input_ids"])
-        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+        return {name: torch.from_numpy(array) for name, array in self._encoded(_arrays, sample).items()}
 
     def num_tokens(self, sample: Sample) -> int:
         """How many tokens the prompt of a sample has.
@@ -47,7 +41,7 @@ class Encoder(Processor):
         """
         found = self._lengths.get(sample.digest)
         if not isinstance(found, int):
-            found = self._lengths[sample.digest] = self(sample)["input_ids"].shape[1]
+            found = self._lengths[sample.digest] = self._encoded(_ids, sample)["input_ids"].shape[1]
         return found
 
     def refusal(self, sample: Sample) -> str | None:
@@ -64,6 +58,15 @@ class Encoder(Processor):
                 self._lengths[sample.digest] = f"the base's {error.part} {error.failure}"
         found = self._lengths[sample.digest]
         return found if isinstance(found, str) else None
+
+    def _encoded(self, function: Callable[..., dict[str, Any]], sample: Sample) -> dict[str, Any]:
+        try:
+            arrays: dict[str, Any] = self.run(function, sample)
+        except PartError as error:
+            failure = f"{error.failure} (on {_described(sample)})"
+            raise PartError(self.base.name, error.part, failure) from error
+        self.check_ids(arrays["input_ids"])
+        return arrays
 
     def recorded(self, samples: DrawnSamples) -> dict[str, Any]:
         """The record of samples, with ``"prompt": "plain"`` if the base has no chat template."""
@@ -85,6 +88,11 @@ def _described(sample: Sample) -> str:
 
 def _arrays(processor: Any, sample: Sample) -> dict[str, Any]:
     return {name: tensor.numpy() for name, tensor in encode_samples(processor, [sample]).items()}
+
+
+def _ids(processor: Any, sample: Sample) -> dict[str, Any]:
+    """Of the same, only what is small."""
+    return {"input_ids": _arrays(processor, sample)["input_ids"]}
 
 
 def encode_samples(processor: ProcessorMixin, samples: Sequence[Sample]) -> BatchFeature:

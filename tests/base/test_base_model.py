@@ -228,8 +228,9 @@ def test_files_are_all_that_a_user_needs_and_nothing_else(base_folder: Path) -> 
 
 
 def test_no_such_folder(tmp_path: Path) -> None:
-    for base in ("./nowhere", tmp_path / "nowhere", str(tmp_path / "nowhere"), "~/no where", ""):
-        assert refusal(base).startswith("there is no folder ")
+    for base in ("./nowhere", tmp_path / "nowhere", str(tmp_path / "nowhere"), "~/no where", "~nobody/x", "", "./\0"):
+        with pytest.raises(ShortVError, match=r"^there is no folder "):
+            resolve_base(base)
     file = tmp_path / "file"
     file.touch()
     assert refusal(str(file)).startswith("there is no folder ")
@@ -453,6 +454,12 @@ def test_damaged_shard(base_folder: Path, tiny_base: Callable[..., Path], data: 
     )
     (base_folder / SHARDS[0]).write_bytes(damaged)
     assert f"{SHARDS[0]} is truncated or damaged" in refusal(base_folder)
+
+
+def test_a_link_that_leads_nowhere(base_folder: Path) -> None:
+    (base_folder / "LICENSE").symlink_to("LICENSE")
+    (base_folder / "NOTICE").symlink_to("nothing")
+    assert not {"LICENSE", "NOTICE"} & {*resolve_base(base_folder).files}
 
 
 def test_links(base_folder: Path, tmp_path: Path) -> None:

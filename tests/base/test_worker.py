@@ -46,6 +46,12 @@ def grow() -> None:
         text += text
 
 
+def grow_in_small_parts() -> None:
+    words = []
+    while True:
+        words.append(str(len(words)))
+
+
 def grow_in_torch() -> Any:
     import torch
 
@@ -106,6 +112,7 @@ def need_a_package() -> None:
         (loop_for_ever, "its chat template takes more than 0.5 seconds; correct its files or use another base."),
         (sleep_for_ever, "its chat template takes more than 0.5 seconds"),
         (grow, "its processor takes more than 0.5 GiB of memory"),
+        (grow_in_small_parts, "its processor takes more than 0.5 GiB of memory;"),
         (grow_in_torch, "its processor takes more than 0.5 GiB of memory"),
         (grow_in_rust, "its tokenizer takes more than 0.5 GiB of memory"),
         (nest, "its processor fails: RecursionError: maximum recursion depth exceeded"),
