@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # The lowest transformers that the published code is promised for (see docs/supported-models.md).
 MIN_TRANSFORMERS := 5.0.0
 
-.PHONY: demo test test-min clean
+.PHONY: demo test test-min hub-faults clean
 
 demo: $(VENV)/.plain
 	$(BIN)/shortv-export demo
@@ -20,6 +20,10 @@ test: $(VENV)/.dev
 # The published code alone, on the oldest transformers that it supports.
 test-min: .venv-min/.installed
 	PYTHONPATH=. .venv-min/bin/pytest -n 2 tests/modeling
+
+# Every wrong answer to every kind of request to the Hub; the tests give one or two to each.
+hub-faults: $(VENV)/.dev
+	PYTHONPATH=. $(BIN)/python benchmarks/hub_faults.py
 
 # $(VENV)/.plain has the tool installed, $(VENV)/.dev the extra `dev`, too.
 # Optimum's plugin is copied into the environment, even by an editable installation.
