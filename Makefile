@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # The lowest transformers that the published code is promised for (see docs/supported-models.md).
 MIN_TRANSFORMERS := 5.0.0
 
-.PHONY: demo test test-min broken-bases push-faults clean
+.PHONY: demo test test-min broken-bases push-faults hub-faults clean
 
 demo: $(VENV)/.plain
 	$(BIN)/shortv-export demo
@@ -24,6 +24,10 @@ test-min: .venv-min/.installed
 # Many bases with broken files, given to every command; says how long refusals take and how much memory.
 broken-bases: $(VENV)/.dev
 	SHORTV_BROKEN_BASES=700 $(BIN)/pytest -q tests/test_broken_bases.py
+
+# Every wrong answer to every kind of request to the Hub; the tests give one or two to each.
+hub-faults: $(VENV)/.dev
+	PYTHONPATH=. $(BIN)/python benchmarks/hub_faults.py
 
 # $(VENV)/.plain has the tool installed, $(VENV)/.dev the extra `dev`, too.
 # Optimum's plugin is copied into the environment, even by an editable installation.

@@ -12,7 +12,17 @@ from typing import Annotated, Any, Literal
 
 from huggingface_hub import hf_api
 from huggingface_hub.utils import parse_datetime
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from ..errors import one_line
 
@@ -23,7 +33,7 @@ def _is_date(text: str) -> str:
 
 
 class _Answer(BaseModel):
-    model_config = ConfigDict(strict=True, extra="ignore", populate_by_name=False)
+    model_config = ConfigDict(strict=True, extra="ignore")
 
 
 _Size = Annotated[int, Field(ge=0)]
@@ -107,13 +117,17 @@ class _File(_Answer):
     xetHash: str | None = None
 
 
-class _Folder(_Answer):
-    type: Literal["directory"]
+class _Folder(_Answer):  # or whatever else is no file
+    type: str
     path: _Name
     oid: _Sha1
 
 
-_Entry = Annotated[_File | _Folder, Field(discriminator="type")]
+def _kind(entry: Any) -> str:
+    return "file" if isinstance(entry, dict) and entry.get("type") == "file" else "folder"
+
+
+_Entry = Annotated[Annotated[_File, Tag("file")] | Annotated[_Folder, Tag("folder")], Discriminator(_kind)]
 
 
 class _Reference(_Answer):
