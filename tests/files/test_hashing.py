@@ -26,6 +26,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "hf-home"))
     monkeypatch.setattr(hashing, "_LARGE", len(CONTENT))
+    monkeypatch.setattr(hashing, "_SETTLED", -1.0)  # nobody can set the time of the last change into the past
     return tmp_path / "hf-home" / "shortv-export" / "sha256.json"
 
 
@@ -58,7 +59,7 @@ def test_a_large_file_is_read_once(weights: Path, poison: Callable[[], None]) ->
     assert file_sha256(weights, remembered=True) == true_sha256(weights)
     poison()
     assert file_sha256(weights, remembered=True) == "remembered"
-    os.link(weights, weights.with_name("link"))
+    weights.with_name("link").symlink_to(weights)
     assert file_sha256(weights.with_name("link"), remembered=True) == "remembered"
     # A check reads the file, and puts right what is remembered.
     assert file_sha256(weights) == true_sha256(weights)
@@ -92,7 +93,23 @@ def test_a_copy_or_another_size_is_another_file(weights: Path, poison: Callable[
     assert file_sha256(weights, remembered=True) == true_sha256(weights)
 
 
-def test_small_and_fresh_files_are_not_remembered(tmp_path: Path, cache: Path) -> None:
+def test_damage_in_place_is_noticed(weights: Path, poison: Callable[[], None]) -> None:
+    """A byte that none of the samples holds, and the modification time put back."""
+    file_sha256(weights, remembered=True)
+    poison()
+    before = weights.stat()
+    with weights.open("r+b") as file:
+        file.seek(len(CONTENT) // 4)
+        file.write(b"\0" if CONTENT[len(CONTENT) // 4] else b"\1")
+    os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert weights.stat().st_mtime_ns == before.st_mtime_ns
+    assert file_sha256(weights, remembered=True) == true_sha256(weights)
+
+
+def test_small_and_fresh_files_are_not_remembered(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hashing, "_SETTLED", 2.0)
     for path in (write(tmp_path / "small", b"x"), write(tmp_path / "fresh", CONTENT, time.time_ns())):
         assert file_sha256(path, remembered=True) == true_sha256(path)
     assert not cache.exists()
