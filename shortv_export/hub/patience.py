@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import unquote
 
+from huggingface_hub import constants
 from huggingface_hub.utils import httpx
 
 from ..errors import one_line
@@ -68,14 +69,14 @@ class Silence:
         self.failures += 1
         seconds = self.failed - (self.silent_since or self.failed)
         if seconds >= NOTICE_SECONDS and not isinstance(error, httpx.TimeoutException):  # which has been told
-            logger.warning("waiting for the Hub (%s) ...", subject_of(request))
+            _tell(request)
         if self.failures > 1 and seconds >= PATIENCE_SECONDS:
             waited = isinstance(error, httpx.TimeoutException)
             raise NoAnswer(f"no answer in {seconds:.0f} seconds" if waited else one_line(error)) from error
 
     def refuse(self, response: httpx.Response) -> None:
         """The Hub refuses a request that is tried again. Says so if that takes long."""
-        status, subject, now = response.status_code, subject_of(response.request), time.monotonic()
+        status, subject, now = response.status_code, _subject(response.request), time.monotonic()
         if (seconds := int(response.headers.get("Retry-After", 0))) >= NOTICE_SECONDS:
             logger.warning("waiting %d seconds, as the Hub asks (%s) ...", seconds, subject)
         if now - self.refused > LONGEST_WAIT + NOTICE_SECONDS:
@@ -106,7 +107,7 @@ def set_timeouts(request: httpx.Request) -> None:
 @contextmanager
 def notice(request: httpx.Request) -> Iterator[None]:
     """Says what is being waited for, if it takes long."""
-    timer = threading.Timer(NOTICE_SECONDS, logger.warning, ["waiting for the Hub (%s) ...", subject_of(request)])
+    timer = threading.Timer(NOTICE_SECONDS, _tell, [request])
     timer.daemon = True
     if _size(request) <= _LARGE_BODY:
         timer.start()
@@ -116,7 +117,13 @@ def notice(request: httpx.Request) -> Iterator[None]:
         timer.cancel()
 
 
-def subject_of(request: httpx.Request) -> str:
+def _tell(request: httpx.Request) -> None:
+    # Libraries ask others, too, such as a counter of downloads, and go on without.
+    if request.url.host == httpx.URL(constants.ENDPOINT).host:
+        logger.warning("waiting for the Hub (%s) ...", _subject(request))
+
+
+def _subject(request: httpx.Request) -> str:
     """What a request is about, such as ``model acme/base``."""
     found = _REPOSITORY.match(request.url.path)
     if found is None:
