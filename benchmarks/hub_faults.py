@@ -3,7 +3,7 @@
     python benchmarks/hub_faults.py                     # all
     python benchmarks/hub_faults.py --scenario push --what fields
 
-See `tests/support/wrong_hub.py` for the wrong answers and for what must hold.
+See `tests/support/wrong_answers.py` for the wrong answers and `tests/support/wrong_hub.py` for what must hold.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from collections import Counter
 from pathlib import Path
 
 from tests.support.tiny_llava import build_tiny_llava
-from tests.support.wrong_hub import FAULTS, SCENARIOS, SLOW, Bench, Case, wrong_fields
+from tests.support.wrong_answers import FAULTS, SLOW, wrong_fields
+from tests.support.wrong_hub import SCENARIOS, Bench, Case
 
 WHAT = {"answers": "other bodies, statuses and headers", "fields": "JSON with one wrong field", "slow": "no end"}
 

@@ -1,4 +1,4 @@
-"""Requests to the Hub: retries, and errors in one line. How long an answer may take is in `session`."""
+"""Requests to the Hub: retries, and errors in one line. How long an answer may take is in `patience`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from huggingface_hub import errors, is_offline_mode
 from huggingface_hub.utils import httpx
 
 from ..errors import ShortVError, UnavailableError, one_line
-from .session import TRANSIENT, BadAnswer, NoAnswer
+from .patience import NoAnswer
+from .session import TRANSIENT, BadAnswer
 
 _T = TypeVar("_T")
 

@@ -6,14 +6,11 @@ the Hub ends at once, as `BadAnswer`; and a Hub that stays silent, as `NoAnswer`
 
 from __future__ import annotations
 
-import logging
 import re
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
-from urllib.parse import unquote, urljoin, urlsplit
+from urllib.parse import urljoin, urlsplit
 
 from huggingface_hub import set_client_factory
 from huggingface_hub.utils import _http, httpx
@@ -21,18 +18,8 @@ from huggingface_hub.utils import _http, httpx
 from ..errors import one_line
 from ..processes import stopping
 from .answers import check_answer, error_answer
+from .patience import LONGEST_WAIT, SILENT, NoAnswer, notice, set_timeouts, silence
 
-logger = logging.getLogger(__name__)
-
-CONNECT_SECONDS = 10.0
-READ_SECONDS = 30.0
-"""The longest wait for the next bytes of an answer."""
-PATIENCE_SECONDS = 30.0
-"""After so long without any answer, nothing is tried again."""
-NOTICE_SECONDS = 10.0
-"""After so long, the user is told what is being waited for."""
-LONGEST_WAIT = 60
-"""Seconds: the longest wait that the Hub may ask for."""
 TRANSIENT = {408, 429, 500, 502, 503, 504}
 """Statuses after which another try may help."""
 
@@ -41,74 +28,14 @@ _MOST_BYTES = 64 << 20  # of such an answer
 _MOST_BYTES_OF_UNKNOWN_LENGTH = 256 << 20  # of a download; the Hub tells the length of large files
 _SLOWEST = 100  # bytes per second of a download
 _SLOW_SECONDS = 60.0  # before its speed is looked at
-_LARGE_BODY = 1 << 20  # bytes; while more is sent, a progress bar is on the screen
 _MOST_REPEATED, _MOST_PAGES = 50, 2000  # in a minute
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _ETAG = re.compile(r'(W/)?"?[^"/\\\x00-\x20]{1,200}"?')
 _NUMBER = re.compile(r"[0-9]{1,18}")
-_REPOSITORY = re.compile(r"/api/(model|dataset|space)s/([^/]+/[^/]+)|/(?:(dataset|space)s/)?([^/]+/[^/]+)/resolve/")
-
-
-_SILENT = (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError)
-
-
-class NoAnswer(httpx.HTTPError):
-    """The Hub does not answer, for longer than anybody waits."""
 
 
 class BadAnswer(httpx.HTTPError):
     """What arrived is no answer of the Hub."""
-
-
-class _Patience:
-    """How long there has been no good answer, over all requests of this process."""
-
-    def __init__(self) -> None:
-        self.silent_since: float | None = None  # the first of the requests without an answer
-        self.failed = 0.0  # when the last of them failed
-        self.failures = 0
-        self.refused_since = 0.0  # the first of the refusals that may pass
-        self.refused = 0.0  # the last of them
-
-    def begin(self) -> float:
-        """A request is sent; returns how long it may wait."""
-        now = time.monotonic()
-        if self.silent_since is None or now - self.failed > PATIENCE_SECONDS:
-            self.end()
-            self.silent_since = self.failed = now
-        return max(PATIENCE_SECONDS - (now - self.silent_since), PATIENCE_SECONDS / 6)
-
-    def end(self) -> None:
-        """Something has arrived."""
-        self.silent_since = None
-        self.failures = 0
-
-    def give_up(self, error: Exception, subject: str) -> None:
-        """After one more failure, raises `NoAnswer` if there were enough. huggingface_hub then does not try again.
-
-        The first is left as it is: after a time-out, huggingface_hub looks into its cache.
-        """
-        self.failed = time.monotonic()
-        self.failures += 1
-        seconds = self.failed - (self.silent_since or self.failed)
-        if seconds >= NOTICE_SECONDS and not isinstance(error, httpx.TimeoutException):  # which has been told
-            logger.warning("waiting for the Hub (%s) ...", subject)
-        if self.failures > 1 and seconds >= PATIENCE_SECONDS:
-            waited = isinstance(error, httpx.TimeoutException)
-            raise NoAnswer(f"no answer in {seconds:.0f} seconds" if waited else one_line(error)) from error
-
-    def refuse(self, status: int, subject: str) -> None:
-        """Says so if the Hub has been refusing requests for long; they are tried again."""
-        now = time.monotonic()
-        if now - self.refused > LONGEST_WAIT + NOTICE_SECONDS:
-            self.refused_since = now
-        self.refused = now
-        if now - self.refused_since >= NOTICE_SECONDS:
-            logger.warning("waiting for the Hub (%s), which answers with status %d ...", subject, status)
-            self.refused_since = now
-
-
-_patience = _Patience()
 
 
 class Client(httpx.Client):
@@ -124,16 +51,15 @@ class Client(httpx.Client):
         if stopping.is_set():
             raise NoAnswer("the command was stopped")
         _count_pages(request)
-        size = int(request.headers.get("Content-Length") or 0)
-        _set_timeouts(request, size)
+        set_timeouts(request)
         try:
-            with _notice(request, silent=size > _LARGE_BODY):
+            with notice(request):
                 response = super().send(request, stream=True, **options)
                 if stream and response.is_success:
                     return response
                 return _read(request, response)
-        except _SILENT as error:
-            _patience.give_up(error, _subject(request))
+        except SILENT as error:
+            silence.give_up(error, request)
             raise
         except (httpx.HTTPError, OSError):
             raise
@@ -154,40 +80,6 @@ def _client() -> Client:
         redirects = default.follow_redirects
     hooks = {**hooks, "response": [*hooks["response"], _watch]}
     return Client(event_hooks=hooks, follow_redirects=redirects, timeout=None)
-
-
-def _set_timeouts(request: httpx.Request, size: int) -> None:
-    asked = request.extensions.get("timeout") or {}
-    patience = _patience.begin()
-    # A server may look at what it got before it answers.
-    read = READ_SECONDS if not size else READ_SECONDS + size / 50e6
-    limits = {"connect": CONNECT_SECONDS, "read": read, "write": READ_SECONDS, "pool": READ_SECONDS}
-    most = patience if size <= _LARGE_BODY else read
-    request.extensions = {
-        **request.extensions,
-        "timeout": {name: min(asked.get(name) or limit, limit, most) for name, limit in limits.items()},
-    }
-
-
-@contextmanager
-def _notice(request: httpx.Request, silent: bool) -> Iterator[None]:
-    """Says what is being waited for, if it takes long."""
-    timer = threading.Timer(NOTICE_SECONDS, logger.warning, ["waiting for the Hub (%s) ...", _subject(request)])
-    timer.daemon = True
-    if not silent:
-        timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-
-
-def _subject(request: httpx.Request) -> str:
-    found = _REPOSITORY.match(request.url.path)
-    if found is None:
-        return str(request.url.host)
-    kind, name = (found[1], found[2]) if found[2] else (found[3] or "model", found[4])
-    return f"{kind} {unquote(name)}"
 
 
 _pages: dict[str, tuple[float, int]] = {}
@@ -232,7 +124,7 @@ class _Watched(httpx.SyncByteStream):
 
     def __init__(self, response: httpx.Response) -> None:
         self.stream: Any = response.stream
-        self.subject = _subject(response.request)
+        self.request = response.request
         self.most = None if "Content-Length" in response.headers else _MOST_BYTES_OF_UNKNOWN_LENGTH
 
     def __iter__(self) -> Iterator[bytes]:
@@ -246,12 +138,12 @@ class _Watched(httpx.SyncByteStream):
                     raise BadAnswer("it has no end")
                 if (seconds := time.monotonic() - started) > _SLOW_SECONDS and size < _SLOWEST * seconds:
                     raise NoAnswer(f"{size} bytes in {seconds:.0f} seconds")
-                _patience.end()
+                silence.end()
                 yield chunk
-        except _SILENT as error:
-            _patience.give_up(error, self.subject)
+        except SILENT as error:
+            silence.give_up(error, self.request)
             raise
-        _patience.end()
+        silence.end()
 
     def close(self) -> None:
         self.stream.close()
@@ -277,7 +169,7 @@ def _read(request: httpx.Request, response: httpx.Response) -> httpx.Response:
         if response.is_error:
             content = error_answer(content)
             if response.status_code in TRANSIENT:
-                _patience.refuse(response.status_code, _subject(request))
+                silence.refuse(response)
         elif not response.is_success:
             raise BadAnswer(f"its status is {response.status_code}")
         elif problem := check_answer(request.method, path, content):

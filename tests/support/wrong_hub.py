@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -27,78 +27,10 @@ from shortv_export.base.resolve import resolve_base
 from shortv_export.loopback import LoopbackHub
 from shortv_export.records.selection import Selection
 from tests.support.packages import make_package
+from tests.support.wrong_answers import BODIES, HEADERS, SLOW
 
 BASE, PACKAGE = "acme/base", "acme/package"
 SCENARIOS = ("push", "update", "copy", "pull-request", "package", "open")
-SLOW = ("silence", "silent-body", "endless", "endless-json", "drip")
-"""Faults that last until a time-out."""
-
-# Answers that are not what was asked for, whatever that was.
-_BODIES: dict[str, bytes] = {
-    "null": b"null",
-    "list": b"[]",
-    "object": b"{}",
-    "text": b'"text"',
-    "number": b"5",
-    "list-of-null": b"[null]",
-    "list-of-lists": b"[[]]",
-    "nothing": b"",
-    "page": b"<!doctype html><title>Welcome to the hotel</title>",
-    "not-utf-8": b'{"id": "\xff\xfe"}',
-    "deep": b"[" * 100_000,
-    "many-digits": b"9" * 10_000,
-    "nan": b'{"size": NaN}',
-}
-_HEADERS: dict[str, tuple[int, dict[str, str], bytes]] = {
-    "500-list": (500, {}, b"[1]"),
-    "500-number": (500, {}, b'{"error": 5, "errors": 7}'),
-    "500-not-utf-8": (500, {}, b"\xff\xfe\xff"),
-    "404-null": (404, {}, b"null"),
-    "403-page": (403, {"Content-Type": "text/html"}, b"<html>no</html>"),
-    "409-nothing": (409, {}, b"{}"),
-    "409-busy": (409, {}, b'{"error": "Cannot create repo: another conflicting operation is in progress"}'),
-    "304": (304, {}, b""),
-    "302-nowhere": (302, {}, b"{}"),
-    "302-no-address": (302, {"Location": "http://[::1"}, b"{}"),
-    "302-loop": (302, {"Location": "."}, b"{}"),
-    "429-superscript": (429, {"Retry-After": "\u00b2"}, b"{}"),
-    "429-negative": (429, {"Retry-After": "-5"}, b"{}"),
-    "429-forever": (429, {"Retry-After": "1000000000"}, b"{}"),
-    "429-date": (429, {"Retry-After": "Wed, 21 Oct 2115 07:28:00 GMT"}, b"{}"),
-    "429-limit": (429, {"RateLimit": '"api";r=0;t=999999999999'}, b"{}"),
-    "bad-gzip": (200, {"Content-Encoding": "gzip"}, b"not gzip"),
-    "bad-commit": (200, {"X-Repo-Commit": "../../x", "ETag": '"a"'}, b"{}"),
-    "bad-etag": (200, {"X-Repo-Commit": "a" * 40, "ETag": "../../x"}, b"{}"),
-    "bad-size": (200, {"X-Repo-Commit": "a" * 40, "ETag": '"a"', "X-Linked-Size": "\u00b2"}, b"{}"),
-    "warning": (200, {"X-HF-Warning": "x; \x1b[31mred"}, b"null"),
-}
-_RAW = ("garbage", "closed", "half", "more-than-announced", *SLOW)
-FAULTS = (*_BODIES, *_HEADERS, *_RAW)
-
-
-def wrong_fields(body: bytes) -> Iterator[bytes]:
-    """JSON in which one field, or one of an item of a list, is missing or of another type."""
-    answer = json.loads(body)
-    for path in _paths(answer):
-        *above, last = path
-        for other in (..., None, 5, -1, "text", "\x1b[31m\u202e", True, [], {}, [None]):
-            copy = json.loads(body)
-            place = copy
-            for key in above:
-                place = place[key]
-            if other is ...:
-                del place[last]
-            else:
-                place[last] = other
-            if copy != answer:
-                yield json.dumps(copy).encode()
-
-
-def _paths(value: Any) -> Iterator[tuple[Any, ...]]:
-    items = value.items() if isinstance(value, dict) else enumerate(value[:1]) if isinstance(value, list) else ()
-    for key, inner in items:
-        yield (key,)
-        yield from ((key, *path) for path in _paths(inner))
 
 
 @dataclass(frozen=True)
@@ -199,10 +131,10 @@ class _Handler(BaseHTTPRequestHandler):
         json_type = {"Content-Type": "application/json"}
         if isinstance(fault, bytes):
             return self._send(200, json_type, fault)
-        if fault in _BODIES:
-            return self._send(200, json_type if fault != "page" else {"Content-Type": "text/html"}, _BODIES[fault])
-        if fault in _HEADERS:
-            status, headers, body = _HEADERS[fault]
+        if fault in BODIES:
+            return self._send(200, json_type if fault != "page" else {"Content-Type": "text/html"}, BODIES[fault])
+        if fault in HEADERS:
+            status, headers, body = HEADERS[fault]
             headers = {**headers, "Location": self.path} if headers.get("Location") == "." else headers
             return self._send(status, json_type | headers, body)
         head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
@@ -341,14 +273,15 @@ def _serve() -> None:
     from huggingface_hub import constants
 
     from shortv_export import cli, terminal
-    from shortv_export.hub import session
+    from shortv_export.hub import patience, session
     from shortv_export.packaging import Package
 
     _shorten(session)
     for line in sys.stdin:
         command, place, cache, seconds = json.loads(line)
-        for name in ("CONNECT_SECONDS", "READ_SECONDS", "PATIENCE_SECONDS", "_ANSWER_SECONDS", "_SLOW_SECONDS"):
-            setattr(session, name, seconds)
+        for name in ("CONNECT_SECONDS", "READ_SECONDS", "PATIENCE_SECONDS"):
+            setattr(patience, name, seconds)
+        session._ANSWER_SECONDS = session._SLOW_SECONDS = seconds
         child = os.fork()
         if child == 0:
             signal.alarm(60)
