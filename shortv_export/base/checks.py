@@ -37,7 +37,7 @@ _MIB = 1 << 20
 _LIMITS = {
     INDEX_NAME: 64 * _MIB,
     **dict.fromkeys(("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt"), 256 * _MIB),
-    **dict.fromkeys(("chat_template.jinja", "chat_template.json"), _MIB),
+    "chat_template.json": _MIB,
 }
 """The largest size of a small file, in bytes, where that is not `_LIMIT`."""
 _LIMIT = 4 * _MIB
@@ -96,7 +96,7 @@ def inspect_files(name: str, folder: Path, names: Collection[str]) -> tuple[dict
 
 def most_bytes(file: str) -> int:
     """The largest size of a base's small file, in bytes."""
-    return _LIMITS.get(file, _LIMIT)
+    return _LIMITS.get(file, _MIB if file.endswith(".jinja") else _LIMIT)
 
 
 def _check_config(name: str, config: dict[str, Any]) -> Family:
