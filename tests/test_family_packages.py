@@ -231,6 +231,15 @@ def test_a_video_that_the_processor_refuses(base: Any, photos: dict[str, Any], n
             encoder(single)
 
 
+@pytest.mark.parametrize("name", parameters(["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]))
+def test_a_picture_that_the_processor_refuses(base: Any, photos: dict[str, Any], name: str) -> None:
+    strip = Sample((photos["coffee"].resize((900, 3)),), "yes ?", None, "strip")
+    with Encoder(base(name)) as encoder:
+        assert "aspect ratio must be smaller than 200" in str(encoder.refusal(strip))
+        assert "(on a picture of 900 x 3 pixels)" in str(encoder.refusal(strip))
+        assert encoder.refusal(samples(photos)[0]) is None
+
+
 @pytest.mark.parametrize("name", parameters(["llava", "idefics3", "gemma3"]))
 def test_videos_for_a_base_that_takes_none(base: Any, photos: dict[str, Any], name: str) -> None:
     processor = load_processor(base(name).path)

@@ -1,6 +1,7 @@
 """Base models: supported families, FLOPs, files, and loading."""
 
 from .checks import check_code
+from .confined import entering
 from .cost import TEXT_TOKENS, VISUAL_TOKENS, flops_ratio, model_flops
 from .families import FAMILIES, Family
 from .listing import told
@@ -9,4 +10,4 @@ from .processor import Processor, load_processor
 from .prompt import render_prompt
 from .resolve import fetch_weights, resolve_base, resolve_pinned
 from .shapes import LayerShape, layer_shapes
-from .worker import PartError, entering, in_worker
+from .worker import PartError, in_worker

@@ -30,7 +30,7 @@ _LARGE_FILES = ("tokenizer.json", "tokenizer.model", "tekken.json", "vocab.json"
 _LIMITS = {
     INDEX_NAME: 64 * _MIB,
     **dict.fromkeys(_LARGE_FILES, 256 * _MIB),
-    **dict.fromkeys(("chat_template.jinja", "chat_template.json"), _MIB),
+    "chat_template.json": _MIB,
 }
 """The largest size of a small file, in bytes, where that is not `_LIMIT`."""
 _LIMIT = 4 * _MIB
@@ -122,7 +122,7 @@ def _check_case(name: str, files: Collection[str]) -> None:
 
 def most_bytes(file: str) -> int:
     """The largest size of a base's small file, in bytes."""
-    return _LIMITS.get(file, _LIMIT)
+    return _LIMITS.get(file, _MIB if file.endswith(".jinja") else _LIMIT)
 
 
 def _check_config(name: str, config: dict[str, Any]) -> Family:

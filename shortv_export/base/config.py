@@ -12,7 +12,8 @@ from typing import Any
 
 from ..errors import ShortVError
 from ..records import CONFIG_NAME
-from .worker import Worker, entering
+from .confined import entering
+from .worker import Worker
 
 # Far above the numbers in any real config.
 _LARGEST = 1 << 53  # beyond it, JSON readers disagree about integers

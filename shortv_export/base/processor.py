@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import ShortVError, one_line
+from .confined import entering
 from .families import plain_prompt
 from .prompt import chat_template, render_prompt
-from .worker import Worker, entering
+from .worker import Worker
 
 if TYPE_CHECKING:
     from transformers import ProcessorMixin

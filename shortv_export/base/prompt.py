@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .confined import entering
 from .families import plain_prompt
-from .worker import entering
 
 
 def chat_template(processor: Any) -> str | None:

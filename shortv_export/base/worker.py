@@ -9,22 +9,17 @@ This is no sandbox: the process may read what its user may read. Nothing of a ba
 
 from __future__ import annotations
 
-import gc
 import multiprocessing
-import os
-import pickle
 import signal
 import sys
-import traceback
 import warnings
 import weakref
 from collections.abc import Callable
-from contextlib import suppress
-from importlib.util import find_spec
 from multiprocessing.connection import Connection
 from typing import Any
 
-from ..errors import ShortVError, one_line
+from ..errors import ShortVError
+from .confined import packed, receive, send, serve
 
 SECONDS = {"chat template": 20.0}
 """How long a part may take, where that is not `_SECONDS`."""
@@ -33,11 +28,6 @@ MEMORY = 4 << 30
 """Bytes of memory that a process may take besides what it starts with."""
 _MOST_DEATHS = 2
 """The first process to die may be the fault of one picture. The second is that of the base."""
-
-_PROSE = (ValueError, OSError, ImportError, RuntimeError)  # exceptions whose messages are sentences
-# Packages that some bases need and that this package does not require.
-_PACKAGES = ("torchvision", "timm", "num2words", "sentencepiece", "tiktoken")
-_report: Callable[[Any], None] | None = None  # in a process of `Worker`, sends a message to the caller
 
 
 class PartError(ShortVError):
@@ -56,15 +46,6 @@ class PartError(ShortVError):
 
 class RemoteTraceback(Exception):
     """The traceback of an exception in the process, shown with ``--debug``."""
-
-
-def entering(part: str, failing: str = "fails") -> None:
-    """Names the part of a base that runs from here on, and what it does if it raises an exception.
-
-    Outside the process of a `Worker`, this does nothing.
-    """
-    if _report is not None:
-        _report(("part", part, failing))
 
 
 class Worker:
@@ -118,9 +99,9 @@ class Worker:
             self._start()
         part, failing = "processor", "fails"
         try:
-            _send(self._connection, _packed((function, args)))
+            send(self._connection, packed((function, args)))
             while self._connection.poll(seconds := SECONDS.get(part, _SECONDS)):
-                kind, *content = _receive(self._connection)
+                kind, *content = receive(self._connection)
                 if kind != "part":
                     return part, failing, kind, *content
                 part, failing = content
@@ -138,7 +119,7 @@ class Worker:
         # A fork has what is imported already. Other systems cannot fork safely.
         context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
         ours, theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(theirs, *self._make), daemon=True)
+        process = context.Process(target=serve, args=(theirs, MEMORY, *self._make), daemon=True)
         try:
             with warnings.catch_warnings():
                 # Python warns that a fork may wait for a lock of another thread for ever. The time limit ends it.
@@ -192,99 +173,3 @@ def _end(status: int) -> str:
 
 def _more_memory() -> str:
     return f"takes more than {MEMORY / 2**30:g} GiB of memory"
-
-
-def _packed(value: Any) -> tuple[bytes, list[memoryview]]:
-    """A value as bytes, and its arrays as they lie in memory: 3 ms for the 7 MB of a picture in five tiles."""
-    buffers: list[pickle.PickleBuffer] = []
-    content = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
-    return content, [buffer.raw() for buffer in buffers]
-
-
-def _send(connection: Connection, packed: tuple[bytes, list[memoryview]]) -> None:
-    content, arrays = packed
-    connection.send((content, [array.nbytes for array in arrays]))
-    for array in arrays:
-        connection.send_bytes(array)
-
-
-def _receive(connection: Connection) -> Any:
-    content, sizes = connection.recv()
-    buffers = [bytearray(size) for size in sizes]
-    for buffer in buffers:
-        connection.recv_bytes_into(buffer)
-    return pickle.loads(content, buffers=buffers)
-
-
-# What runs in the process.
-
-
-def _serve(connection: Connection, make: Callable[..., Any], args: tuple[Any, ...]) -> None:
-    """Answers calls until the caller is gone."""
-    global _report
-
-    def report(message: Any) -> None:
-        _send(connection, _packed(message))
-
-    _confine(connection.fileno())
-    _report = report
-    made: list[Any] = []
-    with suppress(EOFError, OSError):
-        while True:
-            function, call = _receive(connection)
-            try:
-                made = made or [make(*args)]
-                answer = _packed(("value", function(made[0], *call)))
-            except BaseException as error:  # SystemExit, and panics of Rust, which are no `Exception`
-                answer = _packed(_failed(error))
-            _send(connection, answer)
-    os._exit(0)
-
-
-def _failed(error: BaseException) -> tuple[str, str, str]:
-    """The kind of an exception, its text in one line, and its traceback."""
-    if isinstance(error, MemoryError):
-        traceback.clear_frames(error.__traceback__)  # frees what filled the memory
-        return "memory", "", ""
-    trace = traceback.format_exc()
-    text = one_line(error)
-    if isinstance(error, ShortVError):
-        return "refused", str(error), trace
-    if "allocate memory" in text:  # PyTorch
-        return "memory", text, trace
-    for package in _PACKAGES:
-        if package in str(error).lower() and find_spec(package) is None:
-            return "package", package, trace
-    if not isinstance(error, _PROSE) or isinstance(error, RecursionError):
-        text = f"{type(error).__name__}: {text}"
-    return "failed", text, trace
-
-
-def _confine(connection: int) -> None:
-    """Bounds this process: its memory, one thread, no network, no output, none of the caller's files."""
-    import torch
-    from huggingface_hub import constants
-
-    if sys.platform == "linux":
-        import ctypes
-        import resource
-
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: it dies with its parent
-        pages = int(open("/proc/self/statm").read().split()[0])  # noqa: SIM115
-        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY,) * 2)
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        for handle in {int(name) for name in os.listdir("/proc/self/fd")} - {0, 1, 2, connection}:
-            with suppress(OSError):  # that of the listing
-                os.close(handle)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the caller decides when an interruption ends it
-    for name in ("SIGTERM", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_DFL)
-    # What libraries print would mix with the caller's own output.
-    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
-    for stream in (1, 2):
-        os.dup2(sys.stdout.fileno(), stream)
-    gc.freeze()  # objects of the caller are never collected here, nor do they close anything
-    torch.set_num_threads(1)  # the threads of the caller do not exist here
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    constants.HF_HUB_OFFLINE = True

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from shortv_export.base import worker as limits
-from shortv_export.base.worker import PartError, Worker, entering, in_worker
+from shortv_export.base.confined import entering
+from shortv_export.base.worker import PartError, Worker, in_worker
 from shortv_export.errors import ShortVError
 
 
@@ -202,7 +203,8 @@ def test_no_process_is_left() -> None:
 
 ORPHAN = """
 import os, signal, sys
-from shortv_export.base.worker import Worker, entering
+from shortv_export.base.confined import entering
+from shortv_export.base.worker import Worker
 
 def busy(_):
     entering(str(os.getpid()))
