@@ -6,5 +6,5 @@ from .contents import carried_files, expected_files
 from .evaluation_files import check_task
 from .inspection import Check, inspect_package, referenced_weights, require_intact
 from .package import Package
-from .seal import is_as_made, rename
+from .seal import is_as_made, rename_card
 from .update import add_evaluation, require_updatable
