@@ -89,8 +89,8 @@ def test_changes_by_somebody_else(bench: Bench, scenario: str, change: str) -> N
 
 @pytest.mark.parametrize("names", [("new", "new"), ("new", "copy")], ids=["the same", "different"])
 def test_two_pushes_at_once(bench: Bench, names: tuple[str, str]) -> None:
-    for delay in (0.0, 0.05):
-        bench.run_two(*names, delay)
+    for scenario, delay in (("new", 0.0), ("update", 0.0), ("update", 0.05)):
+        bench.run_two(scenario, *names, delay)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
