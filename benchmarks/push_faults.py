@@ -81,8 +81,9 @@ def tries(bench: Bench, arguments: argparse.Namespace) -> Iterator[Try]:
         for names in (("new", "new"), ("new", "copy"), ("copy", "copy")):
             row = "two of one package" if names[0] == names[1] else "two packages"
             for _ in range(arguments.random):
-                delay = draw.choice([0.0, draw.uniform(0, 0.5)])
-                yield row, f"{row}, {names}, {delay:.3f} s apart", lambda n=names, d=delay: bench.run_two(*n, d)
+                scenario, delay = draw.choice(["new", "update"]), draw.choice([0.0, draw.uniform(0, 0.5)])
+                what = f"{row}, {scenario}, {names}, {delay:.3f} s apart"
+                yield row, what, lambda s=scenario, n=names, d=delay: bench.run_two(s, *n, d)
     if "signal" in kinds:
         for name, number in SIGNALS.items():
             for _ in range(arguments.random):

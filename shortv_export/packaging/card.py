@@ -18,7 +18,7 @@ from ..files import model_cards_dir, read_json
 from ..records import TEMPLATES_FOLDER, TOKENIZER_CONFIG_NAME, Evaluation, Recipe, Row
 from .card_metadata import plain_line, recorded_metadata
 from .commands import calibration_facts, evaluate_command, package_commands, sample_facts
-from .seal import UNNAMED, rename, seal
+from .seal import UNNAMED, rename_card, seal
 
 _ARXIV = "2504.00502"
 
@@ -86,7 +86,7 @@ def render_card(
         measured=measured,
         arxiv=_ARXIV,
     )
-    return rename(seal(text), repo_id or UNNAMED)
+    return rename_card(seal(text), repo_id or UNNAMED)
 
 
 def code_span(text: Any) -> str:

@@ -34,7 +34,7 @@ def named_in(text: str) -> str:
     return found[1] if found else UNNAMED
 
 
-def rename(text: str, repo_id: str) -> str:
+def rename_card(text: str, repo_id: str) -> str:
     """The card for another repository. It is sealed again, unless somebody edited it."""
     # Only where the template puts it: a data set may have the same name.
     place = re.compile(rf'(model_id = "|shortv-export (?:verify|evaluate) ){re.escape(named_in(text))}(?=["\s])')

@@ -7,7 +7,7 @@ from pathlib import Path
 from ..errors import ShortVError, one_line
 from ..files import read_regular
 from ..hub import retry
-from ..packaging import Package, is_as_made, rename
+from ..packaging import Package, is_as_made, rename_card
 from ..records import CARD_NAME
 from .repository import Repository
 
@@ -33,7 +33,7 @@ def card_to_publish(package: Package, repository: Repository) -> bytes:
             f"the {CARD_NAME} of {package.name} was edited; publish it as it is with `card` package, "
             "or package the base again."
         )
-    return rename(text, repository.repo_id).encode()
+    return rename_card(text, repository.repo_id).encode()
 
 
 def check_card(repository: Repository) -> None:

@@ -9,17 +9,10 @@ from typing import Any
 
 from ..errors import ShortVError, one_line
 from ..hub import DELAYS, hub_error, is_of_xet, is_transient, retry, seconds_to_wait, status_of, xet_storage
+from .ignored import require_all
 from .permissions import TOKENS
 from .plan import Plan
-from .repository import (
-    GIT_ATTRIBUTES,
-    NO_WRITING,
-    ChangedError,
-    Repository,
-    ignored,
-    ignored_error,
-    list_files,
-)
+from .repository import GIT_ATTRIBUTES, NO_WRITING, ChangedError, Repository, list_files
 
 
 @dataclass(frozen=True)
@@ -113,8 +106,7 @@ def _send(repository: Repository, plan: Plan, message: str) -> Commit:
     api.preupload_lfs_files(repo_id, additions, free_memory=False, **where)
     # Hours may have passed since the last look.
     repository.check_unchanged(retry(lambda: api.model_info(repo_id), repo_id))
-    if names := ignored(additions):
-        raise ShortVError(ignored_error(repo_id, names))
+    require_all(additions, repo_id)
     for addition in additions:
         name = addition.path_in_repo
         # Xet hashes a file while it sends it. Without Xet it is read once more, and must not have changed since.

@@ -10,6 +10,7 @@ from ..errors import ShortVError
 from ..hub import cached_repo_id
 from ..records import CARD_NAME, CONFIG_NAME, EVALUATION_NAME, FIGURE_NAME, RECIPE_NAME, WEIGHT_FILES, Selection
 from .card import check_card
+from .ignored import check_ignored
 from .plan import can_be_copied, files_of_base
 from .repository import Repository
 
@@ -96,7 +97,7 @@ def forecast_push(
         made.add(FIGURE_NAME)
     if evaluated:
         made.add(EVALUATION_NAME)
-    repository.check_ignored([*pending, *sorted(made)])
+    check_ignored(repository, [*pending, *sorted(made)])
     return Forecast(
         repo_id=repository.repo_id,
         url=repository.url,

@@ -15,6 +15,7 @@ from ..packaging import Package, inspect_package
 from ..records import CARD_NAME
 from .card import check_metadata
 from .commit import Commit, make_commit, prepare
+from .ignored import check_ignored
 from .outcome import complete
 from .plan import Plan, plan_commit
 from .repository import Repository
@@ -144,7 +145,7 @@ def _check_plan(plan: Plan, repository: Repository, tags: tuple[str, ...]) -> No
     for tag in named:
         if tag in repository.tags and (plan.changed or repository.tags[tag] != repository.head):
             raise ShortVError(f"{repository.repo_id} has a tag {tag} on another commit; choose another `tag`.")
-    repository.check_ignored(plan.added)
+    check_ignored(repository, plan.added)
     card = plan.content[CARD_NAME].source
     if CARD_NAME in plan.added and isinstance(card, bytes):
         check_metadata(card)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,12 +15,11 @@ from ..records import RECIPE_NAME
 from .permissions import TOKENS, check_permissions, check_role
 
 if TYPE_CHECKING:
-    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub import HfApi
     from huggingface_hub.hf_api import ModelInfo, RepoFile
 
 NO_WRITING = {403: f"cannot be written to: the token may not write to it; use one that may, from {TOKENS}"}
 GIT_ATTRIBUTES = ".gitattributes"  # the Hub puts it into every new repository
-GIT_IGNORE = ".gitignore"
 _TAG = re.compile(r"\w[\w.+-]*", re.ASCII)
 
 
@@ -86,24 +85,6 @@ class Repository:
             names.add(self.api.model_info(base).id.casefold())
         if self.repo_id.casefold() in names:
             raise ShortVError(f"{self.repo_id} is the base itself; publish under another name.")
-
-    def check_ignored(self, names: Iterable[str]) -> None:
-        """Raises a ShortVError if the repository's ``.gitignore`` keeps one of these files out of commits.
-
-        huggingface_hub leaves such files out without an error.
-        """
-        if GIT_IGNORE not in self.files:
-            return
-        from huggingface_hub import CommitOperationAdd
-
-        def ask() -> list[str]:
-            additions = [CommitOperationAdd(name, b"") for name in names]  # empty, so that nothing is uploaded
-            branch = self.branch if self.branch in self.branches else "main"
-            self.api.preupload_lfs_files(self.repo_id, additions, revision=branch, create_pr=self.target.create_pr)
-            return ignored(additions)
-
-        if found := retry(ask, self.repo_id, NO_WRITING):
-            raise ShortVError(ignored_error(self.repo_id, found))
 
     def check_tag(self, tag: str, content: Mapping[str, LocalFile]) -> None:
         """Raises a ShortVError if the tag exists on another model. A tag never moves, as people pin it.
@@ -180,6 +161,8 @@ def _check_target(target: Target) -> None:
     """Refuses options that contradict each other, and invalid names of tags."""
     if target.create_pr and target.branch:
         raise ShortVError("a pull request is opened against main; leave out either `create_pr` or `branch`.")
+    if target.card not in (None, "package", "hub"):
+        raise ShortVError(f"unknown `card` {target.card!r:.40}; choose package or hub.")
     if (tag := target.tag) is None:
         return
     if target.create_pr:
@@ -208,19 +191,6 @@ def check_visibility(info: ModelInfo, target: Target) -> None:
     """Refuses to publish to a public repository what shall be private."""
     if target.private and not info.private:
         raise ShortVError(f"{info.id} exists and is public; make it private in its settings or leave out `private`.")
-
-
-def ignored(additions: Iterable[CommitOperationAdd]) -> list[str]:
-    """The files that huggingface_hub would leave out of a commit, after `HfApi.preupload_lfs_files`."""
-    return [addition.path_in_repo for addition in additions if addition._should_ignore]
-
-
-def ignored_error(repo_id: str, names: Sequence[str]) -> str:
-    """What to do about files that are left out."""
-    return (
-        f"{repo_id} has a {GIT_IGNORE} that keeps {', '.join(names)} out of commits; "
-        f"change or delete the {GIT_IGNORE} there, then push again."
-    )
 
 
 def list_references(api: HfApi, repo_id: str) -> tuple[dict[str, str], dict[str, str]]:

@@ -29,7 +29,7 @@ from shortv_export.packaging import figures
 from shortv_export.packaging.card import render_card
 from shortv_export.packaging.card_metadata import Inherited, inherited_metadata
 from shortv_export.packaging.figures import draw_scores
-from shortv_export.packaging.seal import UNNAMED, rename
+from shortv_export.packaging.seal import UNNAMED, rename_card
 from shortv_export.records.evaluation import Evaluation
 from shortv_export.records.recipe import BaseRecord, Recipe
 from shortv_export.records.scores import Scores
@@ -255,7 +255,7 @@ def test_snippet_pins_the_revision_and_is_python(base: BaseModel) -> None:
         assert ("apply_chat_template" in code[1]) == (files is base.files)
     unnamed = rendered(base, recipe_of(base, selection), inherited_metadata(base), tag=TAG)
     assert UNNAMED in unnamed
-    assert rename(unnamed, "me/model") == rendered(
+    assert rename_card(unnamed, "me/model") == rendered(
         base, recipe_of(base, selection), inherited_metadata(base), tag=TAG, repo_id="me/model"
     )
 

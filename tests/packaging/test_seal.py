@@ -6,7 +6,7 @@ import hashlib
 
 import pytest
 
-from shortv_export.packaging.seal import UNNAMED, is_as_made, named_in, rename, seal
+from shortv_export.packaging.seal import UNNAMED, is_as_made, named_in, rename_card, seal
 
 TEXT = f"""---
 datasets:
@@ -55,19 +55,19 @@ def test_any_edit_shows(edit) -> None:  # type: ignore[no-untyped-def]
 def test_renaming() -> None:
     """Every place of the name, and not the data set of the same name; back and forth."""
     made = seal(TEXT)
-    pets = rename(made, "alice/pets")
+    pets = rename_card(made, "alice/pets")
     assert pets == seal(TEXT.replace(UNNAMED, "alice/pets"))
     assert named_in(pets) == "alice/pets"
-    other = rename(pets, "bob/model.v1")
+    other = rename_card(pets, "bob/model.v1")
     assert other == seal(TEXT.replace(UNNAMED, "bob/model.v1"))
-    assert rename(other, UNNAMED) == made
+    assert rename_card(other, UNNAMED) == made
     assert other.count("alice/pets") == 2
 
 
 def test_an_edited_card_stays_an_edited_card() -> None:
     edited = seal(TEXT).replace("Title", "Mine")
-    renamed = rename(edited, "me/model")
+    renamed = rename_card(edited, "me/model")
     assert not is_as_made(renamed)
     assert named_in(renamed) == "me/model"
     assert "# Mine" in renamed
-    assert rename("no card", "me/model") == "no card"
+    assert rename_card("no card", "me/model") == "no card"

@@ -40,10 +40,9 @@ def test_a_card_edited_on_the_hub(loopback: LoopbackHub, packages: dict[str, Pat
     publish(packages["one"], REPO)
     edited = edits(card(loopback))[edit]
     loopback.commit(REPO, {"README.md": edited})
-    for name in packages:
-        for options in ({}, {"dry_run": True}, {"create_pr": True}, {"overwrite": True}):
-            message = refusal(loopback, packages[name], REPO, **options)
-            assert f"the card of {REPO} was edited on the Hub; keep it with `card` hub" in message
+    for name, options in (("one", {}), ("two", {"dry_run": True}), ("two", {"create_pr": True, "overwrite": True})):
+        message = refusal(loopback, packages[name], REPO, **options)
+        assert f"the card of {REPO} was edited on the Hub; keep it with `card` hub" in message
     push = publish(packages["two"], REPO, card="hub")
     assert published(loopback) == {**contents(packages["two"]), "README.md": edited}
     assert ("README.md" in push.added, "README.md" in push.deleted) == (False, False)
@@ -91,6 +90,10 @@ def test_a_foreign_card(loopback: LoopbackHub, package: Path) -> None:
     loopback.create_repo("loopback/other", files={"README.md": BY_HAND, "model.bin": b"x"})
     publish(package, "loopback/other", overwrite=True)
     assert published(loopback, repo_id="loopback/other") == contents(package, "loopback/other")
+
+
+def test_other_words(loopback: LoopbackHub, package: Path) -> None:
+    assert "unknown `card` 'both'; choose package or hub." in refusal(loopback, package, REPO, card="both")
 
 
 def test_no_card_to_keep(loopback: LoopbackHub, package: Path) -> None:

@@ -54,7 +54,7 @@ def refused(hub: LoopbackHub, base: str | Path, repo_id: str, out: Path, **optio
         ("*.png\n*.json\n", ("config.json", "shortv.json", "layer_contribution.png")),
         ("README.md\n", ("README.md",)),
         ("*.py", ("shortv_layers.py",)),
-        ("*\n!*.md\n", ("config.json", "model-00001-of-00002.safetensors")),
+        ("*\n!*.md\n", ("config.json", " more out of commits")),
         ("*.safetensors", ("model-00001-of-00002.safetensors",)),
     ],
 )

@@ -5,6 +5,7 @@ Each push runs in a fork of a process that has already imported everything, so s
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -14,8 +15,9 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 
@@ -101,9 +103,16 @@ def _signal(pid: int, number: int) -> bool:
 
 def _serve() -> None:
     """Does one push for each line of stdin: says its process id, then its exit status and what it wrote to stderr."""
-    import yaml  # noqa: F401 - before the first fork
-
     from shortv_export import cli
+
+    # A push that fails at once imports and prepares most of what the others need.
+    for module in ("huggingface_hub.repocard", "rich.console", "shortv_export.records.recipe_schema"):
+        import_module(module)
+    token = os.environ.pop("HF_TOKEN")
+    sys.argv = ["shortv-export", "push", "nothing", "nowhere"]
+    with redirect_stderr(io.StringIO()), suppress(SystemExit):
+        cli.main()
+    os.environ["HF_TOKEN"] = token
 
     for line in sys.stdin:
         with tempfile.TemporaryFile() as stderr:
