@@ -7,6 +7,7 @@ what was compared is what is loaded or published afterwards.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,7 +99,8 @@ def inspect_package(
         except NotMade as reason:
             checks.append(Check(name, None, str(reason)))
         except ShortVError as error:
-            checks.append(Check(name, False, str(error)))
+            # The private copy has the names of the package.
+            checks.append(Check(name, False, str(error).replace(f"{folder}{os.sep}", "")))
             break
     return Inspection(looks.package, looks.found, tuple(checks), looks.weights_folder, looks.seen)
 

@@ -105,13 +105,13 @@ def render_files(
         text = None if content is None else content.decode("utf-8", "replace")
         files[name] = derived_text(text, changes, f"{base.name}: its {name}").encode()
     files |= {name: base.family.source(name).encode() for name in recipe.code}
-    files[CONFIG_NAME] = _config(base, recipe).encode()
-    files[RECIPE_NAME] = json_text(recipe.to_dict()).encode()
+    files[CONFIG_NAME] = _encoded(_config(base, recipe), f"the {CONFIG_NAME} of {base.name}")
+    files[RECIPE_NAME] = _encoded(json_text(recipe.to_dict()), RECIPE_NAME)
     if recipe.figure:
         files[FIGURE_NAME] = figures[FIGURE_NAME]
     files |= measured
     card = render_card(base, recipe, tag=recipe.tag, repo_id=repo_id, evaluation=evaluation)
-    files[CARD_NAME] = card.encode()
+    files[CARD_NAME] = _encoded(card, CARD_NAME)
     return recipe, files
 
 
@@ -197,6 +197,13 @@ def its_release(recipe: Recipe) -> str:
     """What to do about a recipe of another release."""
     release = plain_line(recipe.versions["shortv-export"])
     return f"install the release that wrote it: pip install shortv-export=={release}"
+
+
+def _encoded(text: str, what: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError:  # parsed JSON may have lone surrogates
+        raise ShortVError(f"{what} has text that is not valid Unicode; correct it.") from None
 
 
 def _config(base: BaseModel, recipe: Recipe) -> str:

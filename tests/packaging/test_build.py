@@ -21,7 +21,7 @@ from shortv_export.evaluation.changes import shortv
 from shortv_export.evaluation.speed import measure_speed
 from shortv_export.files.bundled import modeling_dir
 from shortv_export.options import Budget, Choice
-from shortv_export.packaging import build
+from shortv_export.packaging import rendering
 from shortv_export.packaging.package import Package
 from shortv_export.records.recipe import Recipe
 from shortv_export.records.scores import Scores
@@ -109,8 +109,8 @@ def test_contents(tiny_base: Callable[..., Path], model_type: str, tmp_path: Pat
         "remote code",
         "made again",
         "figures",
-        "card",
         "weights",
+        "card",
     ]
     assert all(check.passed for check in inspected(out))
 
@@ -216,7 +216,7 @@ def test_nothing_is_left_behind(
     def fail(*_: object, **__: object) -> str:
         raise error
 
-    monkeypatch.setattr(build, "render_card", fail)
+    monkeypatch.setattr(rendering, "render_card", fail)
     expected = ShortVError if isinstance(error, OSError) else error
     with pytest.raises(expected):
         make_package(base, tmp_path / "new" / "parents" / "out", FROZEN)

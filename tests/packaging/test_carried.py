@@ -15,12 +15,10 @@ from transformers import AutoProcessor, AutoTokenizer, GenerationConfig
 from shortv_export.base.resolve import resolve_base
 from shortv_export.loopback import LoopbackHub
 from shortv_export.packaging.build import rebuild_package
-from shortv_export.packaging.inspection import inspect_package
-from shortv_export.packaging.package import Package
 from shortv_export.pipeline import verify
 from shortv_export.records.recipe import Recipe
 from shortv_export.records.selection import Selection
-from tests.support.packages import make_package, publish
+from tests.support.packages import inspected, make_package, publish
 
 FROZEN = Selection((1, 3), 4, "given")
 TEMPLATES = {"rag": "RAG {{ messages[0]['content'][0]['text'] }} {{ documents | length }}", "tool_use": "TOOL"}
@@ -96,7 +94,7 @@ def test_damaged_templates_are_found(
 ) -> None:
     package = make_package(resolve_base(base), tmp_path / "out", FROZEN)
     damage(package / "additional_chat_templates")
-    last = inspect_package(Package.open(package))[-1]
+    last = inspected(package)[-1]
     assert (last.name, last.passed) == (name, False)
     assert reason in last.detail
 
