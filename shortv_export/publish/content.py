@@ -12,9 +12,8 @@ from ..records import CARD_NAME, FIGURE_NAME, Recipe
 from .card import card_to_publish, check_card
 from .repository import Repository
 
-# The Hub stores larger files outside git. They are not held in memory, but hashed while they are sent.
-IN_MEMORY = 10 << 20  # bytes
-_LARGEST = 64 << 20  # of the files that this tool makes, which are far smaller
+_WEIGHTS = ".safetensors"  # not held in memory, but hashed while they are sent
+_LARGEST = 64 << 20  # bytes; other files are far smaller
 
 
 def read_content(package: Package, repository: Repository) -> dict[str, LocalFile]:
@@ -27,8 +26,8 @@ def read_content(package: Package, repository: Repository) -> dict[str, LocalFil
     content, carried, hashes = {}, carried_files(package.recipe), _recorded(package.recipe)
     for name in sorted(expected_files(package.recipe) - {CARD_NAME}):
         path = package.folder / name
-        if (entry := carried.get(name)) and entry["size"] > IN_MEMORY:
-            content[name] = LocalFile(path, entry["size"], entry["sha256"])
+        if name.endswith(_WEIGHTS):
+            content[name] = LocalFile(path, carried[name]["size"], carried[name]["sha256"])
             continue
         content[name] = _in_memory(read_regular(path, folder=package.folder, most=_LARGEST))
         if hashes.get(name, content[name].sha256) != content[name].sha256:
