@@ -135,14 +135,14 @@ def _outdated(repository: Repository) -> Iterable[str]:
 
 def files_of_base(api: HfApi, repo_id: str | None, revision: str | None, names: Sequence[str]) -> dict[str, RepoFile]:
     """Those of the files that the base's repository has; none if the Hub cannot be asked."""
-    from huggingface_hub.errors import HFValidationError, HTTPError
+    from huggingface_hub.errors import HTTPError
     from huggingface_hub.hf_api import RepoFile
 
     if not names or not repo_id or not revision:
         return {}
     try:
         infos = api.get_paths_info(repo_id, list(names), revision=revision)
-    except (HTTPError, HFValidationError):  # gone, gated or unreachable: upload instead
+    except (HTTPError, OSError, ValueError):  # gone, gated, unreachable, or not the Hub's answer: upload instead
         return {}
     return {info.path: info for info in infos if isinstance(info, RepoFile)}
 

@@ -76,12 +76,12 @@ class Repository:
 
     def check_base(self, base: str | None) -> None:
         """Raises a ShortVError if the base has this repository's name, or had it before it was renamed."""
-        from huggingface_hub.errors import HFValidationError, HTTPError
+        from huggingface_hub.errors import HTTPError
 
         if base is None:
             return
         names = {base.casefold()}
-        with suppress(HTTPError, HFValidationError):  # gone or unreachable
+        with suppress(HTTPError, OSError, ValueError):  # gone or unreachable
             names.add(self.api.model_info(base).id.casefold())
         if self.repo_id.casefold() in names:
             raise ShortVError(f"{self.repo_id} is the base itself; publish under another name.")

@@ -14,11 +14,13 @@ import pytest
 from huggingface_hub import _commit_api, constants
 
 from shortv_export.base.resolve import resolve_base
+from shortv_export.errors import ShortVError
 from shortv_export.files import hashing
 from shortv_export.loopback import LoopbackHub
+from shortv_export.options import Target
 from shortv_export.packaging.package import Package
-from shortv_export.publish import push as push_module
-from shortv_export.publish.content import IN_MEMORY
+from shortv_export.publish.plan import plan_commit
+from shortv_export.publish.repository import inspect_repository
 from shortv_export.records.selection import Selection
 from tests.support.packages import make_package, publish
 from tests.support.published import REPO, contents, failure, path_ends, published, refusal, state
@@ -36,7 +38,7 @@ def copy(packages: dict[str, Path], tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def large(tiny_base: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A package whose weights are too large to be held in memory."""
+    """A package whose weights are large enough for their hash to be remembered."""
     base = resolve_base(tiny_base(num_shards=2, hidden_size=448))
     return make_package(base, tmp_path_factory.mktemp("large") / "package", Selection((1,), 4, "given"))
 
@@ -45,7 +47,6 @@ def large(tiny_base: Callable[..., Path], tmp_path_factory: pytest.TempPathFacto
 def weights(large: Path, tmp_path: Path) -> Path:
     """A shard of a package that a test may change. Its hash is remembered."""
     shard = shutil.copytree(large, tmp_path / "large") / SHARD
-    assert shard.stat().st_size > IN_MEMORY
     os.utime(shard, (1, 1))  # hashes of newer files are not remembered
     hashing.file_sha256(shard)
     return shard
@@ -68,11 +69,7 @@ def damage(path: Path) -> None:
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("name", ["README.md", "shortv_layers.py", "layer_contribution.png", "tokenizer.json", SHARD])
 @pytest.mark.parametrize("kind", ["link out", "link to a device", "pipe", "folder", "loop", "sparse"])
-def test_what_is_no_file_of_the_package(
-    loopback: LoopbackHub, copy: Path, name: str, kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also if it takes the place of the file after the package was checked."""
-    monkeypatch.setattr(push_module, "require_intact", lambda *_, **__: None)
+def test_what_is_no_file_of_the_package(loopback: LoopbackHub, copy: Path, name: str, kind: str) -> None:
     path, outside = copy / name, copy.parent / ".netrc"
     outside.write_bytes(SECRET)
     path.unlink()
@@ -89,8 +86,15 @@ def test_what_is_no_file_of_the_package(
     else:
         with path.open("wb") as file:
             file.truncate(1 << 40)
-    assert str(path) in refusal(loopback, copy, REPO, card="package")
+    assert str(path) in unreadable(copy, card="package")
     assert loopback.repos == {}
+
+
+def unreadable(folder: Path, **target: Any) -> str:
+    """What is wrong with the files of a package, whether or not it was compared with its recipe before."""
+    with pytest.raises(ShortVError) as caught:
+        plan_commit(Package.open(folder), inspect_repository(REPO, Target(**target))).require_undamaged()
+    return str(caught.value)
 
 
 def test_a_link_within_the_package_is_what_it_points_to(loopback: LoopbackHub, copy: Path) -> None:
@@ -101,16 +105,10 @@ def test_a_link_within_the_package_is_what_it_points_to(loopback: LoopbackHub, c
 
 
 @pytest.mark.parametrize("name", ["shortv_layers.py", "layer_contribution.png", "tokenizer.json", SHARD])
-def test_changed_after_it_was_checked(
-    loopback: LoopbackHub, copy: Path, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def check_and_change(*arguments: Any, **options: Any) -> None:
-        require_intact(*arguments, **options)
-        damage(copy / name)
-
-    require_intact = push_module.require_intact
-    monkeypatch.setattr(push_module, "require_intact", check_and_change)
-    assert f"{name} is damaged: its sha256 is not the recipe's" in refusal(loopback, copy, REPO)
+def test_changed_after_it_was_packaged(loopback: LoopbackHub, copy: Path, name: str) -> None:
+    damage(copy / name)
+    assert f"{name} is damaged: its sha256 is not the recipe's" in unreadable(copy)
+    assert name in refusal(loopback, copy, REPO)
 
 
 def test_what_was_read_is_what_is_sent(loopback: LoopbackHub, copy: Path) -> None:
@@ -118,7 +116,7 @@ def test_what_was_read_is_what_is_sent(loopback: LoopbackHub, copy: Path) -> Non
     expected = contents(copy)
 
     def change() -> None:
-        for name in ("config.json", "README.md", "shortv_layers.py", SHARD):
+        for name in ("config.json", "README.md", "shortv_layers.py", "tokenizer.json"):
             (copy / name).write_bytes(SECRET)
 
     loopback.meanwhile(change, path_ends("POST", "/repos/create"))
@@ -126,23 +124,16 @@ def test_what_was_read_is_what_is_sent(loopback: LoopbackHub, copy: Path) -> Non
     assert published(loopback) == expected
 
 
-# Large weights
+# Weights
 
 
 @pytest.mark.timeout(120)
-def test_weights_damaged_before(loopback: LoopbackHub, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_damaged_before(loopback: LoopbackHub, weights: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:-4] + b"\xff\xff\xff\xff")
-    assert f"{SHARD} is damaged" in refusal(loopback, weights.parent, REPO)
-    monkeypatch.setattr(push_module, "require_intact", lambda *_, **__: None)
+    assert f"{SHARD} is damaged" in unreadable(weights.parent)
     with weights.open("wb") as file:
         file.truncate(1 << 40)
-    assert f"{SHARD} is larger than" in refusal(loopback, weights.parent, REPO)
-    weights.unlink()
-    weights.symlink_to("/etc/hostname")
-    assert f"{SHARD} is a link out of its folder" in refusal(loopback, weights.parent, REPO)
-    weights.unlink()
-    os.mkfifo(weights)
-    assert f"{SHARD} is not a regular file" in refusal(loopback, weights.parent, REPO)
+    assert f"{SHARD} is larger than" in unreadable(weights.parent)
 
 
 def test_weights_damaged_in_place(loopback: LoopbackHub, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
