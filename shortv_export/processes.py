@@ -44,9 +44,16 @@ class Stopped(KeyboardInterrupt):
 
 @contextmanager
 def stopped_by_signals() -> Iterator[None]:
-    """Inside the context, SIGINT, SIGTERM and SIGHUP raise `Stopped`. One that is ignored, as by `nohup`, stays so."""
+    """Inside the context, SIGINT, SIGTERM and SIGHUP raise `Stopped`. One that is ignored, as by `nohup`, stays so.
+
+    They end a forked child without a word.
+    """
+    owner = os.getpid()
 
     def stop(number: int, _: FrameType | None) -> None:
+        if os.getpid() != owner:
+            signal.signal(number, signal.SIG_DFL)
+            return os.kill(os.getpid(), number)
         stopping.set()
         raise Stopped(number)
 

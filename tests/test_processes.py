@@ -62,6 +62,31 @@ def test_what_nohup_ignores_is_ignored(tmp_path: Path) -> None:
     assert (process.returncode, err) == (143, "terminated\n")
 
 
+FORKS = """
+import os, sys, time
+from shortv_export import terminal
+
+def wait():
+    child = os.fork()
+    if child == 0:
+        time.sleep(60)
+    print("ready", child, flush=True)
+    _, status = os.waitpid(child, 0)
+    print(os.waitstatus_to_exitcode(status))
+
+sys.exit(terminal.run(wait, debug=False))
+"""
+
+
+@pytest.mark.timeout(60)
+def test_a_forked_child_ends_without_a_word() -> None:
+    process = start(FORKS)
+    assert process.stdout
+    os.kill(int(process.stdout.readline().split()[1]), signal.SIGTERM)
+    out, err = process.communicate()
+    assert (process.returncode, out, err) == (0, f"{-signal.SIGTERM}\n", "")
+
+
 def gone(pid: int) -> bool:
     status = Path(f"/proc/{pid}/stat")
     return not status.exists() or status.read_text().rsplit(")", 1)[1].split()[0] == "Z"

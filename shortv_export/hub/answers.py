@@ -30,11 +30,15 @@ _SHAPES: tuple[tuple[str, str, Any], ...] = (
 )
 
 
-def check_answer(method: str, path: str, content: bytes) -> str:
-    """What is wrong with the answer to a request of the Hub's API; empty if nothing is, or it is no such request."""
+def check_answer(method: str, path: str, content: bytes, *, partial: bool = False) -> str:
+    """What is wrong with the answer to a request of the Hub's API; empty if nothing is, or it is no such request.
+
+    Args:
+        partial: whether some fields of a repository only were asked for; then they are not checked.
+    """
     problem = ""
     for asked, pattern, shape in _SHAPES:
-        if method == asked and re.fullmatch(pattern, path):
+        if method == asked and re.fullmatch(pattern, path) and not (partial and shape is shapes.Info):
             problem = _problem(shape, content)
             # The name of a repository may look like the end of another address.
             if not problem:

@@ -74,7 +74,7 @@ class _Sibling(_Answer):
 
 class Info(_Answer):
     id: _Name
-    sha: _Sha1 = ""
+    sha: _Sha1
     private: bool = False
     gated: bool | Literal["auto", "manual"] | None = None
     siblings: list[_Sibling] | None = None

@@ -9,7 +9,7 @@ import sys
 import traceback
 from typing import Any
 
-from ..errors import ShortVError, one_line
+from ..errors import ShortVError, one_line, shown
 
 
 def main() -> None:
@@ -29,7 +29,7 @@ def main() -> None:
         except Exception as error:
             if not isinstance(error, ShortVError):
                 traceback.print_exc()
-            sys.exit(f"error: {one_line(error)}")
+            sys.exit(f"error: {shown(one_line(error))}")
 
     command_line.cli_evaluate_single = strict
     command_line.cli_evaluate()

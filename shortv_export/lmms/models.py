@@ -19,7 +19,7 @@ from loguru import logger
 from transformers import AutoConfig
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-from ..errors import ShortVError, one_line
+from ..errors import ShortVError, one_line, shown
 from ..evaluation import require_evaluable
 from ..measure import this_process
 from ..packaging import Package
@@ -76,7 +76,7 @@ def _errors_end_the_process() -> Iterator[None]:
     """Ends the process with status 1 at an exception, or at an error that `llava_hf` only logs."""
 
     def end(message: Any) -> None:
-        raise SystemExit(f"error: {one_line(message)}")
+        raise SystemExit(f"error: {shown(one_line(message))}")
 
     sink = logger.add(end, level="ERROR", format="{message}")
     try:
@@ -84,6 +84,6 @@ def _errors_end_the_process() -> Iterator[None]:
     except Exception as error:
         if not isinstance(error, ShortVError):
             traceback.print_exc()
-        raise SystemExit(f"error: {one_line(error)}") from None
+        raise SystemExit(f"error: {shown(one_line(error))}") from None
     finally:
         logger.remove(sink)

@@ -44,6 +44,7 @@ def test_what_the_hub_answers(method: str, path: str, answer: Any) -> None:
         ("GET", "/api/whoami-v2", {}, "name: field required"),
         ("GET", "/api/models/acme/base", [], "it: input should be"),
         ("GET", "/api/models/acme/base", {**INFO, "sha": "main"}, "sha: string should match"),
+        ("GET", "/api/models/acme/base", {"id": "acme/base"}, "sha: field required"),
         ("GET", "/api/models/acme/base", {**INFO, "siblings": {"a": 1}}, "siblings: "),
         ("GET", "/api/models/acme/base", {**INFO, "safetensors": [1]}, "TypeError: "),
         ("GET", "/api/datasets/acme/data", {**INFO, "createdAt": "yesterday"}, "createdAt: "),
@@ -55,6 +56,11 @@ def test_what_the_hub_answers(method: str, path: str, answer: Any) -> None:
 )
 def test_what_it_does_not(method: str, path: str, answer: Any, problem: str) -> None:
     assert problem in check_answer(method, path, json.dumps(answer).encode())
+
+
+def test_a_client_may_ask_for_some_fields_only() -> None:
+    assert check_answer("GET", "/api/models/acme/base", b'{"id": "acme/base"}', partial=True) == ""
+    assert check_answer("GET", "/api/models/acme/base/tree/main", b"{}", partial=True)
 
 
 @pytest.mark.parametrize(
