@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 import shutil
@@ -15,10 +14,10 @@ from huggingface_hub import _commit_api, constants
 
 from shortv_export.base.resolve import resolve_base
 from shortv_export.errors import ShortVError
-from shortv_export.files import hashing
 from shortv_export.loopback import LoopbackHub
 from shortv_export.options import Target
 from shortv_export.packaging.package import Package
+from shortv_export.publish import plan as plan_module
 from shortv_export.publish.plan import plan_commit
 from shortv_export.publish.repository import inspect_repository
 from shortv_export.records.selection import Selection
@@ -38,18 +37,15 @@ def copy(packages: dict[str, Path], tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def large(tiny_base: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A package whose weights are large enough for their hash to be remembered."""
+    """A package with weights of some megabytes."""
     base = resolve_base(tiny_base(num_shards=2, hidden_size=448))
     return make_package(base, tmp_path_factory.mktemp("large") / "package", Selection((1,), 4, "given"))
 
 
 @pytest.fixture
 def weights(large: Path, tmp_path: Path) -> Path:
-    """A shard of a package that a test may change. Its hash is remembered."""
-    shard = shutil.copytree(large, tmp_path / "large") / SHARD
-    os.utime(shard, (1, 1))  # hashes of newer files are not remembered
-    hashing.file_sha256(shard)
-    return shard
+    """A shard of a package that a test may change."""
+    return shutil.copytree(large, tmp_path / "large") / SHARD
 
 
 def damage(path: Path) -> None:
@@ -67,7 +63,7 @@ def damage(path: Path) -> None:
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("name", ["README.md", "shortv_layers.py", "layer_contribution.png", "tokenizer.json", SHARD])
+@pytest.mark.parametrize("name", ["README.md", "shortv_layers.py", "layer_contribution.png", "tokenizer.json"])
 @pytest.mark.parametrize("kind", ["link out", "link to a device", "pipe", "folder", "loop", "sparse"])
 def test_what_is_no_file_of_the_package(loopback: LoopbackHub, copy: Path, name: str, kind: str) -> None:
     path, outside = copy / name, copy.parent / ".netrc"
@@ -88,6 +84,23 @@ def test_what_is_no_file_of_the_package(loopback: LoopbackHub, copy: Path, name:
             file.truncate(1 << 40)
     assert str(path) in unreadable(copy, card="package")
     assert loopback.repos == {}
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder", "sparse"])
+def test_what_is_no_weight_file(loopback: LoopbackHub, copy: Path, kind: str) -> None:
+    path, outside = copy / SHARD, copy.parent / SHARD
+    path.rename(outside)
+    if kind == "link":
+        path.symlink_to(outside)
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        with path.open("wb") as file:
+            file.truncate(1 << 40)
+    assert SHARD in refusal(loopback, copy, REPO)
 
 
 def unreadable(folder: Path, **target: Any) -> str:
@@ -137,14 +150,19 @@ def test_weights_damaged_before(loopback: LoopbackHub, weights: Path) -> None:
 
 
 def test_weights_damaged_in_place(loopback: LoopbackHub, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The remembered hash is that of the file as it was; the file is hashed again when it is sent."""
-    publish(weights.parent, "loopback/before")
+    """Even if the remembered hash is that of the file as it was: the file is hashed again when it is sent."""
+    believe(monkeypatch, weights)
     damage(weights)
-    assert hashing.file_sha256(weights, remembered=True) != hashlib.sha256(weights.read_bytes()).hexdigest()
     loopback.create_repo(REPO)
     before = state(loopback)
     assert f"{SHARD} was changed during this push, so nothing was committed" in failure(loopback, weights.parent, REPO)
     assert state(loopback) == before
+
+
+def believe(monkeypatch: pytest.MonkeyPatch, weights: Path) -> None:
+    """Lets the remembered hashes stay as they are now."""
+    remembered = {name: plan_module.file_sha256(weights.with_name(name)) for name in os.listdir(weights.parent)}
+    monkeypatch.setattr(plan_module, "file_sha256", lambda path, **_: remembered[path.name])
 
 
 def test_weights_rewritten_during_the_upload(loopback: LoopbackHub, weights: Path) -> None:
@@ -171,6 +189,7 @@ def test_xet_gets_no_hash_to_believe(loopback: LoopbackHub, weights: Path, monke
                 addition.upload_info.sha256 = bytes.fromhex(sha256)
             loopback.repos[repo_id].objects.add(addition.upload_info.sha256.hex())
 
+    believe(monkeypatch, weights)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
     monkeypatch.setattr(_commit_api, "_upload_xet_files", upload)
     publish(weights.parent, "loopback/before")
