@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import HfApi
+from huggingface_hub.errors import RepositoryNotFoundError
 
 from shortv_export import pipeline
 from shortv_export.base.resolve import resolve_base
+from shortv_export.errors import ShortVError
 from shortv_export.files.json_file import json_text
 from shortv_export.packaging import Package
 from shortv_export.records.scores import Scores
@@ -22,7 +25,7 @@ from shortv_export.selection.presets import given_selection
 from shortv_export.verification import checks as verification
 from shortv_export.verification.checks import Verification, verify_package
 from tests.support.hub import client_of_loopback
-from tests.support.packages import make_package
+from tests.support.packages import make_package, publish
 
 SCORES = Scores((0.3, 0.02, 0.5, 0.0), (1.5, 2.0, 0.7, 0.1), (0.1, 0.01, 0.1, 0.0), 2)
 WEIGHTS = "model-00002-of-00002.safetensors"
@@ -191,6 +194,18 @@ def test_tampered(package: Path, kind: str) -> None:
     assert "\n" not in result.summary
     if not check:
         assert result.verdict == "verified"
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["rms_norm_eps", "a card with lies", "an adapter", "another tokenizer", "a byte of the weights, and its hash"],
+)
+def test_what_does_not_verify_is_not_published(package: Path, kind: str) -> None:
+    TAMPERED[kind][0](package)
+    with pytest.raises(ShortVError, match="is not a complete package: "):
+        publish(package, f"loopback/{kind.split()[-1]}")
+    with pytest.raises(RepositoryNotFoundError):
+        HfApi().model_info(f"loopback/{kind.split()[-1]}")
 
 
 def test_a_good_package(package: Path) -> None:
