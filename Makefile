@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # The lowest transformers that the published code is promised for (see docs/supported-models.md).
 MIN_TRANSFORMERS := 5.0.0
 
-.PHONY: demo test test-min broken-bases push-faults hub-faults clean
+.PHONY: demo test test-min cases broken-bases push-faults hub-faults clean
 
 demo: $(VENV)/.plain
 	$(BIN)/shortv-export demo
@@ -20,6 +20,12 @@ test: $(VENV)/.dev
 # The published code alone, on the oldest transformers that it supports.
 test-min: .venv-min/.installed
 	PYTHONPATH=. .venv-min/bin/pytest -n 2 tests/modeling
+
+# Odd, broken and hostile input of every kind: data sets, bases, packages, resume files, the Hub's answers, names.
+cases: $(VENV)/.dev
+	$(BIN)/pytest -n 2 tests/samples tests/base tests/files tests/hub tests/publish tests/verification tests/packaging \
+	  tests/measure/test_partial_results.py tests/modeling/test_pickling.py tests/modeling/test_same_name.py \
+	  tests/modeling/test_base_weights.py tests/test_broken_bases.py tests/test_cli.py
 
 # Many bases with broken files, given to every command; says how long refusals take and how much memory.
 broken-bases: $(VENV)/.dev
