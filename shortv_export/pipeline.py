@@ -326,6 +326,8 @@ def _convert(base: BaseModel, out: Path, conversion: Conversion) -> Package:
     logger.info("packaged with %d of %d layers frozen: %s", len(recipe.frozen_layers), recipe.num_layers, out)
     verification = verify_package(package, base=base)
     verification.raise_if_failed()
+    if verification.not_made:
+        raise ShortVError(f"{out} is {verification.summary}; to publish it all the same, push that folder.")
     logger.info(verification.summary)
     if (number := conversion.evaluate) is not None:
         held_out = replace(samples, num_samples=number)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from shortv_export import pipeline
+from shortv_export.errors import ShortVError
 from shortv_export.loopback import LoopbackHub
 from shortv_export.options import Budget, Choice, Contents, Conversion, Placement, Samples, Scoring, Target
 from tests.support.packages import write_questions
@@ -71,6 +72,18 @@ def test_push_makes_each_check_once(
     # The Hub is asked once for the user and once for the base's commit.
     assert sum(request.path == "/api/whoami-v2" for request in hub.requests) == 1
     assert sum(request.path == "/api/models/acme/base/revision/main" for request in hub.requests) == 1
+
+
+def test_what_could_not_be_compared_is_not_published(
+    hub: LoopbackHub, base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shortv_export.verification.checks.available_memory", lambda: 0)
+    conversion = Conversion(out=tmp_path / "made", choice=Choice(frozen_layers=(1,)))
+    with pytest.raises(ShortVError, match=r"made is verified except memory .*; to publish it all the same, push that"):
+        pipeline.push(base, "loopback/model", conversion=conversion)
+    assert "loopback/model" not in hub.repos
+    pipeline.push(str(tmp_path / "made"), "loopback/model")
+    assert "shortv.json" in hub.files("loopback/model")
 
 
 @pytest.mark.parametrize(
