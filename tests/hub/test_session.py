@@ -17,7 +17,7 @@ from shortv_export.processes import stopping
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, seconds in (("READ_SECONDS", 0.4), ("PATIENCE_SECONDS", 0.6), ("NOTICE_SECONDS", 0.1)):
+    for name, seconds in (("READ_SECONDS", 0.5), ("PATIENCE_SECONDS", 1.5), ("NOTICE_SECONDS", 0.1)):
         monkeypatch.setattr(patience, name, seconds)
     patience.silence.end()
     monkeypatch.setattr(client, "DELAYS", (0.0,) * 5)
