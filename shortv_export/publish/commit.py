@@ -44,7 +44,10 @@ def prepare(repository: Repository) -> Repository:
             {403: f"cannot be created: the token may not create it; use one that may, from {TOKENS}"},
         )
         # The Hub's own commit: whatever comes after it is somebody else's, who may have created it meanwhile.
-        first = retry(lambda: api.list_repo_commits(repo_id), repo_id)[-1].commit_id
+        history = retry(lambda: api.list_repo_commits(repo_id), repo_id)
+        if not history:
+            raise ShortVError(f"{repo_id} was created, but the Hub names no commit of it; push again.")
+        first = history[-1].commit_id
         if set(list_files(api, repo_id, first)) - {GIT_ATTRIBUTES}:
             raise ChangedError(f"somebody else created {repo_id} during this push; look at it, then push again.")
         repository = replace(repository, exists=True, head=first)
