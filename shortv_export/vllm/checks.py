@@ -1,0 +1,109 @@
+"""What is refused at start, each with one line."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from typing import Any
+
+import vllm
+from vllm import envs
+from vllm.config import CompilationMode
+from vllm.forward_context import ForwardContext
+from vllm.model_executor.layers.attention import Attention
+from vllm.v1.attention.backend import AttentionMetadataBuilder, CommonAttentionMetadata
+
+TESTED = ("0.32.0",)
+"""The releases of vLLM that the tests run with. Its modules are no public interface: `check_vllm` looks at others."""
+
+# Fields of the metadata of a step, and what becomes of them for text rows; see `attention.text_metadata`.
+_MADE = {
+    *("query_start_loc", "query_start_loc_cpu", "seq_lens", "num_reqs", "num_actual_tokens", "max_query_len"),
+    *("max_seq_len", "block_table_tensor", "slot_mapping", "causal"),
+    *("is_prefilling", "positions", "seq_lens_cpu_upper_bound"),
+}
+_LEFT_OUT = {
+    # Other kinds of models and what is refused here: fast prefill, encoders, context parallelism, one more window.
+    *("logits_indices_padded", "num_logits_indices", "max_logits_per_req"),
+    *("encoder_seq_lens", "encoder_seq_lens_cpu", "dcp_local_seq_lens", "dcp_local_seq_lens_cpu_upper_bound"),
+    *("req_idx", "rswa_prefix_lens", "replayssm_decode_base_cpu"),
+    # Pictures whose tokens attend to each other; only visual rows do.
+    "mm_req_doc_ranges",
+    # Remembered results.
+    *("_num_computed_tokens_cache", "_token_to_req_indices_cache", "_seq_lens_cpu", "_num_computed_tokens_cpu"),
+}
+
+
+def check_vllm() -> None:
+    """Compares what the plugin relies on with the installed vLLM.
+
+    Raises:
+        ValueError: it differs; says in what.
+    """
+    fields = {field.name for field in dataclasses.fields(CommonAttentionMetadata)}
+    known = {field.name for field in dataclasses.fields(ForwardContext)}
+    expected = {
+        "fields of CommonAttentionMetadata are unknown": fields - _MADE - _LEFT_OUT,
+        "fields of CommonAttentionMetadata are missing": _MADE - fields,
+        "fields of ForwardContext are missing": {
+            *("attn_metadata", "additional_kwargs", "cudagraph_runtime_mode", "no_compile_layers")
+        }
+        - known,
+        "parameters of Attention.forward are missing": {"query", "key", "value"} - _parameters(Attention.forward),
+        "parameters of AttentionMetadataBuilder.build are missing": {"common_prefix_len", "common_attn_metadata"}
+        - _parameters(AttentionMetadataBuilder.build),
+    }
+    for what, names in expected.items():
+        if names:
+            raise ValueError(
+                f"ShortV does not run with vLLM {vllm.__version__}: {what} ({', '.join(sorted(names))}). "
+                f"Tested releases: {', '.join(TESTED)}."
+            )
+
+
+def _parameters(function: Any) -> set[str]:
+    return set(inspect.signature(function).parameters)
+
+
+def check_config(vllm_config: Any) -> None:
+    """Refuses ways to run that were not made to work or not tried with ShortV models.
+
+    Raises:
+        ValueError: one line that says what, and what to do.
+    """
+    parallel, compilation, model = (
+        vllm_config.parallel_config,
+        vllm_config.compilation_config,
+        vllm_config.model_config,
+    )
+    speculative = vllm_config.speculative_config
+    refused = {
+        "Model Runner V2; set VLLM_USE_V2_MODEL_RUNNER=0": vllm_config.use_v2_model_runner,
+        "pipeline parallelism; use tensor parallelism": parallel.pipeline_parallel_size > 1,
+        "dual batch overlap; leave out --enable-dbo": parallel.enable_dbo,
+        "context parallelism": max(parallel.decode_context_parallel_size, parallel.prefill_context_parallel_size) > 1,
+        "expert parallelism": parallel.enable_expert_parallel,
+        "data parallelism of a mixture of experts; start one server each": parallel.data_parallel_size > 1
+        and parallel.is_moe_model is not False,
+        "LoRA; merge the adapter before the package is made": vllm_config.lora_config is not None,
+        "prompt embeddings; leave out --enable-prompt-embeds": model.enable_prompt_embeds,
+        "KV connectors": vllm_config.kv_transfer_config is not None,
+        "speculative decoding by a model; use the method ngram": speculative is not None
+        and speculative.method not in ("ngram", "suffix"),
+        "torch.compile's stock mode; use another optimization level": compilation.mode
+        == CompilationMode.STOCK_TORCH_COMPILE,
+        "breakable CUDA graphs; unset VLLM_USE_BREAKABLE_CUDAGRAPH": bool(envs.VLLM_USE_BREAKABLE_CUDAGRAPH),
+    }
+    for what, found in refused.items():
+        if found:
+            raise ValueError(f"ShortV models do not run with {what}.")
+
+
+def prepare_compilation(vllm_config: Any) -> None:
+    """Turns on vLLM's own kernels for activations: compiled graphs call frozen feed-forward networks as they are."""
+    compilation = vllm_config.compilation_config
+    if compilation.mode == CompilationMode.NONE or "all" in compilation.custom_ops:
+        return
+    for name in ("silu_and_mul", "gelu_and_mul"):
+        if f"-{name}" not in compilation.custom_ops and f"+{name}" not in compilation.custom_ops:
+            compilation.custom_ops.append(f"+{name}")

@@ -1,0 +1,38 @@
+"""The families that vLLM serves, and those that it has no model of."""
+
+FAMILIES = {
+    "llava": "Llava",
+    "llava_next": "LlavaNext",
+    "llava_next_video": "LlavaNextVideo",
+    "llava_onevision": "LlavaOnevision",
+    "qwen2_vl": "Qwen2VL",
+    "qwen2_5_vl": "Qwen2_5_VL",
+    "qwen3_vl": "Qwen3VL",
+    "qwen3_vl_moe": "Qwen3VLMoe",
+    "qwen3_5": "Qwen3_5",
+    "qwen3_5_moe": "Qwen3_5Moe",
+    "internvl": "InternVL",
+    "smolvlm": "SmolVLM",
+    "idefics3": "Idefics3",
+    "gemma3": "Gemma3",
+    "gemma4": "Gemma4",
+    "mistral3": "Mistral3",
+    "paligemma": "PaliGemma",
+    "glm4v": "Glm4v",
+    "glm4v_moe": "Glm4vMoe",
+    "cohere2_vision": "Cohere2Vision",
+    "aria": "Aria",
+    "llama4": "Llama4",
+    "ernie4_5_vl_moe": "Ernie4_5_VLMoe",
+    "molmo2": "Molmo2",
+    "paddleocr_vl": "PaddleOCRVL",
+    "exaone4_5": "Exaone4_5_",
+    "lfm2_vl": "Lfm2Vl",
+}
+"""Model type of the base -> how the names of its classes begin, in transformers and in vLLM."""
+
+MISSING = (
+    *("aya_vision", "glm46v", "video_llava", "vipllava", "idefics2"),
+    *("video_llama_3", "lighton_ocr", "deepseek_vl", "janus"),
+)
+"""Model types that this tool converts and vLLM has no model of. vLLM refuses their packages."""
