@@ -26,11 +26,14 @@ def register() -> None:
     """Tells vLLM of the configurations and model classes. It may run more than once per process."""
     from transformers import AutoConfig
     from vllm import ModelRegistry
-    from vllm.model_executor.models.config import MODELS_CONFIG_MAP
+    from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
 
-    from .configs import CONFIGS
+    from .checks import checked
+    from .configs import CONFIGS, REFUSED
     from .families import FAMILIES
 
+    for model_type, config in REFUSED.items():
+        AutoConfig.register(f"shortv_{model_type}", config, exist_ok=True)
     known = ModelRegistry.get_supported_archs()
     for model_type, config in CONFIGS.items():
         stock = f"{FAMILIES[model_type]}ForConditionalGeneration"
@@ -39,5 +42,5 @@ def register() -> None:
             continue
         AutoConfig.register(f"shortv_{model_type}", config, exist_ok=True)
         ModelRegistry.register_model(ours, f"{__name__}.models:{ours}")
-        if stock in MODELS_CONFIG_MAP:  # what vLLM looks up by architecture
-            MODELS_CONFIG_MAP[ours] = MODELS_CONFIG_MAP[stock]
+        # vLLM calls these when it has read the options, before it starts processes.
+        MODELS_CONFIG_MAP[ours] = checked(MODELS_CONFIG_MAP.get(stock, VerifyAndUpdateConfig))

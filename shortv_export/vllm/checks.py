@@ -8,10 +8,16 @@ from typing import Any
 
 import vllm
 from vllm import envs
-from vllm.config import CompilationMode
+from vllm.config import CompilationMode, CUDAGraphMode
 from vllm.forward_context import ForwardContext
+from vllm.logger import init_logger
 from vllm.model_executor.layers.attention import Attention
+from vllm.platforms import current_platform
 from vllm.v1.attention.backend import AttentionMetadataBuilder, CommonAttentionMetadata
+
+from .freeze import read_lists
+
+logger = init_logger(__name__)
 
 TESTED = ("0.32.0",)
 """The releases of vLLM that the tests run with. Its modules are no public interface: `check_vllm` looks at others."""
@@ -65,8 +71,22 @@ def _parameters(function: Any) -> set[str]:
     return set(inspect.signature(function).parameters)
 
 
+def checked(stock: Any) -> Any:
+    """vLLM's hook of a base that looks over the configuration, followed by the checks of this file."""
+
+    class Checked(stock):
+        @staticmethod
+        def verify_and_update_config(vllm_config: Any) -> None:
+            check_vllm()
+            stock.verify_and_update_config(vllm_config)
+            check_config(vllm_config)
+            prepare_compilation(vllm_config)
+
+    return Checked
+
+
 def check_config(vllm_config: Any) -> None:
-    """Refuses ways to run that were not made to work or not tried with ShortV models.
+    """Refuses packages without a valid list, and ways to run that do not work or were not tried with ShortV models.
 
     Raises:
         ValueError: one line that says what, and what to do.
@@ -77,21 +97,20 @@ def check_config(vllm_config: Any) -> None:
         vllm_config.model_config,
     )
     speculative = vllm_config.speculative_config
+    read_lists(model.hf_config, model.hf_text_config.num_hidden_layers)
     refused = {
         "Model Runner V2; set VLLM_USE_V2_MODEL_RUNNER=0": vllm_config.use_v2_model_runner,
         "pipeline parallelism; use tensor parallelism": parallel.pipeline_parallel_size > 1,
         "dual batch overlap; leave out --enable-dbo": parallel.enable_dbo,
         "context parallelism": max(parallel.decode_context_parallel_size, parallel.prefill_context_parallel_size) > 1,
         "expert parallelism": parallel.enable_expert_parallel,
-        "data parallelism of a mixture of experts; start one server each": parallel.data_parallel_size > 1
-        and parallel.is_moe_model is not False,
-        "LoRA; merge the adapter before the package is made": vllm_config.lora_config is not None,
+        "data parallelism of experts; start a server for each part": parallel.data_parallel_size > 1 and model.is_moe,
+        "LoRA; merge the adapter into the base before it is packaged": vllm_config.lora_config is not None,
         "prompt embeddings; leave out --enable-prompt-embeds": model.enable_prompt_embeds,
         "KV connectors": vllm_config.kv_transfer_config is not None,
         "speculative decoding by a model; use the method ngram": speculative is not None
         and speculative.method not in ("ngram", "suffix"),
-        "torch.compile's stock mode; use another optimization level": compilation.mode
-        == CompilationMode.STOCK_TORCH_COMPILE,
+        "torch.compile's stock mode; use another one": compilation.mode == CompilationMode.STOCK_TORCH_COMPILE,
         "breakable CUDA graphs; unset VLLM_USE_BREAKABLE_CUDAGRAPH": bool(envs.VLLM_USE_BREAKABLE_CUDAGRAPH),
     }
     for what, found in refused.items():
@@ -100,10 +119,15 @@ def check_config(vllm_config: Any) -> None:
 
 
 def prepare_compilation(vllm_config: Any) -> None:
-    """Turns on vLLM's own kernels for activations: compiled graphs call frozen feed-forward networks as they are."""
+    """Adapts compilation: compiled graphs call frozen modules as they are, and captured graphs must not hide them."""
     compilation = vllm_config.compilation_config
+    mode = compilation.cudagraph_mode
+    if current_platform.is_cuda_alike() and (mode is None or mode.has_full_cudagraphs()):
+        # A full graph replays without the model's forward, which finds the visual rows.
+        logger.info_once("ShortV: full CUDA graphs are switched off; decoding uses piecewise graphs.")
+        compilation.cudagraph_mode = CUDAGraphMode.PIECEWISE
     if compilation.mode == CompilationMode.NONE or "all" in compilation.custom_ops:
         return
-    for name in ("silu_and_mul", "gelu_and_mul"):
+    for name in ("silu_and_mul", "gelu_and_mul"):  # else frozen feed-forward networks get the slow native ones
         if f"-{name}" not in compilation.custom_ops and f"+{name}" not in compilation.custom_ops:
             compilation.custom_ops.append(f"+{name}")

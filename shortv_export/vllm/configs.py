@@ -7,7 +7,7 @@ from typing import Any
 
 import transformers
 
-from .families import FAMILIES
+from .families import FAMILIES, MISSING
 
 
 def _shortv_config(model_type: str, stock: type) -> type:
@@ -32,5 +32,18 @@ CONFIGS = {
     if hasattr(transformers, f"{name}Config")
 }
 """Model type of the base -> configuration class, for those that the installed transformers has."""
+
+
+def _refused_config(model_type: str) -> type:
+    class Refused(transformers.PretrainedConfig):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            raise ValueError(f"vLLM has no model of {model_type}, so it cannot serve this package; use transformers.")
+
+    Refused.model_type = f"shortv_{model_type}"
+    return Refused
+
+
+REFUSED = {model_type: _refused_config(model_type) for model_type in MISSING}
+"""Model type of the base -> a configuration that says that it cannot be served."""
 
 globals().update({config.__name__: config for config in CONFIGS.values()})

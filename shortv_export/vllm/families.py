@@ -23,8 +23,6 @@ FAMILIES = {
     "cohere2_vision": "Cohere2Vision",
     "aria": "Aria",
     "llama4": "Llama4",
-    "ernie4_5_vl_moe": "Ernie4_5_VLMoe",
-    "molmo2": "Molmo2",
     "paddleocr_vl": "PaddleOCRVL",
     "exaone4_5": "Exaone4_5_",
     "lfm2_vl": "Lfm2Vl",
@@ -34,5 +32,6 @@ FAMILIES = {
 MISSING = (
     *("aya_vision", "glm46v", "video_llava", "vipllava", "idefics2"),
     *("video_llama_3", "lighton_ocr", "deepseek_vl", "janus"),
+    *("ernie4_5_vl_moe", "molmo2"),  # vLLM reads the repositories from before transformers had these models
 )
-"""Model types that this tool converts and vLLM has no model of. vLLM refuses their packages."""
+"""Model types that this tool converts and vLLM cannot read. Their packages are refused."""

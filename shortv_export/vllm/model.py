@@ -12,7 +12,6 @@ from vllm.forward_context import ForwardContext, get_forward_context, is_forward
 from vllm.logger import init_logger
 
 from .attention import metadata_of_text_rows
-from .checks import check_config, check_vllm, prepare_compilation
 from .counter import Counter
 from .freeze import freeze
 from .plan import Plan, make_plan
@@ -30,9 +29,6 @@ class ShortVMixin:
     """
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
-        check_vllm()
-        check_config(vllm_config)
-        prepare_compilation(vllm_config)
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
         self._load_config = vllm_config.load_config
         self._visual: torch.Tensor | None = None
