@@ -169,16 +169,16 @@ def test_verify_a_repository(hub: LoopbackHub, run: Any, package: Path) -> None:
     push = json.loads(run("push", package, REPO, "--tag", "v1", "--json").stdout)
     hub.commit(REPO, {"extra.py": b"evil = True\n"})
     result = run("verify", REPO, "--revision", push["tag"])
-    assert result.returncode == 0, result.stderr
-    assert all(word in result.stdout for word in ("definition", "passed", "the comparison needs"))
+    assert result.returncode == 3, result.stderr  # the base was a folder, which nobody can look up
+    assert all(word in result.stdout for word in ("definition", "verified except base", "the comparison needs"))
     result = run("verify", REPO, "--revision", "v1", "--json")
     report = json.loads(result.stdout)
-    assert (result.returncode, report["passed"], result.stderr) == (0, True, "")
+    assert (result.returncode, report["verdict"], result.stderr) == (3, "verified except", "")
     assert all(check["passed"] is not False for check in report["checks"])
 
     result = run("verify", REPO, "--json")
     report = json.loads(result.stdout)
-    assert not report["passed"]
+    assert report["verdict"] == "failed"
     assert [check["name"] for check in report["checks"] if not check["passed"]] == ["files"]
     assert one_line(result).endswith("failed verification: files: not of the package: extra.py.")
     assert one_line(run("verify", REPO)).endswith("not of the package: extra.py.")
@@ -197,9 +197,9 @@ def test_a_push_shows_its_progress_and_how_to_load(hub: LoopbackHub, run: Any, p
     assert f'model_id, revision = "{REPO}", "{tag}"' in snippet
     compile(snippet.strip(), "snippet", "exec")
 
-    for command in (("push", package, "loopback/other"), ("verify", REPO)):
+    for command, status in ((("push", package, "loopback/other"), 0), (("verify", REPO), 3)):
         result = run(*command, "--json", TQDM_POSITION="-1")
-        assert result.returncode == 0
+        assert result.returncode == status
         assert result.stderr == ""
         json.loads(result.stdout)
 

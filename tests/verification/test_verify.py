@@ -28,7 +28,7 @@ from shortv_export.verification.checks import Verification, verify_package
 from tests.support.packages import make_package, publish
 
 STATIC = [
-    "recipe", "files", "hashes", "base", "remote code", "made again", "figures", "card", "weights",
+    "recipe", "files", "hashes", "base", "remote code", "made again", "figures", "weights", "card",
 ]  # fmt: skip
 DYNAMIC = ["memory", "self-contained", "loads", "inputs", "frozen", "generates", "definition"]
 
@@ -162,7 +162,7 @@ def test_a_base_that_cannot_be_asked(on_hub: LoopbackHub, tmp_path: Path, monkey
     found = looked_up(package, monkeypatch)
     assert found["base"][0] is None
     assert "is not on the Hub, or is private" in found["base"][1]
-    assert found["weights"] == (True, "2 files, as the recipe says")
+    assert found["weights"] == (True, "2 files, those of the recipe")
 
 
 def forbidden(*_: object, **__: object) -> None:
