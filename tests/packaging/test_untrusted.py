@@ -59,7 +59,8 @@ values = st.recursive(
     ),
 )
 
-SETTINGS = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+EXAMPLES = int(os.environ.get("SHORTV_EXAMPLES", 30))  # `make cases` tries more
+SETTINGS = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @st.composite
@@ -131,7 +132,7 @@ def check(out: Path) -> None:
     assert body.count("```") % 2 == 0
     prose = re.sub(r"`[^`\n]*`", "", re.sub(r"^```.*?^```$", "", body, flags=re.DOTALL | re.MULTILINE))
     assert "EVIL" not in prose
-    assert "1337" not in body
+    assert not re.search(r"\b1337\b", body)
 
 
 def build(base: Path, out: Path, **options: Any) -> None:

@@ -43,11 +43,12 @@ def forget_faults(bench: Bench) -> Iterator[None]:
     ],
 )
 def test_every_request_in_turn(bench: Bench, scenario: str, fault: str, step: int) -> None:
-    """Or every second, as what is before them is as in another scenario."""
+    """Some of them, from the first to the last; `benchmarks/push_faults.py` plays all."""
     requests = bench.requests(scenario)
     assert len(requests) > 5
     chosen = cases(scenario, requests, [fault])[step - 1 :: step]
     assert chosen
+    chosen = [*chosen[:: -(-len(chosen) // 3)], chosen[-1]]
     for case in chosen:
         try:
             bench.run(case)
@@ -96,8 +97,8 @@ def test_two_pushes_at_once(bench: Bench, names: tuple[str, str]) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals(bench: Bench, number: int) -> None:
     statuses = {bench.run_signal("copy", number, seconds).status for seconds in (0.02, 0.1, 0.2)}
-    # Interrupted as a command is, or done before.
-    assert statuses <= ({130, 0} if number == signal.SIGINT else {-signal.SIGTERM, 0})
+    # Interrupted as a command is, done before, or ended before the command was ready to clean up.
+    assert statuses <= ({130, 0} if number == signal.SIGINT else {143, -signal.SIGTERM, 0})
 
 
 def test_the_cases_can_fail(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

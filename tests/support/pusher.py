@@ -105,8 +105,12 @@ def _serve() -> None:
     """Does one push for each line of stdin: says its process id, then its exit status and what it wrote to stderr."""
     from shortv_export import cli
 
-    # A push that fails at once imports and prepares most of what the others need.
-    for module in ("huggingface_hub.repocard", "rich.console", "shortv_export.records.recipe_schema"):
+    # A push that fails at once imports and prepares most of what the others need; the rest are the models.
+    models = ("auto.processing_auto", "clip.modeling_clip", "llama.modeling_llama", "llava.modeling_llava")
+    for module in (
+        *("huggingface_hub.repocard", "rich.console", "shortv_export.records.recipe_schema"),
+        *(f"transformers.models.{name}" for name in models),
+    ):
         import_module(module)
     token = os.environ.pop("HF_TOKEN")
     sys.argv = ["shortv-export", "push", "nothing", "nowhere"]

@@ -270,6 +270,10 @@ class Bench:
 def _serve() -> None:
     """Runs a command for each line of stdin, in a fork; prints its exit status."""
     import huggingface_hub.hf_api
+    import transformers.models.auto.processing_auto
+    import transformers.models.clip.modeling_clip
+    import transformers.models.llama.modeling_llama
+    import transformers.models.llava.modeling_llava  # noqa: F401
     from huggingface_hub import constants
 
     from shortv_export import cli, terminal
