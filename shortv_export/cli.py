@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import inspect
 import logging
 import os
@@ -26,6 +28,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+# When Python ends, it looks through all objects for garbage: with torch and transformers imported, for 1 to 2 seconds.
+atexit.register(gc.freeze)
 
 _VERBS = (pipeline.score, pipeline.package, pipeline.verify, pipeline.evaluate, pipeline.push, run_demo)
 _NAMES = {option.name for verb in _VERBS for option in options_of(verb) if not option.positional}

@@ -96,7 +96,7 @@ def test_two_pushes_at_once(bench: Bench, names: tuple[str, str]) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals(bench: Bench, number: int) -> None:
-    statuses = {bench.run_signal("copy", number, seconds).status for seconds in (0.02, 0.1, 0.2)}
+    statuses = {bench.run_signal("copy", number, seconds).status for seconds in (0.05, 0.2, 0.5)}
     # Interrupted as a command is, done before, or ended before the command was ready to clean up.
     assert statuses <= ({130, 0} if number == signal.SIGINT else {143, -signal.SIGTERM, 0})
 

@@ -108,7 +108,8 @@ def _serve() -> None:
     # A push that fails at once imports and prepares most of what the others need; the rest are the models.
     models = ("auto.processing_auto", "clip.modeling_clip", "llama.modeling_llama", "llava.modeling_llava")
     for module in (
-        *("huggingface_hub.repocard", "rich.console", "shortv_export.records.recipe_schema"),
+        *("huggingface_hub.repocard", "matplotlib.backends.backend_agg", "matplotlib.figure", "rich.console"),
+        *("shortv_export.packaging.figures", "shortv_export.pipeline", "shortv_export.records.recipe_schema"),
         *(f"transformers.models.{name}" for name in models),
     ):
         import_module(module)
