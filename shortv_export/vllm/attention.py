@@ -15,7 +15,7 @@ from .plan import Plan
 def shortv_backend(stock: Any) -> Any:
     """A backend class that is `stock`, but whose metadata can also be made for the text rows of its step."""
 
-    class Builder(stock.get_builder_cls()):
+    class Builder(stock.get_builder_cls()):  # type: ignore[misc]
         @classmethod
         def get_cudagraph_support(cls, vllm_config: Any, kv_cache_spec: Any) -> AttentionCGSupport:
             # A full graph replays without the model's forward, which finds the visual rows.

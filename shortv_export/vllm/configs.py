@@ -10,8 +10,8 @@ import transformers
 from .families import FAMILIES, MISSING
 
 
-def _shortv_config(model_type: str, stock: type) -> type:
-    class ShortVConfig(stock):  # type: ignore[misc, valid-type]
+def _shortv_config(model_type: str, stock: Any) -> Any:
+    class ShortVConfig(stock):
         frozen_layers: list | None = None
         frozen_attention: list | None = None
         frozen_ffn: list | None = None
@@ -34,7 +34,7 @@ CONFIGS = {
 """Model type of the base -> configuration class, for those that the installed transformers has."""
 
 
-def _refused_config(model_type: str) -> type:
+def _refused_config(model_type: str) -> Any:
     class Refused(transformers.PretrainedConfig):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             raise ValueError(f"vLLM has no model of {model_type}, so it cannot serve this package; use transformers.")

@@ -19,12 +19,10 @@ class Frozen:
 
     Attributes:
         attention: names of the attention layers, as in vLLM's metadata.
-        projections: their query, key and value projections.
         num_ffn: number of feed-forward networks.
     """
 
     attention: set[str] = field(default_factory=set)
-    projections: list[TextQueries] = field(default_factory=list)
     num_ffn: int = 0
 
     @property
@@ -100,7 +98,7 @@ def _freeze_attention(layer: Any, attention: Any, frozen: Frozen, context: dict[
     output.width = output.output_size
     core.impl.forward = text_kernel(core.impl.forward)
     frozen.attention.add(core.layer_name)
-    frozen.projections.append(projection)
+    projection.split_when_loaded()
 
 
 def _part(module: Any, names: Iterable[str]) -> tuple[str, Any]:

@@ -1,4 +1,17 @@
-"""The mix-in that makes a multimodal model of vLLM a ShortV model."""
+"""The mix-in that makes a multimodal model of vLLM a ShortV model.
+
+vLLM flattens the scheduled tokens of all requests into rows. In a frozen layer, the plugin lets four modules work on
+the rows of text tokens only, and leaves everything else to vLLM's own model:
+
+| module | with visual rows in the step |
+|---|---|
+| `qkv_proj` | queries of the text rows; keys and values of all rows |
+| the attention kernel | the text rows attend; keys and values of all rows go to the paged cache, as always |
+| `o_proj` | the text rows; zeros elsewhere |
+| feed-forward network or experts | the text rows; zeros elsewhere |
+
+Zeros are what a decoder layer adds to visual rows, so these leave the layer as they entered it.
+"""
 
 from __future__ import annotations
 
@@ -52,10 +65,7 @@ class ShortVMixin:
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         if self._base is not None:
             weights = base_weights(self._base, self._load_config)
-        loaded = super().load_weights(weights)  # type: ignore[misc]
-        for projection in self.shortv.projections:
-            projection.split()
-        return loaded
+        return super().load_weights(weights)  # type: ignore[misc]
 
     def embed_input_ids(
         self,

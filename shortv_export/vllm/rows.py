@@ -100,21 +100,35 @@ class TextQueries(TextRows):
         output[:, size:] = keys_and_values
         return output
 
-    def split(self) -> None:
-        """Splits the loaded weights into two projections. Quantised weights cannot be sliced and stay whole."""
-        module: Any = self
-        if type(module.quant_method) is not UnquantizedLinearMethod:
+    def split_when_loaded(self) -> None:
+        """Splits the weights into two projections when vLLM has loaded them, before it packs them for its kernels.
+
+        Quantised weights cannot be sliced and stay whole.
+        """
+        method: Any = self.quant_method  # type: ignore[attr-defined]
+        if type(method) is not UnquantizedLinearMethod:
             logger.warning_once(
                 "ShortV: quantised QKV projections cannot be split; queries of visual tokens are computed and dropped."
             )
             return
+        pack = method.process_weights_after_loading
+
+        def split_and_pack(layer: torch.nn.Module) -> None:
+            if layer is self:
+                self._split(pack)
+            pack(layer)
+
+        method.process_weights_after_loading = split_and_pack
+
+    def _split(self, pack: Any) -> None:
+        module: Any = self
         size = module.num_heads * module.head_size
         bias = (None, None) if module.bias is None else (module.bias.data[:size], module.bias.data[size:])
         parts = []
         for weight, part_bias in zip((module.weight.data[:size], module.weight.data[size:]), bias, strict=True):
             part = torch.nn.Module()
             part.weight, part.bias = torch.nn.Parameter(weight, requires_grad=False), part_bias
-            module.quant_method.process_weights_after_loading(part)
+            pack(part)
             parts.append(part)
         self.parts = (parts[0], parts[1])
 
@@ -158,10 +172,11 @@ direct_register_custom_op("text_rows", _text_rows, fake_impl=_text_rows_shape, t
 
 
 @cache
-def _mixed(mixin: type, stock: type) -> type:
+def _mixed(mixin: Any, stock: Any) -> Any:
     return type(stock.__name__, (mixin, stock), {"__module__": stock.__module__})
 
 
 def mix_in(part: Any, mixin: type) -> None:
     """Puts `mixin` in front of an object's class."""
-    part.__class__ = _mixed(mixin, type(part))
+    stock: Any = type(part)
+    part.__class__ = _mixed(mixin, stock)

@@ -23,7 +23,9 @@ def base_weights(base: Any, load_config: Any) -> Iterator[tuple[str, torch.Tenso
         ValueError: it does not name a repository and a commit.
     """
     repo_id, revision = (base.get("repo_id"), base.get("revision")) if isinstance(base, dict) else (None, None)
-    if not re.fullmatch(r"(\w[\w.-]*/)?\w[\w.-]*@[0-9a-f]{40}", f"{repo_id}@{revision}", re.ASCII):
+    if not isinstance(repo_id, str) or not re.fullmatch(
+        r"(\w[\w.-]*/)?\w[\w.-]*@[0-9a-f]{40}", f"{repo_id}@{revision}", re.ASCII
+    ):
         raise ValueError(f"`shortv_base` in config.json must name a repository on the Hub and a commit, not {base!r}.")
     folder = snapshot_download(
         repo_id,
