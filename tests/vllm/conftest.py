@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-collect_ignore_glob = [] if find_spec("vllm") else ["test_[!p]*.py"]
+collect_ignore_glob = [] if find_spec("vllm") else ["test_[!p]*.py", "test_parallel.py"]
 
 # Read when vLLM is imported; processes that tests start inherit them.
 os.environ |= {
