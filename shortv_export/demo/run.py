@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from ..errors import ShortVError
 from ..files import check_writable, write_text
-from ..options import Choice, Comparison, Help, Questions, Samples
+from ..options import Choice, Comparison, Help, Placement, Questions, Samples
 
 if TYPE_CHECKING:
     from ..loopback import LoopbackHub
@@ -32,6 +32,7 @@ REPO_ID = "loopback/scenes-llava-shortv"
 CALIBRATION_SAMPLES = 40
 HELD_OUT_SAMPLES = 48
 _SCENES = 8  # enough for that many questions
+_PLACEMENT = Placement(dtype="float32")  # in bfloat16, many CPUs are four times slower
 _MARKER = ".shortv-demo"
 Table = tuple[str, list[tuple[str, ...]]]
 
@@ -111,7 +112,7 @@ def _run(hub: LoopbackHub, output: Path) -> list[Table]:
 
     steps.begin("score", "how much does the output change if visual tokens skip a layer (Layer Contribution)?")
     samples = Samples(str(calibration), CALIBRATION_SAMPLES)
-    scores = pipeline.score(BASE_ID, output=output / "scores.json", samples=samples)
+    scores = pipeline.score(BASE_ID, output=output / "scores.json", samples=samples, placement=_PLACEMENT)
     *_, second, lowest = sorted(range(len(scores.visual)), key=scores.visual.__getitem__, reverse=True)
     steps.done(f"{scores.num_samples} samples; least in layers {lowest} and {second}")
 
@@ -134,6 +135,7 @@ def _run(hub: LoopbackHub, output: Path) -> list[Table]:
         samples=Samples(str(held_out), HELD_OUT_SAMPLES),
         questions=Questions(group_by="task"),
         comparison=Comparison(baselines=True),
+        placement=_PLACEMENT,
         update_card=True,
     )
     steps.done(_results(evaluation))
