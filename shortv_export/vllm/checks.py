@@ -17,7 +17,7 @@ from vllm.v1.attention.backend import AttentionMetadataBuilder, CommonAttentionM
 
 from .freeze import read_lists
 
-logger = init_logger(__name__)
+logger = init_logger(f"vllm.{__name__}")  # vLLM shows what is below its own name
 
 TESTED = ("0.32.0",)
 """The releases of vLLM that the tests run with. Its modules are no public interface: `check_vllm` looks at others."""

@@ -9,7 +9,7 @@ from vllm.logger import init_logger
 
 from .plan import Plan
 
-logger = init_logger(__name__)
+logger = init_logger(f"vllm.{__name__}")  # vLLM shows what is below its own name
 
 SECONDS = 60
 """At most one line in the log within this time."""

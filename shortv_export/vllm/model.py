@@ -31,7 +31,7 @@ from .plan import Plan, make_plan
 from .rows import PLAN
 from .weights import base_weights
 
-logger = init_logger(__name__)
+logger = init_logger(f"vllm.{__name__}")  # vLLM shows what is below its own name
 
 
 class ShortVMixin:

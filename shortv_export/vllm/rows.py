@@ -21,7 +21,7 @@ from .plan import Plan
 PLAN = "shortv_plan"
 """Where a step's plan is in `ForwardContext.additional_kwargs`."""
 
-logger = init_logger(__name__)
+logger = init_logger(f"vllm.{__name__}")  # vLLM shows what is below its own name
 _library = torch.library.Library("shortv", "FRAGMENT")
 
 
