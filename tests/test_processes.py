@@ -68,9 +68,9 @@ from shortv_export import terminal
 
 def wait():
     child = os.fork()
-    if child == 0:
+    if child == 0:  # it says so itself: Python forgets signals that arrive during a fork
+        print("ready", os.getpid(), flush=True)
         time.sleep(60)
-    print("ready", child, flush=True)
     _, status = os.waitpid(child, 0)
     print(os.waitstatus_to_exitcode(status))
 
