@@ -18,6 +18,7 @@ from huggingface_hub.utils import _http, httpx
 from ..errors import one_line
 from ..processes import stopping
 from .answers import check_answer, error_answer
+from .heads import heads_in_time, limit_heads
 from .patience import LONGEST_WAIT, SILENT, NoAnswer, notice, set_timeouts, silence
 
 TRANSIENT = {408, 429, 500, 502, 503, 504}
@@ -54,7 +55,8 @@ class Client(httpx.Client):
         set_timeouts(request)
         try:
             with notice(request):
-                response = super().send(request, stream=True, **options)
+                with heads_in_time():
+                    response = super().send(request, stream=True, **options)
                 if stream and response.is_success:
                     return response
                 return _read(request, response)
@@ -79,7 +81,9 @@ def _client() -> Client:
         hooks = default.event_hooks
         redirects = default.follow_redirects
     hooks = {**hooks, "response": [*hooks["response"], _watch]}
-    return Client(event_hooks=hooks, follow_redirects=redirects, timeout=None)
+    client = Client(event_hooks=hooks, follow_redirects=redirects, timeout=None)
+    limit_heads(client)
+    return client
 
 
 _pages: dict[str, tuple[float, int]] = {}

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import socket
+import threading
 import time
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -40,6 +43,30 @@ def test_a_silent_hub(hub: Any, caplog: pytest.LogCaptureFixture) -> None:
             retry(request, what)
         assert len(hub.requests) - before < 12, "it is not asked again and again"
         assert "waiting for the Hub (model acme/base) ..." in caplog.messages
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.usefixtures("impatient")
+def test_a_head_that_comes_byte_by_byte() -> None:
+    """Each byte arrives in time; the head does not."""
+    ended = threading.Event()
+
+    def drip() -> None:
+        connection, _ = server.accept()
+        with connection, suppress(OSError):
+            connection.sendall(b"HTTP/1.1 200 OK\r\nX-Padding: ")
+            while not ended.wait(0.05):
+                connection.sendall(b"x")
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=drip, daemon=True)
+        thread.start()
+        before = time.monotonic()
+        with pytest.raises(httpx.ReadTimeout), session._client() as ours:
+            ours.get(f"http://127.0.0.1:{server.getsockname()[1]}/")
+        assert time.monotonic() - before < 10
+        ended.set()
+        thread.join()
 
 
 @pytest.mark.usefixtures("impatient")

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-SLOW = ("silence", "silent-body", "endless", "endless-json", "drip")
+SLOW = ("silence", "silent-body", "endless", "endless-json", "drip", "drip-head")
 """Faults that last until a time-out."""
 
 # Answers that are not what was asked for, whatever that was.

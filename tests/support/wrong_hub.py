@@ -149,6 +149,11 @@ class _Handler(BaseHTTPRequestHandler):
         elif fault == "silent-body":
             self.wfile.write(head + b"Content-Length: 100\r\n\r\n{")
             self._wait()
+        elif fault == "drip-head":
+            self.wfile.write(head + b"X-Padding: ")
+            while not self.wrong.stopped.is_set():
+                self.wfile.write(b"x")
+                time.sleep(0.05)
         elif fault in ("endless", "endless-json", "drip"):
             self._send_without_end(head, fault)
 
