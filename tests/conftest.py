@@ -6,6 +6,7 @@ All files are temporary, including Hugging Face's caches; nothing is downloaded.
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import shutil
 import sys
@@ -29,8 +30,28 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["TQDM_DISABLE"] = "1"  # progress bars would bury the output of a failed test
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for matrices this small, more threads are slower
 
+atexit.register(gc.freeze)  # see `shortv_export.cli`
+
 # Columns of the table that the tests of all families print.
 MATRIX = ("logit error", "generate equal", "LC error", "stream equal", "verify", "push and load")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if getattr(config.option, "dist", "no") == "load":  # of pytest-xdist
+        config.option.dist = "loadgroup"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What a module makes for several of its tests is made once: these run in one process."""
+    for item in items:
+        fixtures = item._fixtureinfo.name2fixturedefs.values()
+        if any(each[-1].scope == "module" for each in fixtures):
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.split("::")[0].replace("/", ".")))
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # what was imported stays; looking through it for garbage takes a tenth of the time of all tests
 
 
 @pytest.fixture

@@ -10,8 +10,9 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..base import BaseModel, LayerShape, model_flops
 from ..files import model_cards_dir, read_json
@@ -19,6 +20,9 @@ from ..records import TEMPLATES_FOLDER, TOKENIZER_CONFIG_NAME, Evaluation, Recip
 from .card_metadata import plain_line, recorded_metadata
 from .commands import calibration_facts, evaluate_command, package_commands, sample_facts
 from .seal import UNNAMED, rename_card, seal
+
+if TYPE_CHECKING:
+    import jinja2
 
 _ARXIV = "2504.00502"
 
@@ -43,6 +47,47 @@ def render_card(
         repo_id: where it will be published; None for `UNNAMED`.
         evaluation: of the package; None leaves out the measured sections.
     """
+    paper = read_json(model_cards_dir() / "paper.json")
+    preset = paper["models"].get(base.repo_id) if recipe.selection["method"] == "preset" else None
+    calibration = calibration_facts(recipe)
+    measured = _measured(evaluation) if evaluation else None
+    unit, cost = _cost_table(base.layer_shapes, recipe)
+    text = (
+        _environment()
+        .get_template("model_card.md.jinja")
+        .render(
+            metadata=_metadata(base, recipe, calibration["datasets"]),
+            title=f"{(base.repo_id or recipe.family).split('/')[-1]} · ShortV-{len(recipe.frozen_layers)}",
+            repo_id=UNNAMED,
+            base=base,
+            recipe=recipe,
+            tag=tag,
+            commands=package_commands(base, recipe, recorded_metadata(recipe.card)),
+            calibration=calibration,
+            videos=bool(calibration["videos"] or (measured and measured["calibration"]["videos"])),
+            divergence=_divergence(recipe),
+            unit=unit,
+            cost=cost,
+            projections=_projection_sizes(base.layer_shapes),
+            mixers=sum(shape.mixer_flops > 0 for shape in base.layer_shapes),
+            ffn_sizes=_ffn_sizes(base.layer_shapes),
+            figure_text=_figure_text(recipe) if recipe.scores else None,
+            template_owner=_template_owner(base),
+            paper=paper,
+            preset=preset,
+            # Where nothing is known of this base: the model with the largest losses.
+            elsewhere=preset or paper["models"]["llava-hf/llava-v1.6-vicuna-7b-hf"],
+            evaluation=evaluation,
+            measured=measured,
+            arxiv=_ARXIV,
+        )
+    )
+    return rename_card(seal(text), repo_id or UNNAMED)
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    """Keeps the templates that it has compiled: a command may render the card three times."""
     import jinja2
 
     # Markdown, not HTML: nothing is escaped here. Text that is not ours goes through `code` or `prose`.
@@ -55,38 +100,7 @@ def render_card(
         keep_trailing_newline=True,
     )
     environment.filters.update(code=code_span, prose=prose)
-    paper = read_json(model_cards_dir() / "paper.json")
-    preset = paper["models"].get(base.repo_id) if recipe.selection["method"] == "preset" else None
-    calibration = calibration_facts(recipe)
-    measured = _measured(evaluation) if evaluation else None
-    unit, cost = _cost_table(base.layer_shapes, recipe)
-    text = environment.get_template("model_card.md.jinja").render(
-        metadata=_metadata(base, recipe, calibration["datasets"]),
-        title=f"{(base.repo_id or recipe.family).split('/')[-1]} · ShortV-{len(recipe.frozen_layers)}",
-        repo_id=UNNAMED,
-        base=base,
-        recipe=recipe,
-        tag=tag,
-        commands=package_commands(base, recipe, recorded_metadata(recipe.card)),
-        calibration=calibration,
-        videos=bool(calibration["videos"] or (measured and measured["calibration"]["videos"])),
-        divergence=_divergence(recipe),
-        unit=unit,
-        cost=cost,
-        projections=_projection_sizes(base.layer_shapes),
-        mixers=sum(shape.mixer_flops > 0 for shape in base.layer_shapes),
-        ffn_sizes=_ffn_sizes(base.layer_shapes),
-        figure_text=_figure_text(recipe) if recipe.scores else None,
-        template_owner=_template_owner(base),
-        paper=paper,
-        preset=preset,
-        # Where nothing is known of this base: the model with the largest losses.
-        elsewhere=preset or paper["models"]["llava-hf/llava-v1.6-vicuna-7b-hf"],
-        evaluation=evaluation,
-        measured=measured,
-        arxiv=_ARXIV,
-    )
-    return rename_card(seal(text), repo_id or UNNAMED)
+    return environment
 
 
 def code_span(text: Any) -> str:
