@@ -12,6 +12,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,12 @@ MATRIX = ("logit error", "generate equal", "LC error", "stream equal", "verify",
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    with suppress(ImportError):  # the tests of `modeling/` run without it
+        from hypothesis import settings
+
+        # `make cases` tries more.
+        settings.register_profile("shortv", max_examples=int(os.environ.get("SHORTV_EXAMPLES", 30)), deadline=None)
+        settings.load_profile("shortv")
     if getattr(config.option, "dist", "no") == "load":  # of pytest-xdist
         config.option.dist = "loadgroup"
 

@@ -321,7 +321,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_value_in_a_config_is_accepted_or_refused(
     base_folder: Path, tiny_base: Callable[..., Path], data: st.DataObject
@@ -400,7 +400,7 @@ def test_index_without_map(base_folder: Path, index: Any) -> None:
     assert "has no weight_map" in refusal(base_folder)
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     name=st.one_of(
         st.sampled_from(
@@ -425,7 +425,7 @@ def test_index_with_a_name_that_is_no_plain_file(base_folder: Path, name: Any) -
     assert "is not a safetensors file beside it" in refusal(base_folder)
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_damaged_shard(base_folder: Path, tiny_base: Callable[..., Path], data: st.DataObject) -> None:
     """Cut anywhere, grown, or with a header that says anything else about the file: refused."""

@@ -293,7 +293,7 @@ _VALUES = st.recursive(
 )
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(
     fields=st.dictionaries(st.text(), _VALUES, max_size=4),
     inner=st.none() | st.dictionaries(st.text(), _VALUES, max_size=3),

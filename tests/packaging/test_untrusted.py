@@ -59,8 +59,7 @@ values = st.recursive(
     ),
 )
 
-EXAMPLES = int(os.environ.get("SHORTV_EXAMPLES", 30))  # `make cases` tries more
-SETTINGS = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+SETTINGS = settings(suppress_health_check=list(HealthCheck))
 
 
 @st.composite
