@@ -66,8 +66,26 @@ def visual_tokens(config: Any, input_ids: torch.Tensor) -> torch.Tensor:
     return visual
 
 
+# Names of a decoder layer's modules. Linear attention and convolutions stand in the place of attention; Gemma 4 has
+# experts beside its dense FFN.
+ATTENTION = ("self_attn", "linear_attn", "conv")
+FFN = ("mlp", "feed_forward", "experts")
+
+
+def operator_modules(layer: nn.Module, names: tuple[str, ...]) -> list[nn.Module]:
+    """The modules of a stock decoder layer that make up one operator: `ATTENTION` or `FFN`."""
+    return [getattr(layer, name) for name in names if isinstance(getattr(layer, name, None), nn.Module)]
+
+
 @contextmanager
-def frozen_by_definition(layers: nn.ModuleList, frozen_layers: Iterable[int], frozen: torch.Tensor) -> Iterator[None]:
+def frozen_by_definition(
+    layers: nn.ModuleList,
+    frozen_layers: Iterable[int],
+    frozen: torch.Tensor,
+    *,
+    frozen_attention: Iterable[int] = (),
+    frozen_ffn: Iterable[int] = (),
+) -> Iterator[None]:
     """Freezes tokens in some decoder layers of a stock model while the context lasts.
 
     Args:
@@ -75,6 +93,7 @@ def frozen_by_definition(layers: nn.ModuleList, frozen_layers: Iterable[int], fr
         frozen_layers: numbers of the layers to freeze.
         frozen: ``(batch, tokens)`` bool; these rows leave a frozen layer as they entered it. Passes over another
             number of tokens, such as decoding steps, are not changed.
+        frozen_attention, frozen_ffn: numbers of the layers in which a single operator adds nothing to these rows.
     """
 
     def put_back(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
@@ -85,7 +104,18 @@ def frozen_by_definition(layers: nn.ModuleList, frozen_layers: Iterable[int], fr
         after = torch.where(frozen.to(after.device)[..., None], before, after)
         return (after, *output[1:]) if isinstance(output, tuple) else after
 
+    def add_nothing(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        update = output[0] if isinstance(output, tuple) else output
+        if update.shape[:-1] not in (frozen.shape, (frozen.numel(),)):  # some experts take rows in one dimension
+            return output
+        rows = frozen.to(update.device).reshape(update.shape[:-1])[..., None]
+        update = update.masked_fill(rows, 0)
+        return (update, *output[1:]) if isinstance(output, tuple) else update
+
     hooks = [layers[index].register_forward_hook(put_back, with_kwargs=True) for index in frozen_layers]
+    for names, numbers in ((ATTENTION, frozen_attention), (FFN, frozen_ffn)):
+        modules = [module for index in numbers for module in operator_modules(layers[index], names)]
+        hooks += [module.register_forward_hook(add_nothing) for module in modules]
     try:
         yield
     finally:

@@ -31,6 +31,7 @@ from .file_names import (
     WEIGHTS,
     WEIGHTS_NAME,
 )
+from .frozen import Frozen
 from .recipe import MOST_NAMES, BaseRecord, Recipe, library_versions
 from .scores import FORWARD, REVERSE, Scores
 from .selection import Selection

@@ -1,17 +1,19 @@
-"""The frozen layers of a package, and the reasons for them."""
+"""What is frozen in a package, and the reasons for it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any
 
+from .frozen import Frozen
+
 
 @dataclass(frozen=True)
 class Selection:
-    """Which layers are frozen, and why.
+    """Which layers and operators are frozen, and why.
 
     Attributes:
-        frozen_layers: sorted layer numbers.
+        frozen_layers: sorted numbers of the layers that freeze both operators.
         num_layers: number of decoder layers.
         method: ``"lc"`` (lowest Layer Contribution), ``"cosine"`` (lowest cosine distance), ``"random"``, ``"preset"``
             (the paper's Table 8) or ``"given"``.
@@ -20,6 +22,7 @@ class Selection:
         evidence: measurements besides scores: ``"boundary"`` (a `selection.Boundary`), ``"probes"`` (a list of
             ``{"num_frozen", "kl", "standard_error"}``, measured for `max_kl`) and ``"held_out"`` (the samples of the
             probes; see `DrawnSamples.record`).
+        frozen_attention, frozen_ffn: sorted numbers of the layers that freeze a single operator (see `Frozen`).
     """
 
     frozen_layers: tuple[int, ...]
@@ -28,3 +31,9 @@ class Selection:
     budget: dict[str, Any] = field(default_factory=dict)
     source: str | None = None
     evidence: dict[str, Any] = field(default_factory=dict)
+    frozen_attention: tuple[int, ...] = ()
+    frozen_ffn: tuple[int, ...] = ()
+
+    @property
+    def frozen(self) -> Frozen:
+        return Frozen(self.frozen_layers, self.frozen_attention, self.frozen_ffn)
