@@ -60,6 +60,7 @@ $(VENV)/.dev: EXTRA = [dev]
 	.venv-vllm/bin/pip install --quiet --constraint constraints.txt --editable . \
 	  pytest pytest-timeout pytest-xdist hypothesis scikit-image num2words
 	.venv-vllm/bin/pip install --quiet --no-deps torchvision==0.28.0
+	.venv-vllm/bin/pip uninstall --quiet --yes torchaudio torchcodec  # built for CUDA: importing them fails here
 	touch $@
 
 # Every fault, and every change by somebody else, at every request of a push. Takes about an hour.
