@@ -1,4 +1,4 @@
-"""Configuration of ShortV for LLaVA-1.5: the stock configuration with a list of frozen layers."""
+"""Configuration of ShortV for LLaVA-1.5: the stock configuration with lists of what is frozen."""
 
 import sys
 from typing import TYPE_CHECKING
@@ -17,7 +17,13 @@ for name in ("shortv_layers", "shortv_weights"):
 
 
 class ShortVLlavaConfig(LlavaConfig):
-    """Adds `frozen_layers`: sorted numbers of the decoder layers that freeze visual tokens."""
+    """Adds sorted numbers of the decoder layers that freeze visual tokens.
+
+    `frozen_layers` freeze both operators, `frozen_attention` attention alone, `frozen_ffn` the feed-forward network.
+    """
 
     model_type = "shortv_llava"
     frozen_layers: list | None = None
+    # Without annotations these are not saved unless they are set.
+    frozen_attention = None
+    frozen_ffn = None

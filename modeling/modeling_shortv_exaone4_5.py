@@ -33,6 +33,9 @@ class FrozenExaone4Layer(FrozenLayer):
     def normed(self, hidden_states):
         return hidden_states
 
+    def without_ffn(self, hidden_states, update):
+        return hidden_states + self.post_attention_layernorm(update)
+
 
 class ShortVExaone4_5_ForConditionalGeneration(
     ShortVWeights, ShortVMixin, Exaone4_5_ForConditionalGeneration, GenerationMixin

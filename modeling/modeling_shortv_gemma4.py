@@ -7,7 +7,7 @@ from transformers import Gemma4ForConditionalGeneration, GenerationMixin
 from transformers.models.gemma4.modeling_gemma4 import apply_rotary_pos_emb
 
 from .configuration_shortv_gemma4 import ShortVGemma4Config
-from .shortv_layers import FrozenAttention, ShortVMixin
+from .shortv_layers import FrozenAttention, FrozenLayer, ShortVMixin
 from .shortv_weights import ShortVWeights
 
 
@@ -34,10 +34,18 @@ class FrozenGemma4Attention(FrozenAttention):
         return apply_rotary_pos_emb(states, *position_embeddings)
 
 
+class FrozenGemma4Layer(FrozenLayer):
+    """These layers scale their output."""
+
+    def without_ffn(self, hidden_states, update):
+        return super().without_ffn(hidden_states, update) * self.layer_scalar
+
+
 class ShortVGemma4ForConditionalGeneration(
     ShortVWeights, ShortVMixin, Gemma4ForConditionalGeneration, GenerationMixin
 ):
     config_class = ShortVGemma4Config
     weights_of = "gemma4"
     text_models = ("gemma4_text",)
+    frozen_layer = FrozenGemma4Layer
     frozen_parts = {"self_attn": FrozenGemma4Attention}

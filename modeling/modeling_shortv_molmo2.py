@@ -26,6 +26,9 @@ class FrozenMolmo2Layer(FrozenLayer):
     def normed(self, hidden_states):
         return hidden_states if self.norm_after else self.input_layernorm(hidden_states)
 
+    def without_ffn(self, hidden_states, update):
+        return hidden_states + (self.input_layernorm(update) if self.norm_after else update)
+
 
 class ShortVMolmo2ForConditionalGeneration(
     ShortVWeights, ShortVMixin, Molmo2ForConditionalGeneration, GenerationMixin

@@ -8,13 +8,17 @@ such a layer
 - only text tokens have a query, pass the output projection and the feed-forward network, and are updated;
 - visual tokens leave the layer as they entered it.
 
+A layer can also freeze one of its two operators alone: attention (visual tokens have no query and get no update from
+it, and pass the feed-forward network as usual) or the feed-forward network (all tokens attend, only text passes it).
+
 Given the same input, text tokens come out exactly as from the stock layer. This file freezes layers of a stock model
 in place and changes no weight:
 
 1. `find_text_rows` runs once per forward pass and returns a `TextRows`: which rows (positions) are text.
 2. `TextRows` reaches the decoder layers as a keyword argument, as attention masks do. There is no global state.
-3. `FrozenLayer`, mixed into the layer's class, runs the layer's *own* forward on the text rows only. Inside it,
-   `FrozenAttention` computes the keys and values of all rows.
+3. `FrozenLayer`, mixed into the layer's class, runs the layer's *own* forward: on the text rows only where the
+   feed-forward network is frozen, else on all rows. Inside it, `FrozenAttention` computes the keys and values of all
+   rows, and the queries of the text rows or, if attention is not frozen, of all rows.
 
 Without visual tokens, and when decoding token by token, the layers run exactly as in the stock model. ShortV speeds
 up the prefill; decoding and the size of the KV cache do not change.
@@ -39,17 +43,31 @@ TEXT_MODELS = (
 # fmt: on
 
 
-def check_frozen_layers(frozen_layers: list[int], num_layers: int) -> list[int]:
-    """Returns `frozen_layers` sorted. Raises ValueError for a bad list, which must never silently freeze nothing."""
+LISTS = ("frozen_layers", "frozen_attention", "frozen_ffn")  # fields of the config
+
+
+def check_lists(num_layers: int, frozen_layers, frozen_attention=None, frozen_ffn=None) -> dict[str, list[int]]:
+    """Returns the lists by name, sorted.
+
+    Raises:
+        ValueError: a list is bad, or names a layer that another one names. It must never silently freeze nothing.
+    """
     if frozen_layers is None:
         raise ValueError("config.json has no `frozen_layers`: this checkpoint is not a ShortV model.")
-    if not isinstance(frozen_layers, (list, tuple)) or any(type(index) is not int for index in frozen_layers):
-        raise ValueError(f"`frozen_layers` must be a list of integers, not {frozen_layers!r}.")
-    if len(set(frozen_layers)) < len(frozen_layers):
-        raise ValueError(f"`frozen_layers` names a layer twice: {frozen_layers}.")
-    if any(not 0 <= index < num_layers for index in frozen_layers):
-        raise ValueError(f"`frozen_layers` must lie in 0..{num_layers - 1}: {frozen_layers}.")
-    return sorted(frozen_layers)
+    named = {}
+    for name, layers in zip(LISTS, (frozen_layers, frozen_attention, frozen_ffn), strict=True):
+        layers = [] if layers is None else layers
+        if not isinstance(layers, (list, tuple)) or any(type(index) is not int for index in layers):
+            raise ValueError(f"`{name}` must be a list of integers, not {layers!r}.")
+        if len(set(layers)) < len(layers):
+            raise ValueError(f"`{name}` names a layer twice: {layers}.")
+        if any(not 0 <= index < num_layers for index in layers):
+            raise ValueError(f"`{name}` must lie in 0..{num_layers - 1}: {layers}.")
+        for other, earlier in named.items():
+            if common := sorted({*layers} & {*earlier}):
+                raise ValueError(f"`{other}` and `{name}` both name these layers: {common}.")
+        named[name] = sorted(layers)
+    return named
 
 
 class TextRows:
@@ -60,7 +78,8 @@ class TextRows:
         filler: `(batch, text, 1)`, True at these filler rows, whose results are dropped; None if there are none.
         num_rows: rows of the forward pass, per batch entry.
         num_visual: visual tokens in the batch.
-        skipped: layer index -> number of row updates that the frozen layer skipped.
+        updates: layer index -> what attention adds to all rows, from there to the layer's end; None if it is frozen.
+        skipped: (operator, layer index) -> number of row updates that the layer skipped.
     """
 
     def __init__(self, rows: torch.Tensor, filler: torch.Tensor | None, num_rows: int, num_visual: int) -> None:
@@ -68,6 +87,7 @@ class TextRows:
         self.filler = filler
         self.num_rows = num_rows
         self.num_visual = num_visual
+        self.updates = {}
         self.skipped = {}
         self._memo = {}
 
@@ -77,12 +97,12 @@ class TextRows:
             return self
         filler = None if self.filler is None else self.filler.to(device, non_blocking=non_blocking)
         moved = TextRows(self.rows.to(device, non_blocking=non_blocking), filler, self.num_rows, self.num_visual)
-        moved.skipped = self.skipped  # one count for the whole pass
+        moved.updates, moved.skipped = self.updates, self.skipped  # one of each for the whole pass
         return moved
 
-    def skip(self, layer_idx: int) -> None:
-        """Records how many row updates a layer skips."""
-        self.skipped[layer_idx] = self.rows.shape[0] * (self.num_rows - self.rows.shape[1])
+    def skip(self, operator: str, layer_idx: int) -> None:
+        """Records how many row updates a layer's "attention" or "ffn" skips."""
+        self.skipped[operator, layer_idx] = self.rows.shape[0] * (self.num_rows - self.rows.shape[1])
 
     def take(self, states: torch.Tensor) -> torch.Tensor:
         """Selects the text rows: `(..., batch or 1, rows, width)` -> `(..., batch, text, width)`."""
@@ -168,16 +188,30 @@ def find_text_rows(visual: torch.Tensor, padding: torch.Tensor | None = None) ->
 
 
 class FrozenAttention:
-    """Mixin for an attention class: queries of the text rows, keys and values of all rows."""
+    """Mixin for an attention class: queries of the text rows, keys and values of all rows.
 
-    def forward(self, hidden_states, *args, all_rows=None, text_rows=None, **kwargs):
-        if all_rows is None:
+    `FrozenLayer` passes `text_rows`. Where it runs on the text rows only, it also passes `all_rows`, attention's input
+    of all rows, and `frozen`: False if only the feed-forward network is frozen.
+    """
+
+    def forward(self, hidden_states, *args, text_rows=None, all_rows=None, frozen=True, **kwargs):
+        if text_rows is None:
             return super().forward(hidden_states, *args, **kwargs)
-        return self._forward_text(hidden_states, all_rows, text_rows, *args, **kwargs)
+        text_rows.updates[self.layer_idx] = None
+        if not frozen:
+            update, weights = super().forward(all_rows, *args, **kwargs)
+            text_rows.updates[self.layer_idx] = update
+            return text_rows.take(update), weights
+        text_rows.skip("attention", self.layer_idx)
+        if all_rows is not None:
+            return self._forward_text(hidden_states, all_rows, text_rows, *args, **kwargs)
+        # Attention alone is frozen: it adds nothing to the other rows.
+        text = text_rows.take(hidden_states)
+        update, weights = self._forward_text(text, hidden_states, text_rows, *args, **kwargs)
+        return text_rows.put_back(update.new_zeros(hidden_states.shape), update), weights
 
     def _forward_text(self, hidden_states, all_rows, text_rows, attention_mask, position_embeddings, **kwargs):
         # `hidden_states` has the text rows; the mask and the rotary tables have all rows.
-        text_rows.skip(self.layer_idx)
         past = _take_cache(kwargs)
         queries, gates = self.queries(hidden_states, text_rows, position_embeddings, past)
         keys, values = self.keys_and_values(all_rows, position_embeddings)
@@ -259,26 +293,31 @@ class FrozenAttention:
 class FrozenMixer:
     """Mixin for a module that replaces attention in some layers: linear attention or a convolution.
 
-    It carries state from token to token, so it runs on all rows and returns the text rows.
+    It carries state from token to token, so it runs on all rows and returns the text rows. It cannot be frozen alone.
     """
 
-    def forward(self, hidden_states, *args, all_rows=None, text_rows=None, **kwargs):
-        if all_rows is None:
+    def forward(self, hidden_states, *args, text_rows=None, all_rows=None, frozen=True, **kwargs):
+        if text_rows is None:
             return super().forward(hidden_states, *args, **kwargs)
-        text_rows.skip(self.layer_idx)
-        return text_rows.take(super().forward(all_rows, *args, **kwargs))
+        update = super().forward(all_rows, *args, **kwargs)
+        text_rows.updates[self.layer_idx] = None if frozen else update
+        return text_rows.take(update)
 
 
 class FrozenLayer:
-    """Mixin for a decoder layer class: while `frozen`, it updates text rows and leaves visual rows unchanged."""
+    """Mixin for a decoder layer class: what is frozen adds nothing to visual rows."""
 
-    frozen = False
+    frozen_attention = frozen_ffn = False
     index = None  # number of the decoder layer
 
     def forward(self, hidden_states, *args, text_rows=None, **kwargs):
-        if text_rows is None or not self.frozen:
+        if text_rows is None or not (self.frozen_attention or self.frozen_ffn):
             return super().forward(hidden_states, *args, **kwargs)
-        return self._forward_text(hidden_states, text_rows, *args, **kwargs)
+        if self.frozen_ffn:
+            return self._forward_text(hidden_states, text_rows, *args, **kwargs)
+        output = super().forward(hidden_states, *args, text_rows=text_rows, **kwargs)
+        self._update(text_rows)
+        return output
 
     def _forward_text(self, hidden_states, text_rows, *args, **kwargs):
         # The layer's own forward runs on the text rows; its attention also gets all rows.
@@ -287,21 +326,39 @@ class FrozenLayer:
             *args,
             all_rows=self.normed(hidden_states),
             text_rows=text_rows,
+            frozen=self.frozen_attention,
             **kwargs,
         )
-        if self.index not in text_rows.skipped:
-            raise ValueError(
-                "The attention of a frozen layer saw text only: this transformers version is unsupported."
-            )
+        text_rows.skip("ffn", self.index)
+        update = self._update(text_rows)
+        if update is not None:
+            hidden_states = self.without_ffn(hidden_states, update)
         return text_rows.put_back(hidden_states, text_states)
+
+    def _update(self, text_rows):
+        if self.index not in text_rows.updates:
+            raise ValueError("The attention of a frozen layer saw no visual rows: unsupported transformers version.")
+        return text_rows.updates.pop(self.index)
+
+    # Models differ in the following methods.
 
     def normed(self, hidden_states):
         """The input of attention."""
         return self.input_layernorm(hidden_states)
 
+    def without_ffn(self, hidden_states, update):
+        """The layer's output if its FFN adds nothing; `update` comes from attention. Both `(batch, rows, hidden)`."""
+        if hasattr(self, "post_self_attn_layernorm"):  # GLM-4V normalises the output of attention, too
+            update = self.post_self_attn_layernorm(update)
+        elif hasattr(self, "pre_feedforward_layernorm"):  # so does Gemma; elsewhere, this is the FFN's own norm
+            update = self.post_attention_layernorm(update)
+        return hidden_states + update
+
 
 class ShortVMixin:
-    """Mixin for a stock `...ForConditionalGeneration` class: freezes `config.frozen_layers`.
+    """Mixin for a stock `...ForConditionalGeneration` class: freezes what the lists of its config name.
+
+    These are `frozen_layers` (both operators), `frozen_attention` and `frozen_ffn` (one operator alone).
 
     `forward` also takes `visual_mask`: `(batch, rows)` bool, True at visual tokens. It is needed only if
     `inputs_embeds` already contains image features, because then no placeholder token marks them.
@@ -344,7 +401,7 @@ class ShortVMixin:
         # Llama 4 has no inner `model`. Unpickling the handle keeps the hook's number from being given away again.
         inner = getattr(self, "model", self)
         self._hook = inner.register_forward_pre_hook(self._add_text_rows, with_kwargs=True)
-        self.freeze_layers(config.frozen_layers)
+        self.freeze_layers(*(getattr(config, name, None) for name in LISTS))
 
     def __setstate__(self, state):
         super().__setstate__(state)
@@ -355,28 +412,53 @@ class ShortVMixin:
             if isinstance(part, PreTrainedModel):
                 PreTrainedModel.__init__(part.__new__(type(part)), part.config)
 
-    def freeze_layers(self, frozen_layers: list[int]) -> None:
-        """Freezes exactly these decoder layers from now on, and records them in the config."""
+    def freeze_layers(
+        self,
+        frozen_layers: list[int],
+        frozen_attention: list[int] | None = None,
+        frozen_ffn: list[int] | None = None,
+    ) -> None:
+        """Freezes exactly these operators from now on, and records them in the config.
+
+        Args:
+            frozen_layers: numbers of the decoder layers that freeze both operators.
+            frozen_attention, frozen_ffn: numbers of those that freeze attention or the feed-forward network alone.
+
+        Raises:
+            ValueError: a list is bad, or attention shall be frozen in a layer that has none. Nothing is changed then.
+        """
         layers = self._decoder_layers()
-        self.config.frozen_layers = check_frozen_layers(frozen_layers, len(layers))
+        lists = check_lists(len(layers), frozen_layers, frozen_attention, frozen_ffn)
+        for index in lists["frozen_attention"]:
+            if not isinstance(getattr(layers[index], "self_attn", None), FrozenAttention):
+                raise ValueError(f"`frozen_attention` names layer {index}, which has no attention to freeze.")
+        for name, numbers in lists.items():
+            vars(self.config).pop(name, None)
+            if numbers or name == "frozen_layers":  # a config without single operators is saved without their lists
+                setattr(self.config, name, numbers)
         for index, layer in enumerate(layers):
-            layer.index, layer.frozen = index, index in self.config.frozen_layers
+            layer.index, both = index, index in lists["frozen_layers"]
+            layer.frozen_attention = both or index in lists["frozen_attention"]
+            layer.frozen_ffn = both or index in lists["frozen_ffn"]
 
     def shortv_report(self) -> dict:
         """Reports what is frozen and what the last forward pass skipped.
 
         Returns:
-            A dict: `frozen_layers`; `visual_tokens` in the last forward pass; `skipped_updates`, token updates (one
-            per token and layer) that it skipped; `total_updates`, those of the stock model. The last three are 0 if
-            there was nothing to freeze, as in every decoding step.
+            A dict: `frozen_layers`, `frozen_attention`, `frozen_ffn`; `visual_tokens` in the last forward pass;
+            `skipped_attention` and `skipped_ffn`, updates that it skipped, one per token and layer; `skipped_updates`,
+            their sum; `total_updates`, those of the stock model, two per token and layer. The last five are 0 if there
+            was nothing to freeze, as in every decoding step. Linear attention and convolutions run for all tokens and
+            skip nothing.
         """
         num_visual, num_rows, skipped = self._last_pass or (0, 0, {})
-        return {
-            "frozen_layers": list(self.config.frozen_layers),
-            "visual_tokens": num_visual,
-            "skipped_updates": sum(skipped.values()),
-            "total_updates": num_rows * len(self._decoder_layers()),
-        }
+        report = {name: list(getattr(self.config, name, None) or []) for name in LISTS}
+        report["visual_tokens"] = num_visual
+        for operator in ("attention", "ffn"):
+            report[f"skipped_{operator}"] = sum(rows for (name, _), rows in skipped.items() if name == operator)
+        report["skipped_updates"] = sum(skipped.values())
+        report["total_updates"] = 2 * num_rows * len(self._decoder_layers())
+        return report
 
     def _decoder_layers(self):
         decoder = self.get_decoder()
@@ -398,7 +480,7 @@ class ShortVMixin:
         pixels = (kwargs.get(name) for name in ("pixel_values", "pixel_values_videos"))
         has_image = any(value is not None for value in pixels) or kwargs.get("mm_encoder_outputs")
         decoding = given is not None and given.shape[1] == 1 and not has_image
-        if given is None or decoding or not self.config.frozen_layers:
+        if given is None or decoding or not any(getattr(self.config, name, None) for name in LISTS):
             return args, kwargs
         if visual is None and input_ids is not None:
             visual = torch.isin(input_ids, self._visual_tokens(input_ids.device))
@@ -419,7 +501,7 @@ class ShortVMixin:
         padding = mask.cumsum(1) == 0 if is_padding_mask else None
         text_rows = find_text_rows(visual.to(torch.bool), padding)
         if text_rows is not None:
-            if kwargs.get("output_router_logits"):
+            if kwargs.get("output_router_logits") and any(layer.frozen_ffn for layer in self._decoder_layers()):
                 raise ValueError("Frozen layers route text only: their router logits are not those of all tokens.")
             kwargs["text_rows"] = text_rows
             self._last_pass = (text_rows.num_visual, visual.numel(), text_rows.skipped)

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.definition import Pair, edit_config, make_shortv
+from tests.support.definition import MIXED, Pair, edit_config, make_shortv
 from tests.support.hub import client_of_loopback
 
 # Set before any Hugging Face library is imported, because they read these once.
@@ -164,11 +164,11 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def shortv_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """``shortv_folder(base, frozen_layers)``: a ShortV model made from a copy of the base."""
+    """``shortv_folder(base, frozen_layers, **make_shortv's arguments)``: a ShortV model from a copy of the base."""
 
-    def make(base: Path, frozen_layers: Any) -> Path:
+    def make(base: Path, frozen_layers: Any, **operators: Any) -> Path:
         folder = tmp_path_factory.mktemp("shortv") / base.name
-        return make_shortv(shutil.copytree(base, folder), frozen_layers)
+        return make_shortv(shutil.copytree(base, folder), frozen_layers, **operators)
 
     return make
 
@@ -203,12 +203,15 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 def load_pair(
     tiny_base: Callable[..., Path], shortv_folder: Callable[..., Path], photos: dict[str, Any]
 ) -> Callable[..., Pair]:
-    """``load_pair(model_type="llava", frozen_layers=(0, 2), **tiny_base's arguments)``: a new `Pair` in eval mode."""
+    """``load_pair(model_type="llava", frozen=MIXED, **tiny_base's arguments)``: a new `Pair` in eval mode.
+
+    `frozen` are the lists of the config by name, or the frozen layers alone.
+    """
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    def load(model_type: str = "llava", *, frozen_layers: Any = (0, 2), dtype: Any = None, **arguments: Any) -> Pair:
+    def load(model_type: str = "llava", *, frozen: Any = MIXED, dtype: Any = None, **arguments: Any) -> Pair:
         base = tiny_base(model_type, **arguments)
-        folder = shortv_folder(base, list(frozen_layers))
+        folder = shortv_folder(base, **frozen if isinstance(frozen, dict) else {"frozen_layers": list(frozen)})
         stock = AutoModelForImageTextToText.from_pretrained(base, dtype=dtype)
         shortv = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True, dtype=dtype)
         processor = AutoProcessor.from_pretrained(base)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import re
+import shutil
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -16,14 +17,31 @@ import torch
 from transformers import DynamicCache
 
 from shortv_export.base import families
-from shortv_export.base.definition import cached_states, frozen_by_definition, text_decoder, visual_tokens
+from shortv_export.base.definition import cached_states, text_decoder, visual_tokens
 from shortv_export.base.families import FAMILIES, REFUSED, TEXT_MODELS, family_of
 from shortv_export.errors import ShortVError
 from shortv_export.files.bundled import modeling_dir
-from tests.support.definition import CACHE, TOLERANCE, frozen_kl, make_shortv, relative_error, rows_with_features
+from tests.support.definition import (
+    CACHE,
+    MIXED,
+    TOLERANCE,
+    defined,
+    edit_config,
+    frozen_kl,
+    frozen_lists,
+    make_shortv,
+    relative_error,
+    rows_with_features,
+)
 from tests.support.tiny_families import IMAGE, TINY, VIDEO, batch, broken, tiny_model
 
 FROZEN = [0, 1, 3]  # some of each kind, in families with two kinds of layers
+POLICIES: dict[str, dict[str, list[int]]] = {
+    "layers": {"frozen_layers": FROZEN},
+    "attention": {"frozen_layers": [], "frozen_attention": FROZEN},  # only layers that have attention
+    "ffn": {"frozen_layers": [], "frozen_ffn": FROZEN},
+    "mixed": MIXED,
+}
 KINDS = [(name, kind) for name, tiny in TINY.items() for kind in ("images", "videos") if getattr(tiny, kind)]
 # Each entry of a batch has the same number of pictures.
 STACKED = ("smolvlm", "idefics3", "idefics2")
@@ -46,9 +64,17 @@ class FamilyPair:
         )
         return batch(self.name, *rows, kind=kind)
 
-    def defined(self, frozen: Any, frozen_layers: Any = FROZEN) -> Any:
+    def freeze(self, policy: str) -> None:
+        """Freezes what one of `POLICIES` names."""
+        layers = text_decoder(self.stock).layers
+        lists = dict(POLICIES[policy])
+        if "frozen_attention" in lists:
+            lists["frozen_attention"] = [i for i in lists["frozen_attention"] if hasattr(layers[i], "self_attn")]
+        self.shortv.freeze_layers(**lists)
+
+    def defined(self, rows: Any) -> Any:
         """A context in which the stock model computes the definition for inputs with these frozen rows."""
-        return frozen_by_definition(text_decoder(self.stock).layers, frozen_layers, frozen)
+        return defined(self.stock, frozen_lists(self.shortv.config), rows)
 
 
 def needs_transformers(least: str) -> None:
@@ -67,7 +93,7 @@ def load(folder: Path) -> Any:
 
 
 @pytest.fixture(scope="module")
-def pairs(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def made_pairs(tmp_path_factory: pytest.TempPathFactory) -> Any:
     @cache
     def make(name: str) -> FamilyPair:
         needs_transformers(FAMILIES[name].since)
@@ -79,6 +105,18 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Any:
         return FamilyPair(name, stock, load(make_shortv(folder, FROZEN)), folder)
 
     return make
+
+
+@pytest.fixture
+def pairs(made_pairs: Any) -> Any:
+    """``pairs(family, policy="layers")``: a `FamilyPair` that freezes what the policy says."""
+
+    def get(name: str, policy: str = "layers") -> FamilyPair:
+        pair = made_pairs(name)
+        pair.freeze(policy)
+        return pair
+
+    return get
 
 
 def test_every_family_has_a_tiny_model():
@@ -137,10 +175,11 @@ def test_an_unknown_family_is_refused():
         family_of({"model_type": "bert"}, "acme/base")
 
 
+@pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize(("name", "kind"), KINDS)
-def test_forward_and_cache(pairs, name, kind, matrix):
+def test_forward_and_cache(pairs, name, kind, policy, matrix):
     """Logits of all tokens but padding, and keys and values of all layers, equal the definition's."""
-    pair = pairs(name)
+    pair = pairs(name, policy)
     inputs = pair.inputs(kind)
     real = inputs["attention_mask"].bool()
     visual, dense = rows_with_features(pair.stock, inputs)
@@ -162,14 +201,29 @@ def test_forward_and_cache(pairs, name, kind, matrix):
     report = pair.shortv.shortv_report()
     assert report["visual_tokens"] == visual.sum()
     if name in STACKED:
-        assert report["skipped_updates"] == len(FROZEN) * visual.sum()
+        for operator in ("attention", "ffn"):
+            frozen = [*report["frozen_layers"], *report[f"frozen_{operator}"]]
+            assert report[f"skipped_{operator}"] == len(frozen) * visual.sum()
 
 
-@pytest.mark.parametrize("cache", [None, "static"])
-@pytest.mark.parametrize(("name", "kind"), KINDS)
-def test_generate(pairs, name, kind, cache, matrix):
-    """Generated tokens equal the definition's."""
+@pytest.mark.parametrize(("name", "layer"), [("qwen3_5", 0), ("qwen3_5_moe", 2), ("lfm2_vl", 0)])
+def test_a_layer_without_attention_cannot_freeze_it(pairs, name, layer):
     pair = pairs(name)
+    message = f"`frozen_attention` names layer {layer}, which has no attention to freeze."
+    with pytest.raises(ValueError, match=message):
+        pair.shortv.freeze_layers([], frozen_attention=[1, layer])
+    assert pair.shortv.config.frozen_layers == FROZEN  # nothing was changed
+    folder = edit_config(shutil.copytree(pair.folder, pair.folder.with_name(f"refused-{name}")), frozen_layers=[])
+    edit_config(folder, frozen_attention=[layer])
+    with pytest.raises(ValueError, match=message):
+        load(folder)
+
+
+@pytest.mark.parametrize(("policy", "cache"), [("layers", None), ("mixed", None), ("mixed", "static")])
+@pytest.mark.parametrize(("name", "kind"), KINDS)
+def test_generate(pairs, name, kind, policy, cache, matrix):
+    """Generated tokens equal the definition's."""
+    pair = pairs(name, policy)
     inputs = pair.inputs(kind)
     frozen = visual_tokens(pair.stock.config, inputs["input_ids"]) | (inputs["attention_mask"] == 0)
     options = {"max_new_tokens": 6, "do_sample": False, **({"cache_implementation": cache} if cache else {})}
@@ -183,7 +237,7 @@ def test_generate(pairs, name, kind, cache, matrix):
 @pytest.mark.parametrize("name", ["cohere2_vision", "exaone4_5"])
 def test_flash_attention_where_some_layers_have_a_window(pairs, name, flash):
     """Flash masks do not contain the window, so frozen layers must know whether they have one."""
-    pair = pairs(name)
+    pair = pairs(name, "attention")
     inputs = pair.inputs()
     real = inputs["attention_mask"].bool()
     frozen = visual_tokens(pair.stock.config, inputs["input_ids"]) | ~real
@@ -200,7 +254,7 @@ def test_flash_attention_where_some_layers_have_a_window(pairs, name, flash):
 @pytest.mark.parametrize("name", TINY)
 def test_second_turn(pairs, name):
     """A second question with a picture, on the cache of the first one."""
-    pair = pairs(name)
+    pair = pairs(name, "mixed")
     first, second = batch(name, (5, 6, ..., 7, 8, 9)), batch(name, (10, ..., 11, 12, 13))
     both = torch.cat([first["attention_mask"], second["attention_mask"]], 1)
     logits = []
@@ -239,7 +293,7 @@ def test_without_pictures_it_is_the_stock_model(pairs, name):
 @pytest.mark.parametrize("name", TINY)
 def test_pickled(pairs, name):
     """Before its first forward pass: after it, transformers 5.24 cannot pickle some stock models either."""
-    pair = pairs(name)
+    pair = pairs(name, "mixed")
     model = type(pair.shortv)(copy.deepcopy(pair.shortv.config)).eval()
     model.load_state_dict(pair.shortv.state_dict())
     twin = pickle.loads(pickle.dumps(model))
@@ -254,7 +308,7 @@ def test_pickled(pairs, name):
 @pytest.mark.parametrize(("name", "field"), [("gemma3", True), ("gemma4", "all")])
 def test_bidirectional_text(pairs, name, field, attention):
     """Without a mask, every row of these models sees every key."""
-    pair = pairs(name)
+    pair = pairs(name, "mixed")
     needs_transformers("5.18")
     inputs = batch(name, (5, 6, ..., 7, 8, 9))
     frozen = visual_tokens(pair.stock.config, inputs["input_ids"])
@@ -267,7 +321,7 @@ def test_bidirectional_text(pairs, name, field, attention):
     stock, shortv = models
     shortv.load_state_dict(pair.stock.state_dict())
     stock.load_state_dict(pair.stock.state_dict())
-    with torch.no_grad(), frozen_by_definition(text_decoder(stock).layers, FROZEN, frozen):
+    with torch.no_grad(), defined(stock, MIXED, frozen):
         expected = stock(**inputs).logits
         causal = pair.stock(**inputs).logits
         found = shortv(**inputs).logits

@@ -8,8 +8,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from shortv_export.base.definition import frozen_by_definition
-from tests.support.definition import CACHE, RAGGED, SLIDING, TOLERANCE, Pair, generate, relative_error
+from tests.support.definition import CACHE, MIXED, RAGGED, SLIDING, TOLERANCE, Pair, generate, relative_error
 
 
 def assert_as_defined(pair: Pair, inputs: Any, rows: Any = None, changes: bool = True) -> Any:
@@ -36,21 +35,47 @@ def test_ragged_batches(load_pair, model_type, text_model, padding_side):
     assert_as_defined(pair, pair.inputs(*RAGGED, padding_side=padding_side))
 
 
-@pytest.mark.parametrize("frozen_layers", [[0], [1, 2, 3], [0, 1, 2, 3]])
-def test_any_set_of_layers(load_pair, frozen_layers):
-    pair = load_pair(frozen_layers=frozen_layers)
+@pytest.mark.parametrize(
+    "frozen",
+    [
+        {"frozen_layers": [0]},
+        {"frozen_layers": [1, 2, 3]},
+        {"frozen_layers": [0, 1, 2, 3]},
+        {"frozen_layers": [], "frozen_attention": [0, 1, 2, 3]},
+        {"frozen_layers": [], "frozen_ffn": [0, 1, 2, 3]},
+        {"frozen_layers": [3], "frozen_attention": [0], "frozen_ffn": [1, 2]},
+    ],
+    ids=str,
+)
+def test_any_set_of_operators(load_pair, frozen):
+    pair = load_pair(frozen=frozen)
     assert_as_defined(pair, pair.inputs(*RAGGED))
 
 
+def test_both_operators_alone_are_the_frozen_layer(load_pair):
+    """Attention alone in one model, the FFN alone in another: what visual rows get is what a frozen layer leaves out."""
+    pair = load_pair(frozen=[])
+    inputs = pair.inputs(RAGGED[0])
+    visual = pair.visual(inputs)
+    hidden = {}
+    with torch.no_grad():
+        for name in ("frozen_layers", "frozen_attention", "frozen_ffn"):
+            pair.shortv.freeze_layers(**{"frozen_layers": [], name: [1]})
+            hidden[name] = pair.shortv(**inputs, output_hidden_states=True).hidden_states[2]
+    for name in ("frozen_attention", "frozen_ffn"):
+        assert relative_error(hidden[name], hidden["frozen_layers"], ~visual) <= TOLERANCE
+        assert relative_error(hidden[name], hidden["frozen_layers"], visual) > 1000 * TOLERANCE
+
+
 def test_no_frozen_layer_is_the_stock_model_bit_for_bit(load_pair):
-    pair = load_pair(frozen_layers=[])
+    pair = load_pair(frozen=[])
     inputs = pair.inputs(*RAGGED)
     with torch.no_grad():
         assert torch.equal(pair.shortv(**inputs).logits, pair.stock(**inputs).logits)
 
 
 def test_freezing_the_last_layer_changes_no_text(load_pair):
-    pair = load_pair(frozen_layers=[3])
+    pair = load_pair(frozen=[3])
     inputs = pair.inputs(RAGGED[0])
     text = ~pair.visual(inputs)
     with torch.no_grad():
@@ -82,8 +107,9 @@ def test_variants(load_pair, arguments):
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 @pytest.mark.parametrize("text_model", ["mistral", "qwen2"])
 def test_a_sliding_window_that_binds(load_pair, text_model, implementation):
-    pair = load_pair(text_model=text_model, text_config=SLIDING[text_model], frozen_layers=[0, 1, 3])
-    wide = load_pair(text_model=text_model, frozen_layers=[0, 1, 3])
+    frozen = {"frozen_layers": [0, 1], "frozen_attention": [2], "frozen_ffn": [3]}
+    pair = load_pair(text_model=text_model, text_config=SLIDING[text_model], frozen=frozen)
+    wide = load_pair(text_model=text_model, frozen=frozen)
     pair.set_attention(implementation)
     inputs = pair.inputs(*RAGGED)
     logits = assert_as_defined(pair, inputs).logits
@@ -160,7 +186,7 @@ def test_prompts_that_are_all_image(load_pair, batch):
 
 
 def test_hidden_states_of_every_layer(load_pair):
-    pair = load_pair(frozen_layers=[1, 2])
+    pair = load_pair(frozen={"frozen_layers": [1, 2], "frozen_attention": [0], "frozen_ffn": [3]})
     inputs = pair.inputs(*RAGGED)
     rows = inputs["attention_mask"].bool()
     expected = []  # inputs of the layers; some versions record outputs before the hooks of the definition run
@@ -177,8 +203,8 @@ def test_hidden_states_of_every_layer(load_pair):
 
 
 def test_attentions(load_pair):
-    """A frozen layer returns the attention weights of its text rows: (batch, heads, text rows, keys)."""
-    pair = load_pair(frozen_layers=[2])
+    """Frozen attention returns the attention weights of its text rows: (batch, heads, text rows, keys)."""
+    pair = load_pair(frozen={"frozen_layers": [2], "frozen_attention": [3], "frozen_ffn": [0]})
     pair.set_attention("eager")
     inputs = pair.inputs(RAGGED[0])
     with torch.no_grad(), pair.oracle():
@@ -186,7 +212,7 @@ def test_attentions(load_pair):
         actual = pair.shortv(**inputs, output_attentions=True).attentions
     text = ~pair.visual(inputs)[0]
     for number in range(4):
-        theirs = expected[number][:, :, text] if number == 2 else expected[number]
+        theirs = expected[number][:, :, text] if number >= 2 else expected[number]
         assert relative_error(actual[number], theirs) <= TOLERANCE, number
 
 
@@ -225,7 +251,7 @@ class TestEmbeddings:
     def test_merged_features_need_a_mask(self, load_pair):
         pair = load_pair()
         inputs, visual = pair.merged(*RAGGED)
-        with torch.no_grad(), frozen_by_definition(pair.stock.model.language_model.layers, [0, 2], visual):
+        with torch.no_grad(), pair.defined(visual):
             expected = pair.stock(**inputs).logits
         rows = inputs["attention_mask"].bool()
         with torch.no_grad():
@@ -309,37 +335,49 @@ def test_threads_do_not_disturb_each_other(load_pair):
 
 
 class TestReport:
-    def test_skipped_updates_are_the_rows_without_a_query(self, load_pair):
-        pair = load_pair(frozen_layers=[0, 2])
+    def test_skipped_updates_are_the_rows_that_are_not_computed(self, load_pair):
+        pair = load_pair()
         inputs = pair.inputs(*RAGGED)
         layers = pair.shortv.model.language_model.layers
-        computed = []
+        computed = {"q_proj": [], "o_proj": [], "up_proj": []}
         for layer in layers:
-            layer.self_attn.q_proj.register_forward_hook(
-                lambda module, args, output: computed.append(output.shape[0] * output.shape[1])
-            )
+            for name, counts in computed.items():
+                part = layer.mlp if name == "up_proj" else layer.self_attn
+                getattr(part, name).register_forward_hook(
+                    lambda module, args, output, counts=counts: counts.append(output.shape[0] * output.shape[1])
+                )
         with torch.no_grad():
             pair.shortv(**inputs)
         rows = inputs["input_ids"].numel()
+        attention, ffn = (sum(rows - count for count in computed[name]) for name in ("q_proj", "up_proj"))
         assert pair.shortv.shortv_report() == {
-            "frozen_layers": [0, 2],
+            **MIXED,
             "visual_tokens": pair.visual(inputs).sum().item(),
-            "skipped_updates": sum(rows - count for count in computed),
-            "total_updates": rows * len(layers),
+            "skipped_attention": attention,
+            "skipped_ffn": ffn,
+            "skipped_updates": attention + ffn,
+            "total_updates": 2 * rows * len(layers),
         }
-        assert computed[1] == computed[3] == rows > computed[0] == computed[2]
+        text = computed["q_proj"][0]
+        assert text < rows
+        assert computed == {
+            "q_proj": [text, text, rows, rows],
+            "o_proj": [text, text, rows, rows],
+            "up_proj": [text, rows, text, rows],
+        }
 
     def test_a_single_prompt_skips_exactly_its_visual_tokens(self, load_pair):
-        pair = load_pair(frozen_layers=[0, 1, 3])
+        pair = load_pair(frozen=[0, 1, 3])
         with torch.no_grad():
             pair.shortv(**pair.inputs(RAGGED[0]))
         report = pair.shortv.shortv_report()
         assert report["visual_tokens"] == 16
-        assert report["skipped_updates"] == 3 * 16
+        assert report["skipped_attention"] == report["skipped_ffn"] == 3 * 16
 
     def test_nothing_skipped_without_images(self, load_pair):
         pair = load_pair()
-        nothing = {"frozen_layers": [0, 2], "visual_tokens": 0, "skipped_updates": 0, "total_updates": 0}
+        counts = ("visual_tokens", "skipped_attention", "skipped_ffn", "skipped_updates", "total_updates")
+        nothing = {**MIXED, **dict.fromkeys(counts, 0)}
         assert pair.shortv.shortv_report() == nothing
         with torch.no_grad():
             pair.shortv(**pair.inputs(RAGGED[0]))
@@ -367,7 +405,7 @@ class TestFlashSemantics:
     @CASES
     @pytest.mark.parametrize("prompts", [RAGGED[1:2], RAGGED], ids=["no padding", "padding"])
     def test_forward(self, load_pair, flash, arguments, prompts):
-        pair = load_pair(**arguments, frozen_layers=[0, 1, 2, 3])
+        pair = load_pair(**arguments, frozen={"frozen_layers": [0, 1], "frozen_attention": [2, 3]})
         inputs = pair.inputs(*prompts)
         rows = inputs["attention_mask"].bool()
         with torch.no_grad(), pair.oracle():
@@ -379,7 +417,7 @@ class TestFlashSemantics:
     @CASES
     @pytest.mark.parametrize("padded", [False, True], ids=["no padding", "padding"])
     def test_second_turn_on_a_cache(self, load_pair, flash, arguments, padded):
-        pair = load_pair(**arguments, frozen_layers=[0, 1, 3])
+        pair = load_pair(**arguments, frozen={"frozen_layers": [0, 1], "frozen_attention": [2], "frozen_ffn": [3]})
         inputs = pair.inputs(*(RAGGED[1], RAGGED[1].replace("answer with", "")) if padded else RAGGED[1:2])
         cut = 26
         ids, mask, pixels = inputs["input_ids"], inputs["attention_mask"], inputs["pixel_values"]

@@ -9,7 +9,6 @@ import pytest
 import torch
 from transformers import DynamicCache, StaticCache
 
-from shortv_export.base.definition import frozen_by_definition
 from tests.support.definition import CACHE, RAGGED, SLIDING, TOLERANCE, Pair, generate, relative_error
 
 QUESTION = RAGGED[0]
@@ -80,7 +79,7 @@ def test_quantized_and_offloaded_caches(load_pair):
 @pytest.mark.parametrize("text_model", ["mistral", "qwen2"])
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
 def test_a_sliding_window_that_binds(load_pair, text_model, cache):
-    pair = load_pair(text_model=text_model, text_config=SLIDING[text_model], frozen_layers=[0, 1])
+    pair = load_pair(text_model=text_model, text_config=SLIDING[text_model])
     options = {} if cache == "dynamic" else {"cache_implementation": cache}
     assert_generates_as_defined(pair, pair.inputs(*RAGGED), **options)
 
@@ -240,7 +239,7 @@ class TestEmbeddings:
         pair = load_pair()
         inputs, visual = pair.merged(*RAGGED)
         frozen = visual.repeat_interleave(options.get("num_beams", 1), dim=0)
-        with frozen_by_definition(pair.stock.model.language_model.layers, [0, 2], frozen):
+        with pair.defined(frozen):
             _, expected = generate(pair, pair.stock, inputs, **options)
         _, actual = generate(pair, pair.shortv, {**inputs, "visual_mask": visual}, **options)
         assert relative_error(actual, expected, expected.isfinite()) <= TOLERANCE
@@ -286,7 +285,7 @@ class TestCompile:
 
     def test_compiled_prefill(self, load_pair):
         """Finding the text rows breaks the graph, and the result is right."""
-        pair = load_pair(num_layers=2, frozen_layers=[0])
+        pair = load_pair(num_layers=3)
         compiled = torch.compile(pair.shortv, backend="eager")
         for padding_side in ("left", "right"):
             inputs = pair.inputs(*RAGGED, padding_side=padding_side)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
-from tests.support.definition import RAGGED, TOLERANCE, edit_config, relative_error
+from tests.support.definition import LISTS, MIXED, RAGGED, TOLERANCE, edit_config, frozen_lists, relative_error
 
 AUTO_CLASSES = ["AutoModel", "AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForMultimodalLM"]
 
@@ -94,8 +95,8 @@ class TestPlacement:
         inputs = pair.inputs(*RAGGED)
         assert torch.equal(logits(model, inputs), logits(pair.shortv, inputs))
         assert model.shortv_report()["skipped_updates"] > 0
-        pair.shortv.freeze_layers([1, 3])
-        model.freeze_layers([1, 3])  # works after hooks have wrapped the layers
+        for each in (pair.shortv, model):  # works after hooks have wrapped the layers
+            each.freeze_layers([3], frozen_attention=[0], frozen_ffn=[1])
         assert torch.equal(logits(model, inputs), logits(pair.shortv, inputs))
         assert model.shortv_report() == pair.shortv.shortv_report()
 
@@ -125,8 +126,9 @@ class TestPlacement:
         assert rows.to("cpu") is rows
         moved = rows.to("meta")
         assert moved.rows.device.type == moved.filler.device.type == "meta"
-        moved.skipped[0] = 1
-        assert rows.skipped == {0: 1}
+        moved.skip("ffn", 0)
+        assert rows.skipped == {("ffn", 0): 2}
+        assert moved.updates is rows.updates
 
     def test_built_on_the_meta_device(self, load_pair):
         pair = load_pair()
@@ -134,7 +136,7 @@ class TestPlacement:
         with torch.device("meta"):
             model = AutoModelForImageTextToText.from_config(config, trust_remote_code=True)
         model.load_state_dict(pair.shortv.state_dict(), assign=True)
-        assert model.shortv_report()["frozen_layers"] == [0, 2]
+        assert frozen_lists(model.config) == MIXED
         assert not any(parameter.is_meta for parameter in model.parameters())
 
 
@@ -145,19 +147,19 @@ class TestCopies:
         twin = copy.deepcopy(pair.shortv)
         assert torch.equal(logits(twin, inputs), logits(pair.shortv, inputs))
         twin.freeze_layers([1])
-        assert pair.shortv.config.frozen_layers == [0, 2]
+        assert frozen_lists(pair.shortv.config) == MIXED
         logits(twin, inputs)
-        assert twin.shortv_report()["frozen_layers"] == [1]
+        assert frozen_lists(twin.config) == {"frozen_layers": [1], "frozen_attention": [], "frozen_ffn": []}
         assert twin.shortv_report()["skipped_updates"] * 2 == pair.shortv.shortv_report()["skipped_updates"]
 
     def test_freezing_other_layers_or_none(self, load_pair):
         pair = load_pair()
         inputs = pair.inputs(*RAGGED)
         rows = inputs["attention_mask"].bool()
-        for frozen_layers in ([3, 1, 0], [], [2]):
-            pair.shortv.freeze_layers(frozen_layers)
+        for frozen_layers, *operators in (([3, 1, 0], [2]), ([], [3], [1, 0]), ([],), ([2],)):
+            pair.shortv.freeze_layers(frozen_layers, *operators)
             assert pair.shortv.config.frozen_layers == sorted(frozen_layers)
-            with pair.oracle(frozen_layers):
+            with pair.oracle():
                 assert relative_error(logits(pair.shortv, inputs), logits(pair.stock, inputs), rows) <= TOLERANCE
 
     def test_module_and_class_names_are_the_stock_models(self, load_pair):
@@ -193,7 +195,7 @@ def test_weights_in_the_hub_layout_load_bit_for_bit(load_pair, tmp_path):
     """Without frozen layers, the logits equal the stock model's bit for bit."""
     jobs, names = [], []
     for model_type in ("llava", "llava_next"):
-        pair = load_pair(model_type, frozen_layers=[])
+        pair = load_pair(model_type, frozen=[])
         tensors = _tensor_names(pair.folder)
         assert "language_model.lm_head.weight" in tensors
         assert "language_model.model.layers.0.self_attn.q_proj.weight" in tensors
@@ -227,7 +229,8 @@ def test_saved_and_loaded_in_a_fresh_process(load_pair, tmp_path):
         pair = load_pair(**arguments)
         with torch.no_grad():  # weights other than those of the folder, as after training
             pair.shortv.model.language_model.layers[1].mlp.up_proj.weight.mul_(1.5)
-        pair.shortv.freeze_layers([1, 2])
+        frozen = {"frozen_layers": [1, 2], **({"frozen_attention": [0], "frozen_ffn": [3]} if jobs else {})}
+        pair.shortv.freeze_layers(**frozen)
         inputs = pair.inputs(*RAGGED)
         saved = tmp_path / f"shortv-{len(jobs)}"
         expected.append(logits(pair.shortv, inputs))
@@ -236,7 +239,7 @@ def test_saved_and_loaded_in_a_fresh_process(load_pair, tmp_path):
         config, original = (
             json.loads((folder / "config.json").read_text(encoding="utf-8")) for folder in (saved, pair.folder)
         )
-        assert config["frozen_layers"] == [1, 2]
+        assert {name: config[name] for name in LISTS if name in config} == frozen  # no list that is empty
         for field in ("model_type", "architectures"):
             assert config[field] == original[field]
         assert set(original["auto_map"]) >= set(config["auto_map"]) >= {"AutoConfig", "AutoModelForImageTextToText"}
@@ -321,12 +324,36 @@ class TestRefusals:
         assert isinstance(error.value, ValueError), type(error.value)
         assert "\n" not in str(error.value).strip()
 
+    @pytest.mark.parametrize(
+        ("lists", "message"),
+        [
+            ({"frozen_attention": "0,2"}, "`frozen_attention` must be a list of integers, not '0,2'."),
+            ({"frozen_ffn": [True]}, "`frozen_ffn` must be a list of integers, not [True]."),
+            ({"frozen_ffn": 0}, "`frozen_ffn` must be a list of integers, not 0."),
+            ({"frozen_ffn": [4]}, "`frozen_ffn` must lie in 0..3: [4]."),
+            ({"frozen_attention": [1, 1]}, "`frozen_attention` names a layer twice: [1, 1]."),
+            ({"frozen_attention": [2]}, "`frozen_layers` and `frozen_attention` both name these layers: [2]."),
+            ({"frozen_ffn": [3, 2, 0]}, "`frozen_layers` and `frozen_ffn` both name these layers: [0, 2]."),
+            (
+                {"frozen_attention": [1, 3], "frozen_ffn": [3]},
+                "`frozen_attention` and `frozen_ffn` both name these layers: [3].",
+            ),
+            ({"frozen_layers": ..., "frozen_ffn": [3]}, "config.json has no `frozen_layers`: this checkpoint is "),
+        ],
+        ids=str,
+    )
+    def test_bad_lists_of_operators(self, tiny_base, shortv_folder, lists, message):
+        folder = edit_config(shortv_folder(tiny_base(), [0, 2]), **lists)
+        with pytest.raises(ValueError, match=re.escape(message)) as error:
+            AutoModel.from_pretrained(folder, trust_remote_code=True)
+        assert "\n" not in str(error.value)
+
     def test_bad_lists_later(self, load_pair):
         pair = load_pair()
-        for frozen_layers in (None, [7], [1, 1], "1", [True]):
-            with pytest.raises(ValueError, match="frozen_layers"):
-                pair.shortv.freeze_layers(frozen_layers)
-            assert pair.shortv.config.frozen_layers == [0, 2]
+        for lists in ((None,), ([7],), ([1, 1],), ("1",), ([True],), ([0], [0]), ([0], [], [-1]), (None, [1])):
+            with pytest.raises(ValueError, match="frozen_"):
+                pair.shortv.freeze_layers(*lists)
+            assert frozen_lists(pair.shortv.config) == MIXED
 
     def test_other_text_models(self, tiny_base, shortv_folder):
         base = tiny_base()

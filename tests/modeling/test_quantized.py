@@ -39,7 +39,7 @@ def with_torchao(model: nn.Module) -> None:
 
 @pytest.mark.parametrize("quantize", [replace_linears, with_torchao])
 def test_int8_weights_equal_the_definition(load_pair: Any, quantize: Any) -> None:
-    pair = load_pair(frozen_layers=(0, 2))
+    pair = load_pair(frozen=(0, 2))
     inputs = pair.inputs("USER: <image>\n what is in this picture ? ASSISTANT:")
     with torch.inference_mode(), pair.oracle():
         unquantized = pair.stock(**inputs).logits

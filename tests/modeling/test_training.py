@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.support.definition import RAGGED, TOLERANCE, Pair, relative_error
+from tests.support.definition import MIXED, RAGGED, TOLERANCE, Pair, frozen_lists, relative_error
 
 
 def training_inputs(pair: Pair, *prompts: str, padding_side: str = "right") -> Any:
@@ -55,7 +55,7 @@ def test_gradients_equal_the_definitions(load_pair, model_type, text_model, padd
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 def test_gradients_where_filler_rows_see_no_key(load_pair, implementation):
     """The filler rows of a short text-only entry are padding, which sees no key."""
-    pair = load_pair(frozen_layers=[0, 1, 2])
+    pair = load_pair(frozen={"frozen_layers": [0, 1], "frozen_attention": [2], "frozen_ffn": [3]})
     pair.set_attention(implementation)
     inputs = training_inputs(pair, RAGGED[1], "USER: yes", padding_side="left")
     with pair.oracle():
@@ -67,7 +67,7 @@ def test_gradients_where_filler_rows_see_no_key(load_pair, implementation):
 
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_gradient_checkpointing(load_pair, reentrant):
-    pair = load_pair(frozen_layers=[0, 1, 3])
+    pair = load_pair(frozen={"frozen_layers": [0], "frozen_attention": [1], "frozen_ffn": [3]})
     inputs = training_inputs(pair, *RAGGED[:3])
     with pair.oracle():
         expected = gradients(pair.stock.train(), inputs)
@@ -84,7 +84,7 @@ def test_gradient_checkpointing(load_pair, reentrant):
 
 
 def test_attention_dropout_trains(load_pair):
-    pair = load_pair(frozen_layers=range(4))
+    pair = load_pair(frozen=range(4))
     inputs = training_inputs(pair, *RAGGED)
     for layer in pair.shortv.model.language_model.layers:
         layer.self_attn.attention_dropout = 0.5
@@ -167,7 +167,7 @@ def test_trainer(load_pair, tmp_path):
     trainer.train()
     trainer.save_model(tmp_path / "tuned")
     loaded = AutoModelForImageTextToText.from_pretrained(tmp_path / "tuned", trust_remote_code=True)
-    assert loaded.config.frozen_layers == [0, 2]
+    assert frozen_lists(loaded.config) == MIXED
     with torch.no_grad():
         expected = pair.shortv.eval()(**inputs).logits
         assert relative_error(loaded(**inputs).logits, expected) <= TOLERANCE

@@ -48,8 +48,18 @@ def edit_config(folder: Path, text_config: dict[str, Any] | None = None, **field
     return folder
 
 
-def make_shortv(folder: Path, frozen_layers: Any) -> Path:
-    """Turns the folder of a stock model into a ShortV model: adds the code and edits the config."""
+LISTS = ("frozen_layers", "frozen_attention", "frozen_ffn")
+
+# What tests freeze unless they say otherwise: a layer of each kind, and one with nothing frozen.
+MIXED = {"frozen_layers": [0], "frozen_attention": [1], "frozen_ffn": [2]}
+
+
+def make_shortv(folder: Path, frozen_layers: Any, **operators: Any) -> Path:
+    """Turns the folder of a stock model into a ShortV model: adds the code and edits the config.
+
+    Args:
+        operators: `frozen_attention` and `frozen_ffn` of the config.
+    """
     from shortv_export.base.families import FAMILIES
 
     family = FAMILIES[json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]]
@@ -61,6 +71,7 @@ def make_shortv(folder: Path, frozen_layers: Any) -> Path:
         architectures=[family.model_class],
         auto_map=family.auto_map,
         frozen_layers=frozen_layers,
+        **operators,
     )
 
 
@@ -112,24 +123,43 @@ class Pair:
     def visual(self, inputs: Any) -> Any:
         return inputs["input_ids"] == self.stock.config.image_token_id
 
-    def oracle(self, frozen_layers: Any = None) -> Any:
-        """A context in which the stock model computes the definition, by default for the ShortV model's layers."""
-        return oracle(self.stock, self.shortv.config.frozen_layers if frozen_layers is None else frozen_layers)
+    def oracle(self) -> Any:
+        """A context in which the stock model computes the definition of what the ShortV model freezes."""
+        return oracle(self.stock, frozen_lists(self.shortv.config))
+
+    def defined(self, frozen: Any) -> Any:
+        """As `oracle`, for these frozen rows, ``(batch, tokens)`` bool."""
+        return defined(self.stock, frozen_lists(self.shortv.config), frozen)
 
     def set_attention(self, implementation: str) -> None:
         for model in (self.stock, self.shortv):
             model.set_attn_implementation({"text_config": implementation})
 
 
+def frozen_lists(config: Any) -> dict[str, list[int]]:
+    """The three lists of a ShortV config."""
+    return {name: getattr(config, name) or [] for name in LISTS}
+
+
+def defined(stock: Any, frozen: dict[str, Any], rows: Any) -> Any:
+    """A context in which a stock model computes the definition for these frozen rows, ``(batch, tokens)`` bool.
+
+    Args:
+        frozen: the lists of a ShortV config, by name.
+    """
+    from shortv_export.base.definition import frozen_by_definition, text_decoder
+
+    operators = {name: layers for name, layers in frozen.items() if name != "frozen_layers"}
+    return frozen_by_definition(text_decoder(stock).layers, frozen["frozen_layers"], rows, **operators)
+
+
 @contextmanager
-def oracle(stock: Any, frozen_layers: Any) -> Iterator[None]:
-    """A context in which a stock LLaVA computes the definition: in these layers, visual rows are put back.
+def oracle(stock: Any, frozen: dict[str, Any]) -> Iterator[None]:
+    """A context in which a stock LLaVA computes the definition: what is frozen adds nothing to visual rows.
 
     The visual rows are those of the model's own `get_placeholder_mask`. So it does not matter how images arrive: as
     pixels or encoded, in chunks or in a second turn, with or without `input_ids`.
     """
-    from shortv_export.base.definition import frozen_by_definition
-
     model, language_model = stock.model, stock.model.language_model
     find, run = model.get_placeholder_mask, language_model.forward
     found: list[Any] = []
@@ -142,7 +172,7 @@ def oracle(stock: Any, frozen_layers: Any) -> Iterator[None]:
     def forward(*args: Any, **kwargs: Any) -> Any:
         if not found:
             return run(*args, **kwargs)
-        with frozen_by_definition(language_model.layers, frozen_layers, found.pop()):
+        with defined(stock, frozen, found.pop()):
             return run(*args, **kwargs)
 
     model.get_placeholder_mask, language_model.forward = get_placeholder_mask, forward

@@ -504,6 +504,9 @@ def tiny_model(model_type: str) -> Any:
     for name, parameter in model.named_parameters():
         if parameter.dim() > 1 and "embed" not in name:
             torch.nn.init.normal_(parameter, std=1.5 / parameter.shape[-1] ** 0.5)
+    for name, buffer in model.named_buffers():
+        if name.endswith("layer_scalar"):  # Gemma 4; 1 if nobody trained it
+            buffer.fill_(0.8)
     return model.eval()
 
 
