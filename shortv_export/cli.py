@@ -135,8 +135,8 @@ def _show_package(package: Any, as_json: bool, base: str, out: Path | None, **_:
     recipe, folder = package.recipe, out or base  # with a recipe, the folder may be the only argument
     if as_json:
         return terminal.say_json({"package": str(folder), **recipe.to_dict()})
-    frozen = ", ".join(map(str, recipe.frozen_layers))
-    _print(f"{folder}: {len(recipe.frozen_layers)} of {recipe.num_layers} layers frozen ({frozen})")
+    frozen = "; ".join(", ".join(map(str, layers)) for layers in recipe.frozen.lists.values() if layers)
+    _print(f"{folder}: {recipe.frozen.describe(recipe.num_layers)} ({frozen})")
     _print(f"FLOPs ratio {recipe.cost['flops_ratio']:.3f}; next: shortv-export verify {folder}")
 
 

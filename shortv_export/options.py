@@ -154,7 +154,7 @@ class Placement:
 
 @dataclass(frozen=True)
 class Choice:
-    """Which layers to freeze."""
+    """What to freeze."""
 
     scores: Annotated[Path | None, Help("Those with the lowest scores in this file, from `shortv-export score`.")] = (
         None
@@ -163,6 +163,12 @@ class Choice:
     frozen_layers: Annotated[tuple[int, ...] | None, Help("These layers, such as 31,29,30.", parse=parse_layers)] = (
         None
     )
+    frozen_attention: Annotated[
+        tuple[int, ...] | None, Help("Attention alone in these layers.", parse=parse_layers)
+    ] = None
+    frozen_ffn: Annotated[
+        tuple[int, ...] | None, Help("The feed-forward network alone in these layers.", parse=parse_layers)
+    ] = None
     method: Annotated[
         str,
         Help("'lc': lowest Layer Contribution. To compare with: 'cosine' (of hidden states) or 'random'."),
@@ -171,9 +177,13 @@ class Choice:
     @property
     def sources(self) -> list[str]:
         """The options given that say where the list comes from; more than one contradict each other."""
-        given = {"`scores`": self.scores, "`preset`": self.preset, "`frozen_layers`": self.frozen_layers}
+        lists = [
+            name for name in ("frozen_layers", "frozen_attention", "frozen_ffn") if getattr(self, name) is not None
+        ]
+        # The three lists are one source; messages name the first of them.
+        given = [name for name in ("scores", "preset") if getattr(self, name) is not None] + lists[:1]
         random = ["`method` random"] if self.method == "random" else []
-        return [option for option, value in given.items() if value is not None] + random
+        return [f"`{name}`" for name in given] + random
 
 
 @dataclass(frozen=True)

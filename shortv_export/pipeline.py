@@ -323,7 +323,7 @@ def _convert(base: BaseModel, out: Path, conversion: Conversion) -> Package:
         choice = replace(choice, scores=scores_file)
     package = _package(draft, choice, budget, samples, placement)
     recipe = package.recipe
-    logger.info("packaged with %d of %d layers frozen: %s", len(recipe.frozen_layers), recipe.num_layers, out)
+    logger.info("packaged with %s: %s", recipe.frozen.describe(recipe.num_layers), out)
     verification = verify_package(package, base=base)
     verification.raise_if_failed()
     if verification.not_made:

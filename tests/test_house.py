@@ -39,7 +39,7 @@ LEVELS = (
     "hub",
     "files",
     "terminal",
-    "options __init__ processes",
+    "options __init__ processes engines",
     "errors",
 )
 HEIGHT = {room: -level for level, rooms in enumerate(LEVELS) for room in rooms.split()}

@@ -26,7 +26,7 @@ from ..base import LayerShape, model_flops
 from ..base.definition import cache_name, text_decoder, visual_tokens
 from ..errors import ShortVError
 from ..options import Budget
-from ..records import Scores
+from ..records import Frozen, Scores
 from ..selection import select_layers
 from .changes import UNCHANGED, Change, Inputs, shortv
 
@@ -36,7 +36,7 @@ FASTV_DROP = 0.5
 
 
 def paper_baselines(
-    frozen_layers: Sequence[int],
+    frozen: Frozen,
     shapes: Sequence[LayerShape],
     text_tokens: int,
     visual_tokens: int,
@@ -45,14 +45,14 @@ def paper_baselines(
     """The paper's baselines in its settings; FastV and VTW also in the mildest setting that costs no more than ShortV.
 
     Args:
-        frozen_layers: ShortV's frozen layers.
+        frozen: what ShortV freezes.
         shapes: of the decoder's layers.
         text_tokens, visual_tokens: of the prompt at which FLOPs are compared.
         scores: for cosine selection, which is left out if they hold no cosine distances.
     """
-    num_layers, count = len(shapes), len(frozen_layers)
+    num_layers = len(shapes)
     prompt = (shapes, text_tokens, visual_tokens)
-    budget = model_flops(shapes, frozen_layers, text_tokens, visual_tokens)
+    budget = model_flops(shapes, **frozen.lists, text_tokens=text_tokens, visual_tokens=visual_tokens)
 
     def affordable(changes: Iterable[Change]) -> list[Change]:
         """The first change that costs no more than ShortV, if there is one."""
@@ -64,12 +64,19 @@ def paper_baselines(
         found += [fastv(FASTV_DROP), *affordable(fastv(step / 1000) for step in range(1001))]
     found += [vtw(max(1, num_layers // 2)), *affordable(vtw(after) for after in range(num_layers - 1, 0, -1))]
     if num_layers > FASTV_LAYERS:
-        found.append(shortv_and_fastv(frozen_layers, num_layers))
+        found.append(shortv_and_fastv(frozen, num_layers))
     for method in ("random", "cosine"):
         if method == "random" or (scores is not None and scores.visual_cosine_distance):
-            selection = select_layers(scores, Budget(num_frozen=count), shapes, method=method)
-            change = shortv(selection.frozen_layers, num_layers)
-            found.append(replace(change, name=f"{method} {change.name}"))
+            # As many layers as ShortV freezes; at the FLOPs of single operators, the fewest that cost no more.
+            counts = range(1, num_layers + 1) if frozen.operators else [len(frozen.layers)]
+            selections = (
+                select_layers(scores, Budget(num_frozen=count), shapes, method=method).frozen for count in counts
+            )
+            changes = (shortv(selection, num_layers) for selection in selections)
+            found += [
+                replace(change, name=f"{method} {change.name}")
+                for change in (affordable(changes) if frozen.operators else changes)
+            ]
     return [replace(change, baseline=True) for change in {change.name: change for change in found}.values()]
 
 
@@ -83,12 +90,10 @@ def vtw(after: int) -> Change:
     return _pruning(f"VTW K={after}", after, 1.0)
 
 
-def shortv_and_fastv(
-    frozen_layers: Sequence[int], num_layers: int, drop: float = FASTV_DROP, after: int = FASTV_LAYERS
-) -> Change:
+def shortv_and_fastv(frozen: Frozen, num_layers: int, drop: float = FASTV_DROP, after: int = FASTV_LAYERS) -> Change:
     """ShortV and FastV at once (paper, Table 5)."""
-    name = f"{len(frozen_layers)} of {num_layers} + {fastv(drop, after).name}"
-    return _pruning(name, after, drop, shortv(frozen_layers, num_layers))
+    freeze = shortv(frozen, num_layers)
+    return _pruning(f"{freeze.name} + {fastv(drop, after).name}", after, drop, freeze)
 
 
 def _kept(visual_tokens: int, drop: float) -> int:
@@ -105,10 +110,10 @@ def _pruning(name: str, after: int, drop: float, freeze: Change = UNCHANGED) -> 
 
     def flops(shapes: Sequence[LayerShape], text: int, visual: int) -> float:
         # Choosing the tokens takes one query of attention more, which is not counted.
-        frozen_layers = freeze.frozen_layers or ()
-        later = [layer - after for layer in frozen_layers]
-        before = model_flops(shapes[:after], frozen_layers, text, visual)
-        return before + model_flops(shapes[after:], later, text, _kept(visual, drop))
+        lists = (freeze.frozen or Frozen()).lists
+        later = {name: [layer - after for layer in layers] for name, layers in lists.items()}
+        before = model_flops(shapes[:after], text_tokens=text, visual_tokens=visual, **lists)
+        return before + model_flops(shapes[after:], text_tokens=text, visual_tokens=_kept(visual, drop), **later)
 
     return Change(name, apply, flops=flops)
 

@@ -10,6 +10,7 @@ from typing import Any
 from ..base import LayerShape, model_flops
 from ..errors import ShortVError
 from ..packaging import Package
+from ..records import Frozen
 from ..selection import ranking
 
 Inputs = Mapping[str, Any]
@@ -23,7 +24,7 @@ class Change:
     Attributes:
         name: shown in tables, such as ``"19 of 32"`` or ``"VTW K=16"``.
         apply: ``apply(model, inputs)`` returns a context. Inside it, the model runs these inputs with the method.
-        frozen_layers: layer numbers; None if the method does more than freeze layers.
+        frozen: what it freezes; None if the method does more than that.
         flops: ``flops(shapes, text_tokens, visual_tokens)`` returns the prefill FLOPs of the decoder layers, by the
             paper's cost model; None if that does not cover the method.
         baseline: whether the method is measured only to compare ShortV with.
@@ -31,7 +32,7 @@ class Change:
 
     name: str
     apply: Callable[[Any, Inputs], AbstractContextManager[Any]]
-    frozen_layers: tuple[int, ...] | None = None
+    frozen: Frozen | None = None
     flops: Callable[[Sequence[LayerShape], int, int], float] | None = None
     baseline: bool = False
 
@@ -42,28 +43,30 @@ class Change:
         return self.flops(shapes, text_tokens, visual_tokens) / model_flops(shapes, (), text_tokens, visual_tokens)
 
 
-UNCHANGED = Change("base", lambda model, inputs: nullcontext(), ())
+UNCHANGED = Change("base", lambda model, inputs: nullcontext(), Frozen())
 
 
-def shortv(layers: Sequence[int], num_layers: int) -> Change:
-    """ShortV with these frozen layers, for a model that is loaded with none frozen."""
+def shortv(frozen: Frozen, num_layers: int) -> Change:
+    """ShortV that freezes this, for a model that is loaded with nothing frozen."""
 
     @contextmanager
     def apply(model: Any, inputs: Inputs) -> Iterator[None]:
-        model.freeze_layers(list(layers))
+        model.freeze_layers(**{name: list(layers) for name, layers in frozen.lists.items()})
         try:
             yield
         finally:
             model.freeze_layers([])
 
     def flops(shapes: Sequence[LayerShape], text_tokens: int, visual_tokens: int) -> float:
-        return model_flops(shapes, layers, text_tokens, visual_tokens)
+        return model_flops(shapes, **frozen.lists, text_tokens=text_tokens, visual_tokens=visual_tokens)
 
-    return Change(f"{len(layers)} of {num_layers}", apply, tuple(sorted(layers)), flops)
+    single = {"attention": frozen.attention, "FFN": frozen.ffn}
+    more = [f" + {len(layers)} {name}" for name, layers in single.items() if layers]
+    return Change(f"{len(frozen.layers)} of {num_layers}{''.join(more)}", apply, frozen, flops)
 
 
-def frozen_lists(package: Package, sweep: Sequence[int] | None) -> list[tuple[int, ...]]:
-    """The package's frozen layers, and for each number in `sweep` that many layers with the lowest scores.
+def frozen_lists(package: Package, sweep: Sequence[int] | None) -> list[Frozen]:
+    """What the package freezes, and for each number in `sweep` that many layers with the lowest scores.
 
     Returns:
         Lists without duplicates, the shortest first.
@@ -71,7 +74,7 @@ def frozen_lists(package: Package, sweep: Sequence[int] | None) -> list[tuple[in
     Raises:
         ShortVError: a number is out of range, or the package holds no scores for a sweep.
     """
-    lists = {package.recipe.frozen_layers}
+    lists = {package.recipe.frozen}
     if sweep is not None:
         if package.scores is None:
             raise ShortVError(
@@ -81,5 +84,5 @@ def frozen_lists(package: Package, sweep: Sequence[int] | None) -> list[tuple[in
         for count in sweep:
             if not 0 <= count <= package.recipe.num_layers:
                 raise ShortVError(f"`sweep` has {count}; give numbers from 0 to {package.recipe.num_layers}.")
-            lists.add(tuple(sorted(order[:count])))
-    return sorted(lists, key=lambda layers: (len(layers), layers))
+            lists.add(Frozen(tuple(sorted(order[:count]))))
+    return sorted(lists, key=lambda frozen: (len(frozen.layers), *frozen.lists.values()))

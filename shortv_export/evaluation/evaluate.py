@@ -19,7 +19,7 @@ from ..errors import ShortVError, one_line
 from ..measure import PartialResults, device_map_for, is_out_of_memory, out_of_memory, running
 from ..options import Comparison, Placement, Questions
 from ..packaging import Package, require_intact
-from ..records import Evaluation, Row, Speed, library_versions
+from ..records import Evaluation, Frozen, Row, Speed, library_versions
 from ..samples import DrawnSamples, Encoder, Sample
 from .baselines import paper_baselines
 from .changes import Change, Inputs, frozen_lists, shortv
@@ -39,7 +39,7 @@ def require_evaluable(package: Package, comparison: Comparison = Comparison()) -
             code is not this release's, it freezes no layer, or `comparison.sweep` does not fit it.
     """
     require_intact(package, "cannot be evaluated", fetch=True)
-    if not package.recipe.frozen_layers:
+    if package.recipe.frozen == Frozen():
         raise ShortVError(f"{package.name} freezes no layer, so it is its base; evaluate a package that freezes some.")
     frozen_lists(package, comparison.sweep)
 
@@ -108,13 +108,13 @@ def evaluate_package(
             `frozen_lists`.
     """
     recipe = package.recipe
-    changes = [shortv(layers, recipe.num_layers) for layers in frozen_lists(package, comparison.sweep)]
+    changes = [shortv(frozen, recipe.num_layers) for frozen in frozen_lists(package, comparison.sweep)]
     advice = "load it with `dtype` bfloat16 or spread it with `device_map` auto, or ask for less with `max_new_tokens`"
     with out_of_memory(f"{advice} and `at`"):
         model = load_package(package, placement)
         prompt, size = _median_prompt(model, encoder, samples.samples)
         if comparison.baselines:
-            changes += paper_baselines(recipe.frozen_layers, *size, package.scores)
+            changes += paper_baselines(recipe.frozen, *size, package.scores)
         device = device_name(model)
         settings = [recipe.sha256, str(model.dtype), device, max_new_tokens, library_versions()]
         digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
@@ -127,8 +127,8 @@ def evaluate_package(
     rows = tuple(
         Row(
             name=change.name,
-            frozen_layers=change.frozen_layers,
-            chosen=not change.baseline and change.frozen_layers == recipe.frozen_layers,
+            **({"frozen_layers": None} if change.frozen is None else change.frozen.lists),
+            chosen=not change.baseline and change.frozen == recipe.frozen,
             baseline=change.baseline,
             flops_ratio=change.flops_ratio(*size),
             fidelity=fidelity_of(found),

@@ -102,7 +102,7 @@ def measure_fidelity(
 
 
 def _key(change: Change) -> str:
-    return json.dumps([change.name, change.frozen_layers])
+    return json.dumps([change.name, change.frozen.lists if change.frozen is not None else None])
 
 
 def _answer(

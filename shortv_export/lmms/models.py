@@ -51,7 +51,8 @@ class ShortVSimple(llava_hf.LlavaHf):
             if this_process().num_processes == 1:  # with several processes, `llava_hf` places each itself
                 options.setdefault("device_map", device)
             super().__init__(str(package.folder), device=device, **options)
-            if tuple(self.model.shortv_report()["frozen_layers"]) != package.recipe.frozen_layers:
+            report = self.model.shortv_report()
+            if any(tuple(report[name]) != layers for name, layers in package.recipe.frozen.lists.items()):
                 raise ShortVError(f"{pretrained} does not freeze the layers that its recipe names.")
 
     def generate_until(self, requests: Any) -> Any:

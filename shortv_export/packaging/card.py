@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..base import BaseModel, LayerShape, model_flops
+from ..engines import VLLM_FAMILIES
 from ..files import model_cards_dir, read_json
-from ..records import TEMPLATES_FOLDER, TOKENIZER_CONFIG_NAME, Evaluation, Recipe, Row
+from ..records import TEMPLATES_FOLDER, TOKENIZER_CONFIG_NAME, Evaluation, Frozen, Recipe, Row
 from .card_metadata import plain_line, recorded_metadata
 from .commands import calibration_facts, evaluate_command, package_commands, sample_facts
 from .seal import UNNAMED, rename_card, seal
@@ -57,7 +58,7 @@ def render_card(
         .get_template("model_card.md.jinja")
         .render(
             metadata=_metadata(base, recipe, calibration["datasets"]),
-            title=f"{(base.repo_id or recipe.family).split('/')[-1]} · ShortV-{len(recipe.frozen_layers)}",
+            title=f"{(base.repo_id or recipe.family).split('/')[-1]} · {_variant(recipe)}",
             repo_id=UNNAMED,
             base=base,
             recipe=recipe,
@@ -72,6 +73,7 @@ def render_card(
             mixers=sum(shape.mixer_flops > 0 for shape in base.layer_shapes),
             ffn_sizes=_ffn_sizes(base.layer_shapes),
             figure_text=_figure_text(recipe) if recipe.scores else None,
+            serving=base.family.model_type in VLLM_FAMILIES,
             template_owner=_template_owner(base),
             paper=paper,
             preset=preset,
@@ -83,6 +85,13 @@ def render_card(
         )
     )
     return rename_card(seal(text), repo_id or UNNAMED)
+
+
+def _variant(recipe: Recipe) -> str:
+    """The model's name behind that of its base. With single operators, a number of layers says nothing."""
+    if recipe.frozen.operators:
+        return f"ShortV at {recipe.cost['flops_ratio']:.0%} of the FLOPs"
+    return f"ShortV-{len(recipe.frozen_layers)}"
 
 
 @cache
@@ -179,7 +188,13 @@ def _cost_table(shapes: Sequence[LayerShape], recipe: Recipe) -> tuple[str, list
     """The unit and the rows: FLOPs of the decoder layers for some prompt lengths, the recipe's own first."""
     text, visual = recipe.cost["text_tokens"], recipe.cost["visual_tokens"]
     prompts = ((text, visual), (text, 2 * visual), (8 * text, visual), (text, 0))
-    flops = [[model_flops(shapes, frozen, *prompt) for frozen in ((), recipe.frozen_layers)] for prompt in prompts]
+    flops = [
+        [
+            model_flops(shapes, **frozen.lists, text_tokens=text, visual_tokens=visual)
+            for frozen in (Frozen(), recipe.frozen)
+        ]
+        for text, visual in prompts
+    ]
     unit, scale = ("TFLOPs", 1e12) if flops[0][0] >= 1e11 else ("GFLOPs", 1e9)
     names = ("text", "visual", "dense", "frozen", "ratio")
     rows = [

@@ -61,7 +61,15 @@ def package_commands(base: BaseModel, recipe: Recipe, inherited: Inherited) -> l
     if method == "preset":
         return [package(Choice(preset="paper"))]
     if method == "given":
-        return [package(Choice(frozen_layers=recipe.frozen_layers))]
+        return [
+            package(
+                Choice(
+                    frozen_layers=recipe.frozen_layers or None,
+                    frozen_attention=recipe.frozen_attention or None,
+                    frozen_ffn=recipe.frozen_ffn or None,
+                )
+            )
+        ]
     budgets = Budget(**{key: budget[key] for key in ("num_frozen", "flops_ratio", "max_kl") if key in budget})
     held_out = recipe.selection["evidence"].get("held_out") or {}
     data = held_out.get("data")

@@ -14,7 +14,7 @@ from ..files import file_identity, file_sha256, open_regular, read_json, read_re
 from ..hub import LocalFile, hub_error
 from ..records import CARD_NAME, CONFIG_NAME, FOREIGN_FILES, RECIPE_NAME, BaseRecord, Recipe, library_versions
 from .card_metadata import inherited_metadata, plain_line, recorded_metadata
-from .contents import carried_files, code_sha256, expected_files, layers_problem
+from .contents import carried_files, code_sha256, expected_files, frozen_problem
 from .derived import derive_fields
 from .evaluation_files import check_evaluation
 from .package import Package
@@ -315,8 +315,8 @@ def look_at_recipe(recipe: Recipe) -> str:
     """
     if recipe.family not in FAMILIES:
         raise ShortVError(f"{RECIPE_NAME} names the family {recipe.family!r:.40}, which this release does not know.")
-    if reason := layers_problem(recipe.frozen_layers, recipe.num_layers):
-        raise ShortVError(f"{RECIPE_NAME}: frozen_layers {reason}.")
+    if reason := frozen_problem(recipe.frozen, recipe.num_layers):
+        raise ShortVError(f"{RECIPE_NAME}: {reason}.")
     if recipe.weights == "reference" and not (recipe.base.repo_id and recipe.base.revision):
         raise ShortVError(f"{RECIPE_NAME} refers to the weights of a base without saying where they are.")
     if recipe.code.keys() != (ours := code_sha256(FAMILIES[recipe.family])).keys():
@@ -324,4 +324,4 @@ def look_at_recipe(recipe: Recipe) -> str:
         raise ShortVError(
             f"{RECIPE_NAME} lists other remote code than this release's ({theirs}); {its_release(recipe)}."
         )
-    return f"{len(recipe.frozen_layers)} of {recipe.num_layers} layers frozen"
+    return recipe.frozen.describe(recipe.num_layers)

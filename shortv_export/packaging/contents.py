@@ -6,7 +6,7 @@ import hashlib
 from typing import Any
 
 from ..base import Family
-from ..records import CARD_NAME, CONFIG_NAME, FIGURE_NAME, RECIPE_NAME, WEIGHT_FILES, Recipe
+from ..records import CARD_NAME, CONFIG_NAME, FIGURE_NAME, RECIPE_NAME, WEIGHT_FILES, Frozen, Recipe
 
 
 def expected_files(recipe: Recipe) -> set[str]:
@@ -35,18 +35,24 @@ def own_fields(family: Family, recipe: Recipe) -> dict[str, Any]:
         "architectures": [family.model_class],
         "auto_map": family.auto_map,
         "frozen_layers": list(recipe.frozen_layers),
+        **{name: list(layers) for name, layers in recipe.frozen.operators.items()},
     }
     if recipe.weights == "reference":
         fields["shortv_base"] = {"repo_id": recipe.base.repo_id, "revision": recipe.base.revision}
     return fields
 
 
-def layers_problem(frozen_layers: Any, num_layers: int) -> str | None:
-    """What is wrong with a list of frozen layers; None if it is right."""
-    if not all(type(layer) is int for layer in frozen_layers):
-        return "must be integers"
-    if list(frozen_layers) != sorted(set(frozen_layers)):
-        return "must be sorted, each once"
-    if any(not 0 <= layer < num_layers for layer in frozen_layers):
-        return f"must lie between 0 and {num_layers - 1}"
+def frozen_problem(frozen: Frozen, num_layers: int) -> str | None:
+    """What is wrong with the lists of what is frozen; None if they are right."""
+    seen: set[int] = set()
+    for name, layers in frozen.lists.items():
+        if not all(type(layer) is int for layer in layers):
+            return f"{name} must be integers"
+        if list(layers) != sorted(set(layers)):
+            return f"{name} must be sorted, each once"
+        if any(not 0 <= layer < num_layers for layer in layers):
+            return f"{name} must lie between 0 and {num_layers - 1}"
+        if seen & {*layers}:
+            return f"{name} names layers of another list"
+        seen |= {*layers}
     return None

@@ -36,7 +36,7 @@ def check_evaluation(evaluation: Evaluation, recipe: Recipe) -> None:
     base = {"repo_id": recipe.base.repo_id, "revision": recipe.base.revision}
     if evaluation.base != base or evaluation.num_layers != recipe.num_layers:
         reason = "another base"
-    elif evaluation.chosen.frozen_layers != recipe.frozen_layers:
+    elif evaluation.chosen.frozen != recipe.frozen:
         reason = "other frozen layers"
     elif evaluation.recipe_sha256 != recipe.sha256:
         reason = "another recipe"

@@ -105,7 +105,7 @@ class Package:
     def base_config(self) -> dict[str, Any]:
         """The base's ``config.json``, restored from the package's."""
         config = read_json(self.folder / CONFIG_NAME)
-        added = ("auto_map", "frozen_layers", "shortv_base")
+        added = ("auto_map", "frozen_layers", "frozen_attention", "frozen_ffn", "shortv_base")
         kept = {name: value for name, value in config.items() if name not in added}
         return {**kept, "model_type": self.family.model_type, "architectures": [self.family.base_class]}
 

@@ -27,7 +27,7 @@ from ..records import (
 )
 from .card import render_card, template_sha256
 from .card_metadata import Inherited, plain_line
-from .contents import carried_files, code_sha256, layers_problem, own_fields
+from .contents import carried_files, code_sha256, frozen_problem, own_fields
 from .derived import derived_text
 from .evaluation_files import evaluation_files
 from .figures import draw_scores
@@ -51,12 +51,12 @@ def recipe_fields(
     figure = (figure or draw_scores(scores, selection.frozen_layers)) if scores else None
     text = selection.budget.get("text_tokens", TEXT_TOKENS)
     visual = selection.budget.get("visual_tokens", base.prompt_visual_tokens)
-    ratio = flops_ratio(base.layer_shapes, selection.frozen_layers, text, visual)
+    ratio = flops_ratio(base.layer_shapes, **selection.frozen.lists, text_tokens=text, visual_tokens=visual)
     fields = {
         "family": base.family.model_type,
         "num_layers": base.num_layers,
-        "frozen_layers": selection.frozen_layers,
-        "selection": asdict(selection),
+        **selection.frozen.lists,
+        "selection": selection.to_dict(),
         "scores": asdict(scores) if scores else None,
         "cost": {"text_tokens": text, "visual_tokens": visual, "flops_ratio": ratio},
         "card": {**asdict(inherited), "template": template_sha256()},
@@ -139,7 +139,7 @@ def remake(
     Raises:
         ShortVError: the recipe is not one of this base; or as `render_files`.
     """
-    selection = Selection(**{**recipe.selection, "frozen_layers": tuple(recipe.selection["frozen_layers"])})
+    selection = Selection.from_dict(recipe.selection)
     scores = Scores.from_dict(recipe.scores, RECIPE_NAME) if recipe.scores else None
     recorded = recipe.base
     base = replace(base, repo_id=recorded.repo_id, revision=recorded.revision, files=tuple(sorted(recorded.files)))
@@ -157,8 +157,14 @@ def check_fit(base: BaseModel, selection: Selection, scores: Scores | None) -> N
     layers = base.num_layers
     if selection.num_layers != layers:
         raise ShortVError(f"the selection is for {selection.num_layers} layers, but {base.name} has {layers}.")
-    if reason := layers_problem(selection.frozen_layers, layers):
-        raise ShortVError(f"the selection's frozen layers {reason}.")
+    if reason := frozen_problem(selection.frozen, layers):
+        raise ShortVError(f"the selection's {reason}.")
+    unskippable = [layer for layer in selection.frozen_attention if not base.layer_shapes[layer].query_size]
+    if unskippable:
+        raise ShortVError(
+            f"layers {', '.join(map(str, unskippable))} of {base.name} have linear attention or a convolution, which "
+            "cannot be skipped; leave them out of `frozen_attention`."
+        )
     if scores is not None and len(scores.visual) != layers:
         raise ShortVError(f"the scores are for {len(scores.visual)} layers, but {base.name} has {layers}.")
     for key, ours in (("repo_id", base.repo_id), ("revision", base.revision)):

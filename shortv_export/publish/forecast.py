@@ -27,6 +27,7 @@ class Forecast:
         url: of the repository.
         exists: whether the repository exists.
         frozen_layers: None if they are still to be measured.
+        frozen_attention, frozen_ffn: layers that freeze a single operator.
         copied, copied_bytes: names and total size of the base's files that the Hub copies from the base's repository.
         uploaded, uploaded_bytes: those of the base's files that this machine uploads.
         made: names of the files that this tool writes; small, but of unknown size.
@@ -43,6 +44,8 @@ class Forecast:
     copied_bytes: int
     uploaded_bytes: int
     dry_run: bool = True
+    frozen_attention: tuple[int, ...] = ()
+    frozen_ffn: tuple[int, ...] = ()
 
     @property
     def summary(self) -> str:
@@ -50,7 +53,9 @@ class Forecast:
         if self.frozen_layers is None:
             layers = "after measuring which layers to freeze"
         else:
-            layers = f"with layers {', '.join(map(str, self.frozen_layers))} frozen"
+            lists = {"layers": self.frozen_layers, "attention of": self.frozen_attention, "FFN of": self.frozen_ffn}
+            named = [f"{what} {', '.join(map(str, found))}" for what, found in lists.items() if found]
+            layers = f"with {' and '.join(named)} frozen"
         return (
             f"would push to {self.url}{'' if self.exists else ', a new repository,'} in one commit, {layers}: "
             f"{len(self.copied)} files of the base copied on the Hub ({self.copied_bytes:,} bytes), "
@@ -103,6 +108,8 @@ def forecast_push(
         url=repository.url,
         exists=repository.exists,
         frozen_layers=selection.frozen_layers if selection else None,
+        frozen_attention=selection.frozen_attention if selection else (),
+        frozen_ffn=selection.frozen_ffn if selection else (),
         copied=copied,
         uploaded=uploaded,
         made=tuple(sorted(made)),

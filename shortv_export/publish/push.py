@@ -119,7 +119,7 @@ def _push(package: Package, repository: Repository) -> Push:
         plan.require_undamaged()
         prepared = prepare(repository)
         if plan.changed:
-            message = f"ShortV: freeze visual tokens in {len(package.recipe.frozen_layers)} layers"
+            message = f"ShortV: freeze visual tokens ({package.recipe.frozen.describe(package.recipe.num_layers)})"
             commit, plan = make_commit(prepared, plan, target.commit_message or message)
         complete(repository, plan, commit, () if target.create_pr else tags)
     return Push(

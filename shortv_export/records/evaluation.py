@@ -8,6 +8,7 @@ from typing import Any
 
 from ..errors import ShortVError
 from ..files import read_json, write_json
+from .frozen import Frozen
 from .validation import STRICT, validated
 
 FORMAT = 1
@@ -129,6 +130,7 @@ class Row:
         accuracy: None for data without answers.
         groups: value of the column `group_by` -> accuracy.
         speed: one entry per prompt length; empty if not measured.
+        frozen_attention, frozen_ffn: numbers of the layers that freeze a single operator; not in the file if empty.
     """
 
     name: str
@@ -140,6 +142,13 @@ class Row:
     accuracy: Accuracy | None
     groups: dict[str, Accuracy]
     speed: tuple[Speed, ...]
+    frozen_attention: tuple[int, ...] = ()
+    frozen_ffn: tuple[int, ...] = ()
+
+    @property
+    def frozen(self) -> Frozen:
+        """The three lists."""
+        return Frozen(self.frozen_layers or (), self.frozen_attention, self.frozen_ffn)
 
 
 @dataclass(frozen=True)
@@ -188,7 +197,12 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON object of ``evaluation.json``."""
-        return asdict(self)
+        fields = asdict(self)
+        for row in fields["rows"]:
+            for name in ("frozen_attention", "frozen_ffn"):
+                if not row[name]:
+                    del row[name]
+        return fields
 
     def save(self, path: Path) -> None:
         """Writes ``evaluation.json``, whole or not at all."""

@@ -26,8 +26,24 @@ class Frozen:
         both = {*attention} & {*ffn}
         return cls(*(tuple(sorted(layers)) for layers in (both, {*attention} - both, {*ffn} - both)))
 
-    def skips_attention(self, layer: int) -> bool:
-        return layer in self.layers or layer in self.attention
+    @property
+    def operators(self) -> dict[str, tuple[int, ...]]:
+        """The lists of single operators under their names in ``config.json``; without those that are empty."""
+        return {name: found for name, found in self._single() if found}
 
-    def skips_ffn(self, layer: int) -> bool:
-        return layer in self.layers or layer in self.ffn
+    @property
+    def lists(self) -> dict[str, tuple[int, ...]]:
+        """All three lists under their names in ``config.json``, even if they are empty."""
+        return {"frozen_layers": self.layers, **dict(self._single())}
+
+    def describe(self, num_layers: int) -> str:
+        """In words, such as ``"3 of 32 layers frozen, and attention alone in 2"``."""
+        single = [
+            f"{what} alone in {len(found)}"
+            for what, found in (("attention", self.attention), ("FFN", self.ffn))
+            if found
+        ]
+        return ", and ".join([f"{len(self.layers)} of {num_layers} layers frozen", *single])
+
+    def _single(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        return ("frozen_attention", self.attention), ("frozen_ffn", self.ffn)

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import ShortVError
 from ..files import json_text, read_json
+from .frozen import Frozen
 from .validation import validated
 
 FORMAT = 1
@@ -50,7 +51,7 @@ class Recipe:
         base: the base.
         family: the base's ``model_type``, a key of `base.FAMILIES`.
         num_layers: number of decoder layers.
-        frozen_layers: sorted layer numbers.
+        frozen_layers: sorted numbers of the layers that freeze both operators.
         weights: one of `WEIGHTS`.
         selection: a `Selection`, as a JSON object.
         scores: the `Scores` that the layers were selected by, as a JSON object; None without scores.
@@ -63,6 +64,8 @@ class Recipe:
             type, and that the package names. Other files of the base are taken over bit for bit. Without ``"base"``,
             the base's file lacks the field. ``image_processor.image_processor_type`` is a field within a field.
         measured: name -> sha256 of each file that an evaluation added to the package.
+        frozen_attention, frozen_ffn: sorted numbers of the layers that freeze a single operator; not in the file if
+            they are empty.
     """
 
     base: BaseRecord
@@ -80,6 +83,13 @@ class Recipe:
     derived: dict[str, dict[str, dict[str, str | None]]] = field(default_factory=dict)
     measured: dict[str, str] = field(default_factory=dict)
     format: int = FORMAT
+    frozen_attention: tuple[int, ...] = ()
+    frozen_ffn: tuple[int, ...] = ()
+
+    @property
+    def frozen(self) -> Frozen:
+        """The three lists."""
+        return Frozen(self.frozen_layers, self.frozen_attention, self.frozen_ffn)
 
     @property
     def sha256(self) -> str:
@@ -93,7 +103,11 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON object of ``shortv.json``."""
-        return asdict(self)
+        fields = asdict(self)
+        for name, layers in self.frozen.lists.items():
+            if not layers and name != "frozen_layers":
+                del fields[name]
+        return fields
 
     @classmethod
     def load(cls, path: Path) -> Recipe:
@@ -111,5 +125,5 @@ class Recipe:
             raise ShortVError(f"{path} has format {data['format']!r:.40}; this release reads format {FORMAT}.")
         validated(RecipeSchema, data, f"{path} is not a ShortV recipe")
         # The values stay as they were read, not as pydantic converts them, so that writing gives the same bytes.
-        fields = {"base": BaseRecord(**data["base"]), "frozen_layers": tuple(data["frozen_layers"])}
-        return cls(**(data | fields))
+        lists = {name: tuple(data[name]) for name in Frozen().lists if name in data}
+        return cls(**(data | lists | {"base": BaseRecord(**data["base"])}))

@@ -98,6 +98,8 @@ class _Selection(_Strict):
     budget: _Budget
     source: str | None
     evidence: _Evidence
+    frozen_attention: tuple[Count, ...] = ()
+    frozen_ffn: tuple[Count, ...] = ()
 
 
 class _Cost(_Strict):
@@ -118,7 +120,7 @@ class _Derived(_Strict):
 
 
 class RecipeSchema(_Strict):
-    """The fields of a `Recipe`, all of them required."""
+    """The fields of a `Recipe`, all of them required but the lists of single operators."""
 
     base: _Base
     family: str
@@ -135,3 +137,5 @@ class RecipeSchema(_Strict):
     derived: dict[DerivedFile, dict[DerivedField, _Derived]]
     measured: dict[MeasuredFile, Sha256]
     format: int
+    frozen_attention: tuple[Count, ...] = ()
+    frozen_ffn: tuple[Count, ...] = ()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .frozen import Frozen
@@ -36,4 +37,17 @@ class Selection:
 
     @property
     def frozen(self) -> Frozen:
+        """The three lists."""
         return Frozen(self.frozen_layers, self.frozen_attention, self.frozen_ffn)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON object in a recipe. Lists of single operators are left out if they are empty."""
+        return {name: value for name, value in asdict(self).items() if value or name not in _SINGLE}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Selection:
+        """From the JSON object in a recipe, which was validated when it was read."""
+        return cls(**{**data, **{name: tuple(data[name]) for name in ("frozen_layers", *_SINGLE) if name in data}})
+
+
+_SINGLE = ("frozen_attention", "frozen_ffn")

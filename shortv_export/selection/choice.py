@@ -41,8 +41,9 @@ def select(
         raise ShortVError(
             f"{choice.sources[0]} fixes the list; `num_frozen`, `flops_ratio`, `max_kl` and `method` go with `scores`."
         )
-    if choice.frozen_layers is not None:
-        return given_selection(choice.frozen_layers, base.num_layers), None
+    if choice.preset is None:
+        operators = {"frozen_attention": choice.frozen_attention or (), "frozen_ffn": choice.frozen_ffn or ()}
+        return given_selection(choice.frozen_layers or (), base.num_layers, **operators), None
     if choice.preset != "paper":
         raise ShortVError(f"unknown `preset` {choice.preset!r}; there is one: paper.")
     return preset_selection(base), None

@@ -49,21 +49,39 @@ def preset_selection(base: BaseModel) -> Selection:
     )
 
 
-def given_selection(frozen_layers: Sequence[int], num_layers: int) -> Selection:
-    """Selects the layers of a list, in any order.
+def given_selection(
+    frozen_layers: Sequence[int],
+    num_layers: int,
+    *,
+    frozen_attention: Sequence[int] = (),
+    frozen_ffn: Sequence[int] = (),
+) -> Selection:
+    """Selects what given lists name, in any order.
 
     Raises:
-        ShortVError: the list is empty, has a layer twice, or holds anything but numbers from 0 to ``num_layers - 1``.
+        ShortVError: the lists are empty, have a layer twice, or hold anything but numbers from 0 to
+            ``num_layers - 1``.
     """
-    if not len(frozen_layers):
+    given = [*frozen_layers, *frozen_attention, *frozen_ffn]
+    if not given:
         raise ShortVError("the list of frozen layers is empty; give layer numbers such as 31,29,30.")
-    for position, layer in enumerate(frozen_layers):
+    for position, layer in enumerate(given):
         if type(layer) is not int:
             raise ShortVError(
                 f"frozen layer {layer!r:.40} is not a whole number; give layer numbers such as 31,29,30."
             )
         if not 0 <= layer < num_layers:
             raise ShortVError(f"frozen layer {layer} is out of range; the model's layers are 0 to {num_layers - 1}.")
-        if layer in frozen_layers[:position]:
-            raise ShortVError(f"frozen layer {layer} is given twice; give each layer once.")
-    return Selection(tuple(sorted(frozen_layers)), num_layers, "given", {"num_frozen": len(frozen_layers)})
+        if layer in given[:position]:
+            raise ShortVError(
+                f"frozen layer {layer} is given twice; give each layer once (in `frozen_layers` if attention and the "
+                "FFN are both frozen)."
+            )
+    return Selection(
+        tuple(sorted(frozen_layers)),
+        num_layers,
+        "given",
+        {"num_frozen": len(frozen_layers)},
+        frozen_attention=tuple(sorted(frozen_attention)),
+        frozen_ffn=tuple(sorted(frozen_ffn)),
+    )

@@ -63,9 +63,9 @@ class _Run:
 
     Attributes:
         task: ``package`` and ``stock`` (folders), ``model_class`` and ``base_class`` (names of classes), ``prompt``
-            (for a processor without chat template), ``definition`` (a Python file), ``frozen_layers``,
-            ``resident_layers`` (how many decoder layers memory holds at a time; None for all) and ``offload_folder``
-            (where loading may write).
+            (for a processor without chat template), ``definition`` (a Python file), ``frozen`` (the lists of
+            ``config.json``), ``resident_layers`` (how many decoder layers memory holds at a time; None for all) and
+            ``offload_folder`` (where loading may write).
     """
 
     def __init__(self, task: dict[str, Any]) -> None:
@@ -106,14 +106,23 @@ class _Run:
             output = self.model(**self.inputs, use_cache=True)
         self.logits, self.cached = output.logits, self._cached(output)
         report = self.model.shortv_report()
-        layers, visual = self.task["frozen_layers"], int(self.visual.sum())
-        # A model without frozen layers does not look for visual tokens.
-        expected = (("visual_tokens", visual if layers else 0), ("skipped_updates", len(layers) * visual))
-        for key, value in (("frozen_layers", layers), *expected):
-            seen = list(report[key]) if key == "frozen_layers" else report[key]
+        lists, visual = self.task["frozen"], int(self.visual.sum())
+        decoder = self.stock_definition.text_decoder(self.model).layers
+        attention, ffn = ([*lists["frozen_layers"], *lists[name]] for name in ("frozen_attention", "frozen_ffn"))
+        # Linear attention and convolutions run for every token.
+        attention = [layer for layer in attention if hasattr(decoder[layer], "self_attn")]
+        expected = {
+            **lists,
+            # A model that freezes nothing does not look for visual tokens.
+            "visual_tokens": visual if any(lists.values()) else 0,
+            "skipped_attention": len(attention) * visual,
+            "skipped_ffn": len(ffn) * visual,
+        }
+        for key, value in expected.items():
+            seen = list(report[key]) if key in lists else report[key]
             if seen != value:
                 raise _Failed(f"the model reports {key} {seen} instead of {value}.")
-        return f"{len(layers)} layers skipped {visual} visual tokens each"
+        return f"{visual} visual tokens skipped attention in {len(attention)} layers and the FFN in {len(ffn)}"
 
     def generate(self) -> str:
         """Generates a greedy answer, then frees the model's memory."""
@@ -127,10 +136,11 @@ class _Run:
         return f"{new} tokens"
 
     def definition(self) -> str:
-        """Compares with the stock model of the same weights, its visual rows put back after each frozen layer."""
+        """Compares with the stock model of the same weights, in which what is frozen adds nothing to visual rows."""
         stock = self._from_pretrained(getattr(transformers, self.task["base_class"]), "stock")
-        layers, frozen_layers = self.stock_definition.text_decoder(stock).layers, self.task["frozen_layers"]
-        with torch.inference_mode(), self.stock_definition.frozen_by_definition(layers, frozen_layers, self.visual):
+        layers = self.stock_definition.text_decoder(stock).layers
+        frozen = self.stock_definition.frozen_by_definition(layers, frozen=self.visual, **self.task["frozen"])
+        with torch.inference_mode(), frozen:
             expected = stock(**self.inputs, use_cache=True)
         logits = _difference(self.logits, expected.logits)
         if not logits <= TOLERANCE:  # a NaN fails too

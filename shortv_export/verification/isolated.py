@@ -43,7 +43,7 @@ def run_isolated(inspection: Inspection, folder: Path, resident_layers: int | No
         "base_class": family.base_class,
         "prompt": family.prompt,
         "definition": str(Path(__file__).parents[1] / "base" / "definition.py"),
-        "frozen_layers": list(package.recipe.frozen_layers),
+        "frozen": package.recipe.frozen.lists,
         "resident_layers": resident_layers,
         "offload_folder": str(folder / "offload"),
     }

@@ -5,21 +5,21 @@ def register() -> None:
     """Tells vLLM of the configurations and model classes.
 
     vLLM finds this function by the entry point `vllm.general_plugins` and runs it in every process, perhaps twice.
-    Nothing else of this tool is needed for serving: this room imports torch, transformers and vllm only.
+    Nothing else of this tool is needed for serving: this room and `engines` import torch, transformers and vllm only.
     """
     from transformers import AutoConfig
     from vllm import ModelRegistry
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
 
+    from ..engines import VLLM_FAMILIES
     from .checks import checked
     from .configs import CONFIGS, REFUSED
-    from .families import FAMILIES
 
     for model_type, config in REFUSED.items():
         AutoConfig.register(f"shortv_{model_type}", config, exist_ok=True)
     known = ModelRegistry.get_supported_archs()
     for model_type, config in CONFIGS.items():
-        stock = f"{FAMILIES[model_type]}ForConditionalGeneration"
+        stock = f"{VLLM_FAMILIES[model_type]}ForConditionalGeneration"
         ours = f"ShortV{stock}"
         if stock not in known:
             continue

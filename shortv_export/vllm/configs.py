@@ -7,7 +7,7 @@ from typing import Any
 
 import transformers
 
-from .families import FAMILIES, MISSING
+from ..engines import VLLM_FAMILIES, VLLM_MISSING
 
 
 def _shortv_config(model_type: str, stock: Any) -> Any:
@@ -28,7 +28,7 @@ def _shortv_config(model_type: str, stock: Any) -> Any:
 
 CONFIGS = {
     model_type: _shortv_config(model_type, getattr(transformers, f"{name}Config"))
-    for model_type, name in FAMILIES.items()
+    for model_type, name in VLLM_FAMILIES.items()
     if hasattr(transformers, f"{name}Config")
 }
 """Model type of the base -> configuration class, for those that the installed transformers has."""
@@ -43,7 +43,7 @@ def _refused_config(model_type: str) -> Any:
     return Refused
 
 
-REFUSED = {model_type: _refused_config(model_type) for model_type in MISSING}
+REFUSED = {model_type: _refused_config(model_type) for model_type in VLLM_MISSING}
 """Model type of the base -> a configuration that says that it cannot be served."""
 
 globals().update({config.__name__: config for config in CONFIGS.values()})

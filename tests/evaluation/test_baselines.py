@@ -32,6 +32,7 @@ from shortv_export.evaluation.baselines import (
 from shortv_export.evaluation.changes import shortv
 from shortv_export.evaluation.speed import measure_speed
 from shortv_export.records.evaluation import Evaluation
+from shortv_export.records.frozen import Frozen
 from shortv_export.records.scores import Scores
 from shortv_export.records.selection import Selection
 from shortv_export.selection.presets import PRESETS
@@ -41,6 +42,7 @@ from tests.support.packages import make_package, write_questions
 from tests.support.tiny_families import batch
 
 pairs = test_families.pairs
+made_pairs = test_families.made_pairs
 LAYERS = 4
 NEW_TOKENS = 4
 WINDOWS = r"^FastV and VTW need a text model whose layers attend to all tokens; leave out `baselines`\.$"
@@ -135,13 +137,13 @@ def test_dropped_tokens_are_as_if_hidden(
     pair.stock.set_attn_implementation("eager")
     pair.shortv.set_attn_implementation({"text_config": attention})
     inputs = pair.inputs(PROMPT)
-    with oracle(pair.stock, frozen_layers):
+    with oracle(pair.stock, {"frozen_layers": frozen_layers}):
         dropped = least_attended(pair.stock, inputs, after, drop)
         tokens, logits = greedy_by_definition(pair, inputs, after, dropped)
         _, plain = greedy_by_definition(pair, inputs, after, torch.zeros_like(dropped))
     change = fastv(drop, after) if drop < 1 else vtw(after)
     if frozen_layers:
-        change = shortv_and_fastv(frozen_layers, LAYERS, drop, after)
+        change = shortv_and_fastv(Frozen(frozen_layers), LAYERS, drop, after)
     output = generate(pair, change, inputs)
 
     prompt = inputs["input_ids"].shape[1]
@@ -185,16 +187,16 @@ def test_other_selections_are_frozen_layers(load: Callable[..., Any]) -> None:
     inputs = pair.inputs(PROMPT)
     visual, text, cosine = (0.1, 0.2, 0.3, 0.4), (0.1,) * LAYERS, (0.4, 0.1, 0.3, 0.2)
     scores = Scores(visual, text, (0.0,) * LAYERS, 1, visual_cosine_distance=cosine)
-    changes = paper_baselines((0, 1), (LayerShape(64, 128, 64, 64),) * LAYERS, 20, 16, scores)
+    changes = paper_baselines(Frozen((0, 1)), (LayerShape(64, 128, 64, 64),) * LAYERS, 20, 16, scores)
     by_name = {change.name: change for change in changes}
-    assert by_name["cosine 2 of 4"].frozen_layers == (1, 3)
+    assert by_name["cosine 2 of 4"].frozen == Frozen((1, 3))
     for name in ("cosine 2 of 4", "random 2 of 4"):
         change = by_name[name]
-        assert change.frozen_layers is not None
-        assert len(change.frozen_layers) == 2
+        assert change.frozen is not None
+        assert len(change.frozen.layers) == 2
         output = generate(pair, change, inputs)
-        pair.shortv.freeze_layers(list(change.frozen_layers))
-        expected = generate(pair, shortv(change.frozen_layers, LAYERS), inputs)
+        pair.shortv.freeze_layers(list(change.frozen.layers))
+        expected = generate(pair, shortv(change.frozen, LAYERS), inputs)
         assert torch.equal(torch.cat(output.logits), torch.cat(expected.logits))
         pair.shortv.freeze_layers([])
 
@@ -222,7 +224,7 @@ def test_cost_of_both() -> None:
     dense, both = 2 * (10 + 40) * (4 * 2 + 3 * 3) * 2 + 4 * 50**2 * 2, 2 * 30 * 17 * 2 + 4 * 30**2 * 2
     frozen_before, frozen_after = (2 * 10 * 17 * 2 + 4 * v * 2**2 + 4 * 10 * (10 + v) * 2 for v in (40, 20))
     expected = dense + frozen_before + frozen_after + both
-    assert shortv_and_fastv((1, 2), 4).flops_ratio(shapes, 10, 40) == pytest.approx(expected / (4 * dense))
+    assert shortv_and_fastv(Frozen((1, 2)), 4).flops_ratio(shapes, 10, 40) == pytest.approx(expected / (4 * dense))
 
 
 def test_cost_is_that_of_each_layer() -> None:
@@ -236,12 +238,12 @@ def test_cost_is_that_of_each_layer() -> None:
     shapes, base = (wide, narrow, narrow), dense(30, 40) + 2 * dense(3, 40)
     assert vtw(1).flops_ratio(shapes, 10, 40) == (dense(30, 40) + 2 * dense(3, 0)) / base
     assert vtw(2).flops_ratio(shapes, 10, 40) == (dense(30, 40) + dense(3, 40) + dense(3, 0)) / base
-    assert shortv((0,), 3).flops_ratio(shapes, 10, 40) == (frozen_wide + 2 * dense(3, 40)) / base
-    assert shortv((2,), 3).flops_ratio(shapes, 10, 40) == (dense(30, 40) + dense(3, 40) + frozen_narrow) / base
+    assert shortv(Frozen((0,)), 3).flops_ratio(shapes, 10, 40) == (frozen_wide + 2 * dense(3, 40)) / base
+    assert shortv(Frozen((2,)), 3).flops_ratio(shapes, 10, 40) == (dense(30, 40) + dense(3, 40) + frozen_narrow) / base
     # Freezing the wide layer saves more than FastV or VTW can save after it; freezing a narrow one saves less.
-    names = [change.name for change in paper_baselines((0,), shapes, 10, 40, None)]
+    names = [change.name for change in paper_baselines(Frozen((0,)), shapes, 10, 40, None)]
     assert names == ["FastV K=2 R=50.0%", "VTW K=1", "1 of 3 + FastV K=2 R=50.0%", "random 1 of 3"]
-    names = [change.name for change in paper_baselines((2,), shapes, 10, 40, None)]
+    names = [change.name for change in paper_baselines(Frozen((2,)), shapes, 10, 40, None)]
     assert names[1].startswith("FastV K=2 R="), "at the cost of a narrow layer frozen"
 
 
@@ -251,7 +253,7 @@ def test_baselines_cost_what_shortv_costs(model: str) -> None:
     layers, prompt = len(shapes), (shapes, 64, visual)
     preset = PRESETS[model]
     budget = flops_ratio(shapes, preset, 64, visual)
-    changes = paper_baselines(preset, *prompt, None)
+    changes = paper_baselines(Frozen(preset), *prompt, None)
     ratios = [change.flops_ratio(*prompt) for change in changes]
     names = [change.name for change in changes]
     assert names[0] == f"FastV K={FASTV_LAYERS} R=50.0%"
@@ -265,9 +267,21 @@ def test_baselines_cost_what_shortv_costs(model: str) -> None:
     assert ratios[-1] == budget  # random
 
 
+def test_selections_of_whole_layers_cost_no_more_than_operators() -> None:
+    shapes = (LayerShape(64, 128, 64, 64),) * 8
+    frozen = Frozen((0, 1), (2, 3), (4, 5))
+    scores = Scores((0.1,) * 8, (0.1,) * 8, (0.0,) * 8, 1, visual_cosine_distance=(0.1,) * 8)
+    changes = {change.name: change for change in paper_baselines(frozen, shapes, 20, 144, scores)}
+    budget = shortv(frozen, 8).flops_ratio(shapes, 20, 144)
+    for method in ("random", "cosine"):
+        ratio, milder = (changes[f"{method} 4 of 8"].flops_ratio(shapes, 20, 144), shortv(Frozen((0, 1, 2)), 8))
+        assert ratio <= budget < milder.flops_ratio(shapes, 20, 144)
+    assert "2 of 8 + 2 attention + 2 FFN + FastV K=2 R=50.0%" in changes
+
+
 def test_nothing_reaches_the_cost() -> None:
     # Two dense layers out of three cost more than three frozen ones.
-    changes = paper_baselines((0, 1, 2), (LayerShape(64, 128, 64, 64),) * 3, 20, 144, None)
+    changes = paper_baselines(Frozen((0, 1, 2)), (LayerShape(64, 128, 64, 64),) * 3, 20, 144, None)
     assert [change.name.split(" R=")[0] for change in changes] == [
         "FastV K=2",
         "VTW K=1",
@@ -275,7 +289,7 @@ def test_nothing_reaches_the_cost() -> None:
         "random 3 of 3",
     ]
     # A model of two layers has none after FastV's K = 2.
-    changes = paper_baselines((0,), (LayerShape(64, 128, 64, 64),) * 2, 20, 144, None)
+    changes = paper_baselines(Frozen((0,)), (LayerShape(64, 128, 64, 64),) * 2, 20, 144, None)
     assert [change.name for change in changes] == ["VTW K=1", "random 1 of 2"]
 
 
@@ -284,7 +298,7 @@ def test_counted_operations_are_those_of_the_cost_model(
     load: Callable[..., Any], frozen_layers: tuple[int, ...]
 ) -> None:
     model = load().shortv
-    change = shortv_and_fastv(frozen_layers, LAYERS) if frozen_layers else fastv(0.25, 1)
+    change = shortv_and_fastv(Frozen(frozen_layers), LAYERS) if frozen_layers else fastv(0.25, 1)
     speed = measure_speed(model, change, tokens=(20, 144), repeats=1)
     shapes = (LayerShape(64, 128, 64, 64),) * LAYERS
     after, kept = (FASTV_LAYERS, 72) if frozen_layers else (1, 108)
@@ -303,8 +317,8 @@ def test_counted_operations_are_those_of_the_cost_model(
 def test_a_prompt_without_images_is_left_alone(load: Callable[..., Any]) -> None:
     pair = load()
     inputs = pair.inputs("USER: is there a cat ? ASSISTANT:")
-    expected = generate(pair, shortv((), LAYERS), inputs)
-    for change in (fastv(0.5), vtw(2), shortv_and_fastv((0,), LAYERS)):
+    expected = generate(pair, shortv(Frozen(), LAYERS), inputs)
+    for change in (fastv(0.5), vtw(2), shortv_and_fastv(Frozen((0,)), LAYERS)):
         output = generate(pair, change, inputs)
         assert relative_error(torch.cat(output.logits), torch.cat(expected.logits)) < 1e-5
 

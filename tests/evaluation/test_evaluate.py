@@ -28,6 +28,7 @@ from shortv_export.evaluation.summary import accuracy_of, fidelity_of, mean_inte
 from shortv_export.options import Comparison, Questions, Samples
 from shortv_export.packaging.package import Package
 from shortv_export.records.evaluation import NO_WIDTH, SINGLE_SAMPLE, Evaluation
+from shortv_export.records.frozen import Frozen
 from shortv_export.records.scores import Scores
 from shortv_export.records.selection import Selection
 from shortv_export.samples.draw import DrawnSamples, draw_samples
@@ -110,7 +111,7 @@ def test_fidelity_is_that_of_the_definition(
     for sample in samples:
         inputs = encode_samples(processor, [sample])
         answer, plain = greedy(stock, inputs)
-        with oracle(stock, FROZEN):
+        with oracle(stock, {"frozen_layers": FROZEN}):
             own, _ = greedy(stock, inputs)
             _, changed = greedy(stock, inputs, answer)
         kl = functional.kl_div(changed, plain, reduction="none", log_target=True).sum(-1)
@@ -120,7 +121,7 @@ def test_fidelity_is_that_of_the_definition(
 
     package = checked(make_package(model_type=model_type))
     model, encoder = load_package(package), Encoder(package.base, remote_code=True)
-    changes = [shortv(FROZEN, LAYERS), shortv((), LAYERS)]
+    changes = [shortv(Frozen(FROZEN), LAYERS), shortv(Frozen(), LAYERS)]
     found, unchanged = measure_fidelity(model, encoder, samples, changes, max_new_tokens=NEW_TOKENS)
     for answers, (first_kl, kl_mean, same_first, same, text, own_text) in zip(found, expected, strict=True):
         assert answers.first_token_kl == pytest.approx(first_kl, rel=1e-3)

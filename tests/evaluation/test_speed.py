@@ -15,6 +15,7 @@ from shortv_export.base.shapes import LayerShape
 from shortv_export.errors import ShortVError
 from shortv_export.evaluation.changes import UNCHANGED, Change, shortv
 from shortv_export.evaluation.speed import measure_speed
+from shortv_export.records.frozen import Frozen
 
 LAYERS = 4
 
@@ -33,17 +34,21 @@ def load(load_pair: Callable[..., Any]) -> Callable[..., Any]:
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("model", [{}, {"text_model": "qwen2", "num_key_value_heads": 2}])
-@pytest.mark.parametrize("layers", [(), (1, 3), (0, 1, 2, 3)])
+@pytest.mark.parametrize(
+    "frozen", [Frozen(), Frozen((1, 3)), Frozen((0, 1, 2, 3)), Frozen((0,), (1,), (2, 3)), Frozen((), (1, 2))], ids=str
+)
 def test_counted_operations_are_those_of_the_cost_model(
-    load: Callable[..., Any], model: dict[str, Any], attention: str, layers: tuple[int, ...]
+    load: Callable[..., Any], model: dict[str, Any], attention: str, frozen: Frozen
 ) -> None:
     pair = load(**model)
     pair.set_attention(attention)
-    speed = measure_speed(pair.shortv, shortv(layers, LAYERS), tokens=(20, 144), repeats=1)
+    speed = measure_speed(pair.shortv, shortv(frozen, LAYERS), tokens=(20, 144), repeats=1)
     key_value_size = 64 * model.get("num_key_value_heads", 4) // 4
     shape = LayerShape(64, 128, 64, key_value_size)
     dense, short = dense_layer_flops(shape, 20, 144), frozen_layer_flops(shape, 20, 144)
-    changed = (LAYERS - len(layers)) * dense + len(layers) * short
+    ffn = 2 * 144 * 3 * 64 * 128  # what visual tokens cost in the FFN
+    changed = LAYERS * dense - len(frozen.layers) * (dense - short) - len(frozen.ffn) * ffn
+    changed -= len(frozen.attention) * (dense - short - ffn)
     assert speed.flops.base == pytest.approx(LAYERS * dense, rel=0.01)
     assert speed.flops.changed == pytest.approx(changed, rel=0.01)
     assert speed.expected_flops is not None
@@ -59,7 +64,7 @@ def test_counted_operations_are_those_of_the_cost_model(
 def test_token_counts_are_those_of_the_data(load: Callable[..., Any], model_type: str) -> None:
     pair = load(model_type=model_type)
     inputs = pair.inputs("USER: <image>\n is there a cat ? ASSISTANT:")
-    speed = measure_speed(pair.shortv, shortv((1, 3), LAYERS), inputs=inputs, repeats=1)
+    speed = measure_speed(pair.shortv, shortv(Frozen((1, 3)), LAYERS), inputs=inputs, repeats=1)
     visual = int(pair.visual(inputs).sum())
     assert (speed.at, speed.visual_tokens) == ("data", visual)
     assert speed.text_tokens == inputs["input_ids"].shape[1] - visual
@@ -98,13 +103,14 @@ def test_the_frozen_rows_are_those_said_to_be_visual(load: Callable[..., Any]) -
 
     @contextmanager
     def watched(model: Any, inputs: Any) -> Iterator[None]:
-        with shortv((2,), LAYERS).apply(model, inputs):
+        with shortv(Frozen((2,)), LAYERS).apply(model, inputs):
             yield
-            skipped.append(model.shortv_report()["skipped_updates"])
+            report = model.shortv_report()
+            skipped.append((report["skipped_attention"], report["skipped_ffn"]))
 
     measure_speed(model, Change("watched", watched), tokens=(5, 16), repeats=1)
     assert skipped
-    assert {*skipped} == {16}
+    assert {*skipped} == {(16, 16)}
 
 
 def test_more_tokens_than_positions(load: Callable[..., Any]) -> None:
@@ -113,5 +119,5 @@ def test_more_tokens_than_positions(load: Callable[..., Any]) -> None:
 
 
 def test_half_precision(load: Callable[..., Any]) -> None:
-    speed = measure_speed(load(dtype=torch.bfloat16).shortv, shortv((0,), LAYERS), tokens=(8, 16), repeats=1)
+    speed = measure_speed(load(dtype=torch.bfloat16).shortv, shortv(Frozen((0,)), LAYERS), tokens=(8, 16), repeats=1)
     assert speed.flops_difference == pytest.approx(0, abs=0.01)

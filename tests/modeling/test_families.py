@@ -414,6 +414,11 @@ def test_cost_model(pairs, name):
     visual = int(visual_tokens(pair.stock.config, inputs["input_ids"]).sum())
     text = inputs["input_ids"].numel() - visual
     shapes = layer_shapes(pair.stock.config.get_text_config().to_dict())
-    for model, frozen_layers in ((pair.stock, ()), (pair.shortv, FROZEN)):
-        counted = count_flops(model.requires_grad_(False), UNCHANGED, inputs)
-        assert counted == pytest.approx(model_flops(shapes, frozen_layers, text, visual), rel=0.01)
+    prompt = {"text_tokens": text, "visual_tokens": visual}
+    counted = count_flops(pair.stock.requires_grad_(False), UNCHANGED, inputs)
+    assert counted == pytest.approx(model_flops(shapes, (), **prompt), rel=0.01)
+    for policy in POLICIES:
+        pair.freeze(policy)
+        counted = count_flops(pair.shortv.requires_grad_(False), UNCHANGED, inputs)
+        expected = model_flops(shapes, **frozen_lists(pair.shortv.config), **prompt)
+        assert counted == pytest.approx(expected, rel=0.01), policy

@@ -52,8 +52,8 @@ def test_any_set_of_operators(load_pair, frozen):
     assert_as_defined(pair, pair.inputs(*RAGGED))
 
 
-def test_both_operators_alone_are_the_frozen_layer(load_pair):
-    """Attention alone in one model, the FFN alone in another: what visual rows get is what a frozen layer leaves out."""
+def test_text_leaves_each_kind_of_layer_alike(load_pair):
+    """For the text rows of the layer: what visual rows get does not reach them before the next layer."""
     pair = load_pair(frozen=[])
     inputs = pair.inputs(RAGGED[0])
     visual = pair.visual(inputs)

@@ -23,6 +23,7 @@ from shortv_export.files.bundled import modeling_dir
 from shortv_export.options import Budget, Choice
 from shortv_export.packaging import rendering
 from shortv_export.packaging.package import Package
+from shortv_export.records.frozen import Frozen
 from shortv_export.records.recipe import Recipe
 from shortv_export.records.scores import Scores
 from shortv_export.records.selection import Selection
@@ -141,7 +142,7 @@ def test_flops_ratio_where_layers_differ(tiny_base: Callable[..., Path], tmp_pat
         model = AutoModel.from_pretrained(out, trust_remote_code=True)
         assert model.config.frozen_layers == list(expected)
         model.freeze_layers([])
-        speed = measure_speed(model, shortv(expected, 4), tokens=(64, 144), repeats=1)
+        speed = measure_speed(model, shortv(Frozen(expected), 4), tokens=(64, 144), repeats=1)
         assert recipe.cost == {"text_tokens": 64, "visual_tokens": 144, "flops_ratio": pytest.approx(1 / speed.limit)}
         assert speed.flops_difference == pytest.approx(0, abs=1e-3)
 

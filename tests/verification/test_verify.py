@@ -21,6 +21,7 @@ from shortv_export.files.bundled import modeling_dir
 from shortv_export.loopback import LoopbackHub
 from shortv_export.packaging import Package
 from shortv_export.packaging.inspection import Check
+from shortv_export.records.frozen import Frozen
 from shortv_export.records.selection import Selection
 from shortv_export.verification import checks as verification
 from shortv_export.verification import isolated
@@ -46,14 +47,17 @@ def last(result: Verification) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("model_type", "frozen_layers"),
-    [("llava", (1, 3)), ("llava", ()), ("llava_next", (0, 1, 2, 3))],
+    ("model_type", "frozen"),
+    [
+        ("llava", Frozen((1, 3))),
+        ("llava", Frozen()),
+        ("llava_next", Frozen((0, 1, 2, 3))),
+        ("llava_next", Frozen((3,), (0, 1), (2,))),
+    ],
 )
-def test_good_packages(
-    tiny_base: Callable[..., Path], tmp_path: Path, model_type: str, frozen_layers: tuple[int, ...]
-) -> None:
+def test_good_packages(tiny_base: Callable[..., Path], tmp_path: Path, model_type: str, frozen: Frozen) -> None:
     base = resolve_base(tiny_base(model_type, num_shards=2))
-    package = make_package(base, tmp_path / "out", Selection(frozen_layers, 4, "given"))
+    package = make_package(base, tmp_path / "out", Selection(frozen.layers, 4, "given", **frozen.operators))
     before = sorted(path.name for path in package.iterdir())
     result = pipeline.verify(package)
     result.raise_if_failed()
@@ -211,9 +215,9 @@ def test_weights_that_do_not_load(tampered: Callable[..., Path]) -> None:
 
 
 def test_layers_that_do_not_skip(tampered: Callable[..., Path]) -> None:
-    package = tampered("shortv_layers.py", "sum(skipped.values())", "0")
+    package = tampered("shortv_layers.py", "sum(rows for (name, _), rows in skipped.items() if name == operator)", "0")
     name, detail = last(pipeline.verify(package))
-    assert (name, "skipped_updates 0 instead of 32" in detail) == ("frozen", True)
+    assert (name, "skipped_attention 0 instead of 32" in detail) == ("frozen", True)
 
 
 def test_wrong_results(tampered: Callable[..., Path]) -> None:

@@ -11,7 +11,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from shortv_export.base import families
-from shortv_export.vllm.families import FAMILIES
+from shortv_export.engines import VLLM_FAMILIES
 from tests.support import tiny_families, tiny_processors
 from tests.support.tiny_families import TINY
 from tests.vllm.engines import Answer, ask, by_definition, difference, engine, model_of, picture
@@ -80,7 +80,7 @@ def prompts_of(base: Path, model_type: str) -> list[dict[str, Any]]:
     return prompts
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", VLLM_FAMILIES)
 def test_family(
     model_type: str, package_of: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

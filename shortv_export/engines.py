@@ -1,6 +1,6 @@
-"""The families that vLLM serves, and those that it has no model of."""
+"""The families that serving engines have a model of: for the plugins and for the cards. It imports nothing."""
 
-FAMILIES = {
+VLLM_FAMILIES = {
     "llava": "Llava",
     "llava_next": "LlavaNext",
     "llava_next_video": "LlavaNextVideo",
@@ -29,7 +29,7 @@ FAMILIES = {
 }
 """Model type of the base -> how the names of its classes begin, in transformers and in vLLM."""
 
-MISSING = (
+VLLM_MISSING = (
     *("aya_vision", "glm46v", "video_llava", "vipllava", "idefics2"),
     *("video_llama_3", "lighton_ocr", "deepseek_vl", "janus"),
     *("ernie4_5_vl_moe", "molmo2"),  # vLLM reads the repositories from before transformers had these models
