@@ -121,8 +121,18 @@ class Scoring:
 
     until_stable: Annotated[bool, Help("Add samples in rounds until the selected layers stop changing.")] = False
     max_samples: Annotated[int, Help("With `until_stable`: stop at this many samples.", least=1)] = 160
+    positions: Annotated[
+        Literal["answer", "first"],
+        Help(
+            "Where single operators are judged: at each token of the base's own greedy answer (up to 32), or at the "
+            "first one alone, as the paper judges layers. The paper's measure is made in any case."
+        ),
+    ] = "answer"
+    text_contribution: Annotated[
+        bool, Help("Also measure the contribution of text tokens, for comparison (paper, Figure 3).")
+    ] = False
     divergence: Annotated[
-        str,
+        Literal["forward", "reverse"],
         Help("'forward': KL(original || frozen), as the paper defines it; 'reverse': as its code computes it."),
     ] = "forward"
     max_batch_tokens: Annotated[int, Help("Tokens per call of a decoder layer; fewer need less memory.", least=1)] = (
@@ -133,8 +143,9 @@ class Scoring:
     ] = False
 
     def __post_init__(self) -> None:
-        if self.divergence not in ("forward", "reverse"):
-            raise ShortVError(f"unknown `divergence` {self.divergence!r}; choose forward or reverse.")
+        for name, choices in (("divergence", ("forward", "reverse")), ("positions", ("answer", "first"))):
+            if getattr(self, name) not in choices:
+                raise ShortVError(f"unknown `{name}` {getattr(self, name)!r}; choose {' or '.join(choices)}.")
 
 
 @dataclass(frozen=True)

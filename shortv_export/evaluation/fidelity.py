@@ -114,11 +114,12 @@ def _answer(
         The answer's token ids, and the log-probabilities before each token ``(tokens, vocabulary)``. They are the
         model's own: the generation config's penalties and suppressed tokens do not change them.
     """
-    from transformers import LogitsProcessorList
+    from transformers import GenerationMixin, LogitsProcessorList
 
     processors = LogitsProcessorList([_Forced(forced)] if forced is not None else [])
     with torch.inference_mode(), change.apply(model, inputs):
-        output = model.generate(
+        output = GenerationMixin.generate(  # Janus has a `generate` of its own, which leaves out the processors
+            model,
             **inputs,
             max_new_tokens=max_new_tokens,
             do_sample=False,

@@ -16,7 +16,7 @@ import torch
 
 from ..base import LayerShape
 from ..errors import ShortVError
-from ..options import MaxMemory, Placement, parse_max_memory
+from ..options import MaxMemory, Placement, Scoring, parse_max_memory
 from .streaming import CheckpointLayers, stored_tensors
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class MemoryNeed:
 
 
 def estimate(
-    weights: int, shapes: Sequence[LayerShape], tokens: int, value_bytes: int, max_batch_tokens: int
+    weights: int, shapes: Sequence[LayerShape], tokens: int, value_bytes: int, scoring: Scoring
 ) -> MemoryNeed:
     """Estimates the memory that one sample needs.
 
@@ -75,12 +75,13 @@ def estimate(
         shapes: of the decoder layers.
         tokens: of the sample.
         value_bytes: bytes per number of the hidden states.
-        max_batch_tokens: see `layer_contributions`.
+        scoring: how many tokens a layer call has, and how many ablations there are.
     """
-    states = 2 * len(shapes) - 1
+    ablations = 3 + scoring.text_contribution  # of each layer: both operators, and each alone
+    states = ablations * (len(shapes) - 1) + 1
     hidden = shapes[0].hidden_size
     widest = max(max(shape.intermediate_size, shape.visual_intermediate_size) for shape in shapes)
-    rows = tokens * min(states, max(1, max_batch_tokens // tokens))
+    rows = tokens * min(states, max(1, scoring.max_batch_tokens // tokens))
     # The peak is inside the FFN: two projections and their product, the residual stream, the normalised input and the
     # output; the norm computes in float32.
     row = value_bytes * (3 * widest + 3 * hidden) + 4 * hidden

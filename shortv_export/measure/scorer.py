@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from ..base import BaseModel, load_base
 from ..errors import ShortVError
 from ..options import Placement, Scoring
-from ..records import FORWARD, REVERSE, Scores, library_versions
+from ..records import FORWARD, REVERSE, Ablation, Scores, library_versions
 from ..samples import DrawnSamples, Encoder, Sample
-from .layer_contribution import layer_contributions
+from .layer_contribution import ABLATIONS, MAX_ANSWER_TOKENS, Contributions, layer_contributions
 from .memory import device_map_for, estimate, free_bytes, stored_dtype, this_process, weight_bytes
 from .partial_results import PartialResults
 from .running import running
@@ -33,7 +33,6 @@ STREAM_STATE_BYTES = 4 * 1024**3
 
 _DIVERGENCES = {"forward": FORWARD, "reverse": REVERSE}
 _MEASUREMENT = "layer contribution"
-_VALUES = ("visual", "text", "visual_cosine_distance")
 
 
 class Scorer:
@@ -74,9 +73,10 @@ class Scorer:
         self.divergence = _DIVERGENCES[scoring.divergence]
         self.output = output
         self.process = this_process()
-        settings = _settings(base, placement.dtype, self.divergence)
+        self.sizes = _sizes(scoring, base.num_layers)
+        settings = _settings(base, placement.dtype, self.divergence, [*self.sizes])
         self.finished = PartialResults(
-            output, settings, self.process.process_index, is_valid=partial(_is_result, num_layers=base.num_layers)
+            output, settings, self.process.process_index, is_valid=partial(_is_result, sizes=self.sizes)
         )
         self.model: Any = None
         self.layers: Iterable[nn.Module] | None = None
@@ -103,13 +103,14 @@ class Scorer:
                 self._measure(missing, len(share))
 
         # Each process fills in its own share. Adding zeros is exact, so the sum is what one process would have.
-        values = torch.zeros(len(samples.samples), 3, self.base.num_layers, dtype=torch.float64)
+        values = torch.zeros(len(samples.samples), sum(self.sizes.values()), dtype=torch.float64)
         for number, sample in zip(numbers, share, strict=True):
             found = self.finished.get(sample.digest, _MEASUREMENT) or {}
-            values[number] = torch.tensor([found[name] for name in _VALUES], dtype=torch.float64)
+            values[number] = torch.tensor([value for name in self.sizes for value in found[name]], dtype=torch.float64)
         if process.num_processes > 1:
             values = reduce(values.to(process.device), "sum").cpu()
-        return _summary(values, self.base, self.encoder.recorded(samples), self.divergence)
+        by_name = dict(zip(self.sizes, values.split([*self.sizes.values()], dim=1), strict=True))
+        return _summary(by_name, self.base, self.encoder.recorded(samples), self.divergence)
 
     def save(self, scores: Scores) -> None:
         """Writes the scores, which every process has, and deletes the partial results.
@@ -137,8 +138,8 @@ class Scorer:
         )
         queue = iter(samples)
 
-        def on_sample(values: Tensor) -> None:
-            found = dict(zip(_VALUES, values.tolist(), strict=True))
+        def on_sample(values: Contributions) -> None:
+            found = {name: each.tolist() for name, each in values.items()}
             self.finished.add(next(queue).digest, _MEASUREMENT, found)
             bar.update()
 
@@ -147,8 +148,7 @@ class Scorer:
                 self.model,
                 map(self.encoder, samples),
                 layers=self.layers,
-                divergence=self.divergence,
-                max_batch_tokens=self.scoring.max_batch_tokens,
+                scoring=self.scoring,
                 max_state_bytes=self.max_state_bytes,
                 on_sample=on_sample,
             )
@@ -156,11 +156,12 @@ class Scorer:
     def _load(self, samples: Sequence[Sample]) -> None:
         """Loads the model, if the longest of the samples will fit beside it."""
         base, device, placement, stream = self.base, self.process.device, self.placement, self.scoring.stream
-        tokens = max(map(self.encoder.num_tokens, samples))
+        answer = MAX_ANSWER_TOKENS if self.scoring.positions == "answer" else 0
+        tokens = max(map(self.encoder.num_tokens, samples)) + answer
         files = [base.path / name for name in base.files if name.endswith(".safetensors")]
         value_bytes = _dtype(base, files, placement.dtype).itemsize
         weights = weight_bytes(files, value_bytes, stream=stream)
-        need = estimate(weights, base.layer_shapes, tokens, value_bytes, self.scoring.max_batch_tokens)
+        need = estimate(weights, base.layer_shapes, tokens, value_bytes, self.scoring)
         if not stream and (placement.device_map or placement.max_memory):
             # Accelerate places the weights; the rest must fit into the memory that is left.
             self._load_whole()
@@ -183,12 +184,22 @@ class Scorer:
         self.model = load_base(self.base, dtype=self.placement.dtype, **where)
 
 
-def _is_result(values: Any, num_layers: int) -> bool:
+def _sizes(scoring: Scoring, num_layers: int) -> dict[str, int]:
+    """How many values a sample has of each kind (see `Contributions`)."""
+    names = [*ABLATIONS, "visual_cosine_distance"]
+    if scoring.positions == "answer":
+        names += [f"answer_{name}" for name in ABLATIONS]
+    if scoring.text_contribution:
+        names.append("text")
+    return {**dict.fromkeys(names, num_layers), "tokens": 3}
+
+
+def _is_result(values: Any, sizes: dict[str, int]) -> bool:
     """Whether these are the values of a sample, as `Scorer` keeps them."""
     return (
         isinstance(values, dict)
-        and values.keys() == {*_VALUES}
-        and all(isinstance(each, list) and len(each) == num_layers for each in values.values())
+        and values.keys() == sizes.keys()
+        and all(isinstance(values[name], list) and len(values[name]) == size for name, size in sizes.items())
         and all(isinstance(value, float) and math.isfinite(value) for each in values.values() for value in each)
     )
 
@@ -203,21 +214,22 @@ def _dtype(base: BaseModel, files: Sequence[Path], dtype: str) -> torch.dtype:
     return found if isinstance(found, torch.dtype) else torch.float32
 
 
-def _summary(values: Tensor, base: BaseModel, record: dict[str, Any], divergence: str) -> Scores:
-    """Averages visual LC, text LC and visual cosine distance of each sample, ``(samples, 3, layers)``.
-
-    `record` is that of the samples.
-    """
-    visual, text, cosine_distance = values.unbind(1)
-    num_samples = len(values)
+def _summary(values: dict[str, Tensor], base: BaseModel, record: dict[str, Any], divergence: str) -> Scores:
+    """Averages the values of all samples, ``(samples, layers)`` each; `record` is that of the samples."""
+    visual = values["visual"]
+    num_samples = len(visual)
     error = visual.std(0) / num_samples**0.5 if num_samples > 1 else torch.zeros_like(visual[0])
+    rows: dict[Any, Any] = {name: tuple(map(tuple, each.tolist())) for name, each in values.items()}
+    means = {name: tuple(each.mean(0).tolist()) for name, each in values.items()}
     return Scores(
-        visual=tuple(visual.mean(0).tolist()),
-        text=tuple(text.mean(0).tolist()),
+        visual=means["visual"],
+        text=means.get("text", ()),
         visual_standard_error=tuple(error.tolist()),
         num_samples=num_samples,
-        visual_samples=tuple(map(tuple, visual.tolist())),
-        visual_cosine_distance=tuple(cosine_distance.mean(0).tolist()),
+        visual_samples=rows["visual"],
+        visual_cosine_distance=means["visual_cosine_distance"],
+        ablations={name: rows[name] for name in get_args(Ablation) if name in rows},
+        tokens=tuple((int(text), int(visual), int(answer)) for text, visual, answer in rows["tokens"]),
         divergence=divergence,
         calibration=record,
         base={"repo_id": base.repo_id, "revision": base.revision},
@@ -225,12 +237,12 @@ def _summary(values: Tensor, base: BaseModel, record: dict[str, Any], divergence
     )
 
 
-def _settings(base: BaseModel, dtype: str, divergence: str) -> str:
-    """A digest of everything that a sample's LC depends on besides the sample."""
+def _settings(base: BaseModel, dtype: str, divergence: str, measured: list[str]) -> str:
+    """A digest of everything that a sample's values depend on besides the sample."""
     stats = {}
     if base.revision is None:  # a folder's files may change between two runs
         stats = {name: [(stat := (base.path / name).stat()).st_size, stat.st_mtime_ns] for name in base.files}
-    what = [base.repo_id, base.revision, stats, base.config, dtype, divergence, library_versions()]
+    what = [base.repo_id, base.revision, stats, base.config, dtype, divergence, measured, library_versions()]
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 

@@ -37,7 +37,9 @@ def named_in(text: str) -> str:
 def rename_card(text: str, repo_id: str) -> str:
     """The card for another repository. It is sealed again, unless somebody edited it."""
     # Only where the template puts it: a data set may have the same name.
-    place = re.compile(rf'(model_id = "|shortv-export (?:verify|evaluate) |vllm serve ){re.escape(named_in(text))}(?=["\s])')
+    place = re.compile(
+        rf'(model_id = "|shortv-export (?:verify|evaluate) |vllm serve ){re.escape(named_in(text))}(?=["\s])'
+    )
     made, body = is_as_made(text), _unsealed(text)
     renamed = place.sub(lambda found: found[1] + repo_id, body if made else text)
     return seal(renamed) if made else renamed

@@ -33,5 +33,5 @@ from .file_names import (
 )
 from .frozen import Frozen
 from .recipe import MOST_NAMES, BaseRecord, Recipe, library_versions
-from .scores import FORWARD, REVERSE, Scores
+from .scores import FORWARD, REVERSE, Ablation, Scores
 from .selection import Selection

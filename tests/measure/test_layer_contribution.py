@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,13 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from shortv_export.base.definition import frozen_by_definition
 from shortv_export.errors import ShortVError
-from shortv_export.measure.layer_contribution import FORWARD, REVERSE, LayerContributions, layer_contributions
+from shortv_export.measure.layer_contribution import Contributions, layer_contributions
+from shortv_export.options import Scoring
+from shortv_export.records.scores import FORWARD, REVERSE
 from tests.support.tiny_llava import build_tiny_llava
 
 LAYERS = 4
+FIRST = Scoring(positions="first", text_contribution=True)
 QUESTIONS = ("USER: <image>\n what is in this picture ? ASSISTANT:", "USER: <image>\n a cat ? ASSISTANT:")
 TWO_IMAGES = "USER: <image>\n and <image>\n how many cups of coffee are there ? ASSISTANT:"
 
@@ -74,20 +78,36 @@ def divergence_of(original: Tensor, ablated: Tensor, divergence: str) -> Tensor:
     return functional.kl_div(second, first, reduction="none", log_target=True).sum(-1)
 
 
-def plain_loop(model: Any, inputs: Mapping[str, Tensor], divergence: str = FORWARD) -> LayerContributions:
-    """One whole forward pass of the stock model for each layer and token set."""
+def plain_loop(
+    model: Any, inputs: Mapping[str, Tensor], divergence: str = FORWARD, answer: list[int] | None = None
+) -> dict[str, Tensor]:
+    """One whole forward pass of the stock model for each layer and ablation; ``(samples, layers)`` each.
+
+    `answer` are the tokens after the prompt of a single sample, at each of which the passes are compared.
+    """
     layers = model.model.language_model.layers
-    visual = inputs["input_ids"] == model.config.image_token_id
-    results = []
+    prompt, tokens = inputs["input_ids"].shape[1], answer or [0]
+    ids = torch.cat(
+        [inputs["input_ids"], torch.tensor([tokens[:-1]], dtype=torch.long).expand(len(inputs["input_ids"]), -1)], 1
+    )
+    mask = torch.cat([inputs["attention_mask"], torch.ones_like(ids[:, prompt:])], 1)
+    inputs = {**inputs, "input_ids": ids, "attention_mask": mask}
+    visual = ids == model.config.image_token_id
+    found = {}
     with torch.inference_mode():
-        original = model(**inputs).logits[:, -1]
-        for frozen in (visual, ~visual):
-            rows = []
+        original = model(**inputs).logits[:, prompt - 1 :]
+        for name, rows in (("visual", visual), ("attention", visual), ("ffn", visual), ("text", ~visual)):
+            by_layer = []
             for layer in range(len(layers)):
-                with frozen_by_definition(layers, [layer], frozen):
-                    rows.append(divergence_of(original, model(**inputs).logits[:, -1], divergence))
-            results.append(torch.stack(rows, dim=1))
-    return LayerContributions(*results, cosine_distances(model, inputs))
+                operators = {"frozen_attention": [layer]} if name == "attention" else {}
+                operators |= {"frozen_ffn": [layer]} if name == "ffn" else {}
+                with frozen_by_definition(layers, [] if operators else [layer], rows, **operators):
+                    by_layer.append(divergence_of(original, model(**inputs).logits[:, prompt - 1 :], divergence))
+            values = torch.stack(by_layer, dim=-1)  # (samples, positions, layers)
+            found[name] = values[:, 0]
+            if answer is not None and name != "text":
+                found[f"answer_{name}"] = values.mean(1)
+    return {**found, "visual_cosine_distance": cosine_distances(model, inputs)}
 
 
 def cosine_distances(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
@@ -114,14 +134,20 @@ def cosine_distances(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
     return torch.tensor(np.array(columns).T)
 
 
-def assert_equal(measured: LayerContributions, expected: LayerContributions) -> None:
+def assert_equal(measured: list[Contributions], expected: dict[str, Tensor]) -> None:
     """Within 1e-4 of each layer's value."""
-    torch.testing.assert_close(measured.visual, expected.visual, rtol=1e-4, atol=1e-9)
-    torch.testing.assert_close(measured.text, expected.text, rtol=1e-4, atol=1e-9)
-    torch.testing.assert_close(measured.visual_cosine_distance, expected.visual_cosine_distance, rtol=1e-4, atol=1e-6)
-    assert measured.visual[:, -1].tolist() == [0.0] * len(measured.visual)
-    assert bool((expected.visual[:, :-1] > 1e-4).all()), "the comparison needs divergences that are not nearly zero"
-    assert bool((expected.text > 1e-4).all())
+    assert {frozenset(sample) for sample in measured} == {frozenset(expected) | {"tokens"}}
+    for name, values in expected.items():
+        found = torch.stack([sample[name] for sample in measured])
+        tolerance = 1e-6 if name == "visual_cosine_distance" else 1e-9
+        torch.testing.assert_close(
+            found, values, rtol=1e-4, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}"
+        )
+        if name == "text":
+            assert bool((values > 1e-4).all()), "the comparison needs divergences that are not nearly zero"
+        elif name != "visual_cosine_distance":
+            assert found[:, -1].tolist() == [0.0] * len(measured)
+            assert bool((values[:, :-1] > 1e-5).all()), name
 
 
 @pytest.mark.parametrize(
@@ -142,17 +168,19 @@ def test_equals_the_plain_loop(
     inputs = encoded(folder, *prompts)
     if len(prompts) > 1:
         assert len(set(inputs["attention_mask"].sum(1).tolist())) == 3, "lengths should differ"
-    assert_equal(layer_contributions(model, [inputs]), plain_loop(model, inputs))
+    assert_equal(layer_contributions(model, [inputs], scoring=FIRST), plain_loop(model, inputs))
 
 
 @pytest.mark.parametrize("divergence", [FORWARD, REVERSE])
 def test_direction_of_the_divergence(folders: Any, divergence: str) -> None:
     model = load(folders())
     inputs = encoded(folders(), QUESTIONS[0])
-    measured = layer_contributions(model, [inputs], divergence=divergence)
+    measured = layer_contributions(
+        model, [inputs], scoring=replace(FIRST, divergence="reverse" if divergence == REVERSE else "forward")
+    )
     assert_equal(measured, plain_loop(model, inputs, divergence))
     other = plain_loop(model, inputs, REVERSE if divergence == FORWARD else FORWARD)
-    assert not torch.allclose(measured.text, other.text, rtol=1e-3)
+    assert not torch.allclose(measured[0]["text"], other["text"][0], rtol=1e-3)
 
 
 @pytest.mark.parametrize("max_batch_tokens", [1, 100])
@@ -163,7 +191,7 @@ def test_small_layer_calls_give_the_same(folders: Any, max_batch_tokens: int) ->
     hook = model.model.language_model.layers[1].register_forward_pre_hook(
         lambda layer, args: calls.append(args[0].shape[0] * args[0].shape[1])
     )
-    measured = layer_contributions(model, [inputs], max_batch_tokens=max_batch_tokens)
+    measured = layer_contributions(model, [inputs], scoring=replace(FIRST, max_batch_tokens=max_batch_tokens))
     hook.remove()
     assert max(calls) <= max(max_batch_tokens, inputs["input_ids"].numel())
     assert_equal(measured, plain_loop(model, inputs))
@@ -172,7 +200,7 @@ def test_small_layer_calls_give_the_same(folders: Any, max_batch_tokens: int) ->
 def test_eager_attention(folders: Any) -> None:
     model = load(folders(), attn_implementation="eager")
     inputs = encoded(folders(), *QUESTIONS)
-    assert_equal(layer_contributions(model, [inputs]), plain_loop(model, inputs))
+    assert_equal(layer_contributions(model, [inputs], scoring=FIRST), plain_loop(model, inputs))
 
 
 @pytest.mark.parametrize("text_model", ["mistral", "qwen2"])
@@ -188,14 +216,14 @@ def test_sliding_window(tmp_path: Path, text_model: str) -> None:
     (folder / "config.json").write_text(json.dumps(config))
     model = load(folder)
     inputs = encoded(folder, *QUESTIONS)
-    assert_equal(layer_contributions(model, [inputs]), plain_loop(model, inputs))
+    assert_equal(layer_contributions(model, [inputs], scoring=FIRST), plain_loop(model, inputs))
 
 
 def test_one_layer(tmp_path: Path) -> None:
     folder = build_tiny_llava(tmp_path / "base", num_layers=1)
     inputs = encoded(folder, *QUESTIONS)
     model = load(folder)
-    assert_equal(layer_contributions(model, [inputs]), plain_loop(model, inputs))
+    assert_equal(layer_contributions(model, [inputs], scoring=FIRST), plain_loop(model, inputs))
 
 
 def test_offloaded_model(folders: Any) -> None:
@@ -206,7 +234,7 @@ def test_offloaded_model(folders: Any) -> None:
     expected = plain_loop(model, inputs)
     cpu_offload(model, execution_device="cpu")
     assert model.model.language_model.layers[0].mlp.up_proj.weight.device.type == "meta"
-    assert_equal(layer_contributions(model, [inputs]), expected)
+    assert_equal(layer_contributions(model, [inputs], scoring=FIRST), expected)
 
 
 def test_model_is_left_as_it_was(folders: Any) -> None:
@@ -214,18 +242,19 @@ def test_model_is_left_as_it_was(folders: Any) -> None:
     inputs = encoded(folders(), QUESTIONS[0])
     with torch.inference_mode():
         before = model(**inputs).logits
-        layer_contributions(model, [inputs])
+        layer_contributions(model, [inputs], scoring=FIRST)
         torch.testing.assert_close(model(**inputs).logits, before, rtol=0, atol=0)
 
 
 def test_samples_come_one_by_one_and_in_order(folders: Any) -> None:
     model = load(folders())
     batches = [encoded(folders(), *QUESTIONS), encoded(folders(), TWO_IMAGES)]
-    seen: list[Tensor] = []
-    measured = layer_contributions(model, batches, on_sample=seen.append)
-    parts = (measured.visual, measured.text, measured.visual_cosine_distance)
-    torch.testing.assert_close(torch.stack(seen), torch.stack(parts, dim=1), rtol=0, atol=0)
-    assert_equal(LayerContributions(*(part[2:] for part in parts)), plain_loop(model, batches[1]))
+    seen: list[Contributions] = []
+    measured = layer_contributions(model, batches, scoring=FIRST, on_sample=seen.append)
+    assert all(one is other for one, other in zip(measured, seen, strict=True))
+    assert_equal(measured[2:], plain_loop(model, batches[1]))
+    visual = [int((each["input_ids"] == model.config.image_token_id).sum()) for each in batches]
+    assert [sample["tokens"][1].item() for sample in measured] == [visual[0] // 2, visual[0] // 2, visual[1]]
 
 
 @pytest.mark.parametrize(
@@ -234,7 +263,6 @@ def test_samples_come_one_by_one_and_in_order(folders: Any) -> None:
         ("USER: a cat ? ASSISTANT:", {}, "without visual tokens"),
         ("USER: a cat ? <image>", {}, "ends in an image"),
         (QUESTIONS[0], {"padding": "right"}, "padded on the right"),
-        (QUESTIONS[0], {"divergence": "kl"}, "divergence must be"),
         (QUESTIONS[0], {"training": True}, "training mode"),
         (QUESTIONS[0], {"weights": float("nan")}, "not finite"),
     ],
@@ -250,13 +278,13 @@ def test_bad_input(folders: Any, prompt: str, change: dict[str, Any], message: s
         model.lm_head.weight.data.fill_(change["weights"])
     model.train(change.get("training", False))
     with pytest.raises(ShortVError, match=message) as caught:
-        layer_contributions(model, [inputs], divergence=change.get("divergence", FORWARD))
+        layer_contributions(model, [inputs], scoring=FIRST)
     assert "\n" not in str(caught.value)
 
 
 def test_no_samples(folders: Any) -> None:
     with pytest.raises(ShortVError, match="no samples"):
-        layer_contributions(load(folders()), [])
+        layer_contributions(load(folders()), [], scoring=FIRST)
 
 
 def test_out_of_memory_names_the_lever(folders: Any) -> None:
@@ -267,5 +295,46 @@ def test_out_of_memory_names_the_lever(folders: Any) -> None:
 
     model.model.language_model.layers[1].register_forward_pre_hook(fail)
     with pytest.raises(ShortVError, match="lower `max_batch_tokens`") as caught:
-        layer_contributions(model, [encoded(folders(), QUESTIONS[0])])
+        layer_contributions(model, [encoded(folders(), QUESTIONS[0])], scoring=FIRST)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("model_type", ["llava", "llava_next"])
+def test_answers(folders: Any, model_type: str, attention: str) -> None:
+    """The answer is the model's own, by its own cache; the plain loop runs prompt and answer in one pass."""
+    model = load(folders(model_type), attn_implementation=attention)
+    batches = [encoded(folders(model_type), prompt) for prompt in (*QUESTIONS, TWO_IMAGES)]
+    # A repetition penalty would change the answer, and is left aside.
+    model.generation_config.repetition_penalty = 50.0
+    measured = layer_contributions(model, batches, scoring=Scoring(text_contribution=True))
+    for inputs, sample in zip(batches, measured, strict=True):
+        answer = greedy(model, inputs)
+        length = int(sample["tokens"][2])
+        assert 1 < length == len(answer)
+        assert_equal([sample], plain_loop(model, inputs, answer=answer))
+        first = layer_contributions(model, [inputs], scoring=FIRST)[0]
+        torch.testing.assert_close(sample["visual"], first["visual"], rtol=1e-5, atol=1e-9)
+
+
+def greedy(model: Any, inputs: Mapping[str, Tensor]) -> list[int]:
+    """Token by token, by whole passes; a placeholder or the end ends it."""
+    answer: list[int] = []
+    ends = {model.generation_config.eos_token_id, model.config.image_token_id}
+    while len(answer) < 32 and not (answer and answer[-1] in ends):
+        ids = torch.cat([inputs["input_ids"], torch.tensor([answer], dtype=torch.long)], 1)
+        with torch.inference_mode():
+            logits = model(**{**inputs, "input_ids": ids, "attention_mask": torch.ones_like(ids)}).logits
+        answer.append(int(logits[0, -1].argmax()))
+    return answer
+
+
+def test_an_answer_that_is_empty_counts_at_its_first_token(folders: Any) -> None:
+    model = load(folders())
+    inputs = encoded(folders(), QUESTIONS[0])
+    with torch.inference_mode():
+        model.generation_config.eos_token_id = int(model(**inputs).logits[0, -1].argmax())
+    (sample,) = layer_contributions(model, [inputs])
+    assert sample["tokens"][2] == 1
+    for name in ("visual", "attention", "ffn"):
+        assert torch.equal(sample[name], sample[f"answer_{name}"])

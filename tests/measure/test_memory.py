@@ -14,6 +14,7 @@ from shortv_export.base.resolve import resolve_base
 from shortv_export.base.shapes import LayerShape
 from shortv_export.errors import ShortVError
 from shortv_export.measure.memory import MemoryNeed, check_max_memory, estimate, free_bytes, stored_dtype, weight_bytes
+from shortv_export.options import Scoring
 
 LLAVA_13B = (LayerShape(5120, 13824, 5120, 5120),) * 40
 
@@ -33,20 +34,20 @@ def test_weights(tiny_base: Callable[..., Path], dtype: str, value_bytes: int) -
 
 
 def test_states_of_a_13b_model() -> None:
-    need = estimate(0, LLAVA_13B, 640, 2, 8192)
-    assert need.states == 79 * 640 * 5120 * 2
-    assert estimate(0, LLAVA_13B, 640, 4, 8192).states == 2 * need.states
+    need = estimate(0, LLAVA_13B, 640, 2, Scoring(max_batch_tokens=8192))
+    assert need.states == 118 * 640 * 5120 * 2
+    assert estimate(0, LLAVA_13B, 640, 4, Scoring(max_batch_tokens=8192)).states == 2 * need.states
     # 8192 tokens hold twelve states of 640 tokens; a state is never cut.
-    assert need.layer_call == estimate(0, LLAVA_13B, 640, 2, 12 * 640).layer_call
-    assert need.layer_call == 12 * estimate(0, LLAVA_13B, 640, 2, 1).layer_call
+    assert need.layer_call == estimate(0, LLAVA_13B, 640, 2, Scoring(max_batch_tokens=12 * 640)).layer_call
+    assert need.layer_call == 12 * estimate(0, LLAVA_13B, 640, 2, Scoring(max_batch_tokens=1)).layer_call
 
 
 def test_the_widest_layer_counts() -> None:
     narrow, wide, visual = (LayerShape(64, *sizes) for sizes in ((96, 64, 64), (512, 64, 64), (96, 64, 64, 8, 512)))
-    need = estimate(0, (wide,) * 4, 100, 4, 1)
-    assert estimate(0, (narrow, wide, narrow, narrow), 100, 4, 1) == need
-    assert estimate(0, (narrow, narrow, narrow, visual), 100, 4, 1) == need
-    assert estimate(0, (narrow,) * 4, 100, 4, 1).layer_call < need.layer_call
+    need = estimate(0, (wide,) * 4, 100, 4, Scoring(max_batch_tokens=1))
+    assert estimate(0, (narrow, wide, narrow, narrow), 100, 4, Scoring(max_batch_tokens=1)) == need
+    assert estimate(0, (narrow, narrow, narrow, visual), 100, 4, Scoring(max_batch_tokens=1)) == need
+    assert estimate(0, (narrow,) * 4, 100, 4, Scoring(max_batch_tokens=1)).layer_call < need.layer_call
 
 
 @pytest.mark.parametrize("shape", [(256, 688), (128, 512)])
@@ -70,7 +71,9 @@ def test_layer_call_against_the_allocator(shape: tuple[int, int]) -> None:
         if event.name() == "[memory]":
             held += event.nbytes()
             peak = max(peak, held)
-    need = estimate(0, (LayerShape(hidden, intermediate, hidden, hidden),) * 40, 300, 4, 1200)
+    need = estimate(
+        0, (LayerShape(hidden, intermediate, hidden, hidden),) * 40, 300, 4, Scoring(max_batch_tokens=1200)
+    )
     assert 0.9 * peak < need.layer_call < 1.6 * peak
 
 

@@ -23,11 +23,10 @@ from shortv_export.base.resolve import resolve_base
 from shortv_export.errors import ShortVError
 from shortv_export.measure import memory
 from shortv_export.measure import scorer as scorer_module
-from shortv_export.measure.layer_contribution import REVERSE
 from shortv_export.measure.scorer import Scorer
 from shortv_export.measure.streaming import StreamedLayers
 from shortv_export.options import Placement, Samples, Scoring
-from shortv_export.records.scores import Scores
+from shortv_export.records.scores import REVERSE, Scores
 from shortv_export.samples.decode import Sample
 from shortv_export.samples.draw import DrawnSamples, draw_samples
 from shortv_export.samples.encode import encode_samples
@@ -287,7 +286,8 @@ def test_groups_fit_the_memory_that_there_is(tiny_base: Callable[..., Path], mon
     """With room for the states of two samples, two pass each layer together."""
     base = resolve_base(tiny_base())
     samples = calibration(4)
-    scorer = Scorer(base, STREAMED)
+    first = Scoring(stream=True, positions="first", max_batch_tokens=8192)
+    scorer = Scorer(base, first)
     expected = scorer(samples)
     assert scorer.max_state_bytes == scorer_module.STREAM_STATE_BYTES
     reads: list[int] = []
@@ -301,9 +301,9 @@ def test_groups_fit_the_memory_that_there_is(tiny_base: Callable[..., Path], mon
     tokens = max(len(row) for row in input_ids(base, samples))
     files = [base.path / name for name in base.files if name.endswith(".safetensors")]
     weights = memory.weight_bytes(files, 4, stream=True)
-    need = memory.estimate(weights, base.layer_shapes, tokens, 4, 8192)
+    need = memory.estimate(weights, base.layer_shapes, tokens, 4, first)
     monkeypatch.setattr(scorer_module, "free_bytes", lambda *_: need.total + need.states)
-    assert Scorer(base, STREAMED)(samples) == expected
+    assert Scorer(base, first)(samples) == expected
     assert len(reads) == 2
 
 
@@ -343,7 +343,10 @@ def test_two_processes_equal_one(tiny_base: Callable[..., Path], tmp_path: Path)
     assert [path.name for path in output.parent.iterdir()] == ["scores.json"]
     one, two = score(base, calibration()), Scores.load(output)
     np.testing.assert_allclose(two.visual, one.visual, rtol=1e-6)
-    np.testing.assert_allclose(two.text, one.text, rtol=1e-6)
+    assert one.ablations.keys() == two.ablations.keys()
+    for name, rows in one.ablations.items():
+        np.testing.assert_allclose(two.ablations[name], rows, rtol=1e-6, atol=1e-12)
+    assert two.tokens == one.tokens
     np.testing.assert_allclose(two.visual_standard_error, one.visual_standard_error, rtol=1e-6)
     assert two.num_samples == 5
 
@@ -360,4 +363,4 @@ def test_the_benchmarks_large_base_is_a_base(tmp_path: Path) -> None:
     assert (base.num_layers, base.layer_shapes[0].intermediate_size, base.visual_tokens) == (3, 384, 16)
     data = draw_samples(Samples(str(write_samples(tmp_path / "data", 1, 56, 100)), num_samples=1))
     assert len(input_ids(base, data)[0]) == 100
-    assert min(score(base, data, STREAMED).text) > 0
+    assert min(score(base, data, Scoring(stream=True, text_contribution=True)).text) > 0

@@ -27,8 +27,10 @@ from tests.support.definition import (
     TOLERANCE,
     defined,
     edit_config,
+    frozen_answer_kl,
     frozen_kl,
     frozen_lists,
+    greedy_answer,
     make_shortv,
     relative_error,
     rows_with_features,
@@ -386,18 +388,49 @@ def test_tensor_names(pairs, name):
 def test_layer_contributions(pairs, name, kind, matrix):
     """Scores equal those of whole forward passes of the definition with one frozen layer."""
     from shortv_export.measure.layer_contribution import layer_contributions
+    from shortv_export.options import Scoring
 
     needs_transformers("5.18")  # as scoring does
     pair = pairs(name)
     inputs = pair.inputs(kind)
     visual, real = visual_tokens(pair.stock.config, inputs["input_ids"]), inputs["attention_mask"].bool()
-    found = layer_contributions(pair.stock, [inputs])
+    found = layer_contributions(pair.stock, [inputs], scoring=Scoring(positions="first", text_contribution=True))
     layers = range(len(text_decoder(pair.stock).layers))
-    for rows, measured in ((visual, found.visual), (~visual & real, found.text)):
-        expected = [frozen_kl(pair.stock, inputs, [index], rows) for index in layers]
-        error = relative_error(measured, torch.stack(expected, 1))
+    for ablation, rows in (
+        ("visual", visual), ("attention", visual), ("ffn", visual), ("text", ~visual & real)
+    ):  # fmt: skip
+        expected = [frozen_kl(pair.stock, inputs, ablated(ablation, index), rows) for index in layers]
+        error = relative_error(torch.stack([sample[ablation] for sample in found]), torch.stack(expected, 1))
         matrix(name, "LC error", error)
-        assert error <= 1e-4
+        assert error <= 1e-4, ablation
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_contributions_to_the_answer(pairs, name, matrix):
+    """Scores over an answer equal those of the definition that is forced, token by token, to give this answer."""
+    from shortv_export.measure.layer_contribution import layer_contributions
+
+    needs_transformers("5.18")  # as scoring does
+    pair = pairs(name)
+    inputs = pair.inputs("images")
+    if len(inputs["input_ids"]) > 1:
+        inputs = batch(name, (5, 6, ..., 7, 8, 9, 10))
+    visual = visual_tokens(pair.stock.config, inputs["input_ids"])
+    (found,) = layer_contributions(pair.stock, [inputs])
+    answer = greedy_answer(pair.stock, inputs)
+    assert found["tokens"].tolist() == [int((~visual).sum()), int(visual.sum()), len(answer)]
+    layers = range(len(text_decoder(pair.stock).layers))
+    for ablation in ("visual", "attention", "ffn"):
+        expected = [frozen_answer_kl(pair.stock, inputs, ablated(ablation, index), visual, answer) for index in layers]
+        error = relative_error(found[f"answer_{ablation}"], torch.stack(expected))
+        matrix(name, "LC error", error)
+        assert error <= 1e-4, ablation
+
+
+def ablated(ablation, layer):
+    """The lists of a config that freezes what an ablation leaves out of a layer."""
+    name = f"frozen_{ablation}" if ablation in ("attention", "ffn") else "frozen_layers"
+    return {"frozen_layers": [], name: [layer]}
 
 
 @pytest.mark.parametrize("name", TINY)

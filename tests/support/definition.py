@@ -216,14 +216,57 @@ def rows_with_features(model: Any, inputs: Any) -> tuple[Any, Any]:
         return (seen[0] != model.get_input_embeddings()(inputs["input_ids"])).any(-1), logits
 
 
-def frozen_kl(model: Any, inputs: Any, layers: Any, rows: Any) -> Any:
-    """KL(stock || definition) of the next token, in nats, of each batch entry: `layers` put back `rows`."""
-    import torch
+def frozen_kl(model: Any, inputs: Any, frozen: Any, rows: Any) -> Any:
+    """KL(stock || definition) of the next token, in nats, of each batch entry.
 
-    from shortv_export.base.definition import frozen_by_definition, text_decoder
+    `frozen` are the lists of a config by name, or the frozen layers alone; `rows` are put back.
+    """
+    import torch
 
     with torch.no_grad():
         stock = model(**inputs).logits[:, -1].double().log_softmax(-1)
-        with frozen_by_definition(text_decoder(model).layers, layers, rows):
-            frozen = model(**inputs).logits[:, -1].double().log_softmax(-1)
-    return (stock.exp() * (stock - frozen)).sum(-1)
+        with defined(model, frozen if isinstance(frozen, dict) else {"frozen_layers": frozen}, rows):
+            ablated = model(**inputs).logits[:, -1].double().log_softmax(-1)
+    return (stock.exp() * (stock - ablated)).sum(-1)
+
+
+def greedy_answer(model: Any, inputs: Any, count: int = 32) -> list[int]:
+    """The most likely tokens, one by one, up to the end or a placeholder."""
+    ends = model.generation_config.eos_token_id
+    ends = {*(ends if isinstance(ends, list) else [ends])}
+    ends |= {getattr(model.config, f"{kind}_token_id", None) for kind in ("image", "video")}
+    tokens, _ = _generated(model, inputs, count)
+    length = next((place + 1 for place, token in enumerate(tokens) if token in ends), count)
+    return tokens[:length]
+
+
+def frozen_answer_kl(model: Any, inputs: Any, frozen: dict[str, Any], rows: Any, answer: list[int]) -> Any:
+    """Mean KL(stock || definition) over the tokens of an answer that both are forced to give, in nats."""
+    _, stock = _generated(model, inputs, len(answer), answer)
+    with defined(model, frozen, rows):
+        _, ablated = _generated(model, inputs, len(answer), answer)
+    return (stock.exp() * (stock - ablated)).sum(-1).mean()
+
+
+def _generated(model: Any, inputs: Any, count: int, forced: Any = None) -> tuple[list[int], Any]:
+    """So many tokens that `generate` gives, or is forced to give; and the log-probabilities before each of them."""
+    import torch
+    from transformers import GenerationMixin
+
+    queue = iter(forced or ())
+
+    def force(input_ids: Any, scores: Any) -> Any:
+        return torch.full_like(scores, -torch.inf).index_fill(1, torch.tensor([next(queue)]), 0.0)
+
+    with torch.no_grad():
+        output = GenerationMixin.generate(  # Janus has a `generate` of its own, which leaves out the processors
+            model,
+            **inputs,
+            max_new_tokens=count,
+            do_sample=False,
+            eos_token_id=-1,
+            logits_processor=[force] if forced else [],
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
+    return output.sequences[0, -count:].tolist(), torch.cat(output.logits).double().log_softmax(-1)
