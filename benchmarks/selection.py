@@ -1,13 +1,14 @@
-"""Which order of freezing layers changes the model least: by Layer Contribution, by cosine, at random or greedily.
+"""What freezing costs at the same FLOPs: whole layers or single operators, chosen in several ways.
 
     python benchmarks/selection.py                    # the bundled demonstration model, 3 draws of 40 samples
-    python benchmarks/selection.py --held-out 400 --scenes 80
+    python benchmarks/selection.py --scenes 80        # and its answers to all questions about 80 other scenes
 
-The first N layers of each order are frozen together by the definition, and KL(base || frozen) is measured on held-out
-scenes (in float32, at the last prompt position). `greedy` adds one layer after another, each time the one that gives
-the lowest KL on the scored samples. It is not a method of `shortv-export`: it needs a measurement for every candidate
-and is not clearly better than `lc`. With `--scenes`, the models also answer all questions about that many other
-scenes, with greedy decoding; an answer counts as right if it matches exactly.
+For the FLOPs of N frozen layers each, these are compared: the layers with the lowest Layer Contribution at the first
+token of the answer (the paper) or over the whole answer, by cosine, and at random; and single operators, by their
+divergence per FLOP saved at the first token or over the whole answer. What a method chooses is frozen by the
+definition, in float32. KL(base || frozen) is measured on held-out scenes, over the tokens of the base's own answers.
+An answer counts as right if it matches exactly; intervals are 95 % intervals from a bootstrap over scenes. FLOPs are
+those of a prompt of 64 text and 144 visual tokens.
 """
 
 from __future__ import annotations
@@ -16,27 +17,33 @@ import argparse
 import json
 import random
 import tempfile
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
+from shortv_export.base import LayerShape, flops_ratio
 from shortv_export.base.definition import frozen_by_definition, text_decoder, visual_tokens
+from shortv_export.base.shapes import layer_shapes
 from shortv_export.demo import scenes
+from shortv_export.evaluation.summary import mean_interval
 from shortv_export.measure.joint_divergence import JointDivergence
 from shortv_export.measure.layer_contribution import layer_contributions
-from shortv_export.options import Samples
-from shortv_export.records import library_versions
+from shortv_export.options import Budget, Samples
+from shortv_export.records import Frozen, Scores, library_versions
 from shortv_export.samples.decode import Sample
 from shortv_export.samples.draw import draw_samples
 from shortv_export.samples.encode import encode_samples
+from shortv_export.selection.operators import select_operators
 from shortv_export.selection.stability import ranking
 
 DEMO_MODEL = Path(scenes.__file__).with_name("model")
-COUNTS = (3, 5, 7, 9)  # layers frozen together
-RANDOM_ORDERS = 8
+COUNTS = (5, 7, 9)  # frozen layers whose FLOPs the others may take
+TEXT, VISUAL = 64, 144  # tokens of the prompt whose FLOPs are counted
+RANDOM_ORDERS = 2
 ACCURACY_SCENES = scenes.EVALUATION_SEEDS[500_000:]
 
 
@@ -53,35 +60,103 @@ def main() -> None:
 
     model = AutoModelForImageTextToText.from_pretrained(DEMO_MODEL, dtype=torch.float32).eval()
     processor = AutoProcessor.from_pretrained(DEMO_MODEL)
-    held_out = JointDivergence(model, draw(processor, scenes.EVALUATION_SEEDS, arguments.held_out, 0))
+    shapes = layer_shapes(model.config.get_text_config().to_dict())
+    held_out = JointDivergence(model, draw(processor, scenes.EVALUATION_SEEDS, arguments.held_out, 0), "answer")
     exam = Exam(model, processor, ACCURACY_SCENES[: arguments.scenes])
-    rows: list[dict[str, Any]] = [{"draw": 0, "method": "base", "order": [], "num_frozen": 0, **exam([])}]
+    measured: dict[Frozen, dict[str, Any]] = {}
+    rows: list[dict[str, Any]] = []
+
+    def row(seed: int, method: str, count: int, frozen: Frozen) -> None:
+        if frozen not in measured:
+            kl, error = held_out(frozen)
+            measured[frozen] = {"kl": kl, "error": error, **exam(frozen)}
+        ratio = flops_ratio(shapes, **frozen.lists, text_tokens=TEXT, visual_tokens=VISUAL)
+        rows.append(
+            {"draw": seed, "method": method, "N": count, "frozen": frozen.lists, "ratio": ratio, **measured[frozen]}
+        )
+        print(f"draw {seed}, N = {count}, {method}: {frozen.describe(len(shapes))}; {summary(rows[-1])}", flush=True)
+
+    row(0, "base", 0, Frozen())
     for seed in range(arguments.draws):
-        samples = draw(processor, scenes.CALIBRATION_SEEDS, arguments.samples, seed)
-        for method, order in orders(model, samples, randomly=seed == 0).items():
-            for count in COUNTS:
-                kl, error = held_out(sorted(order[:count]))
-                row = {"draw": seed, "method": method, "order": order, "num_frozen": count}
-                rows.append({**row, "kl": kl, "error": error, **exam(sorted(order[:count]))})
-    table(f"KL, {arguments.held_out} held-out samples", rows, lambda row: f"{row['kl']:.4f} ± {row['error']:.4f}")
-    if arguments.scenes:
-        base = rows[0]
-        print(f"\nWithout frozen layers {base['right']:.1%} of {base['questions']} questions: {base['tasks']}\n")
-        table("right", rows, lambda row: f"{row['right']:.1%}")
-        for row in rows:
-            if row["method"] == "lc" and row["draw"] == 0:
-                print(f"\nlc, {row['num_frozen']} frozen {sorted(row['order'][: row['num_frozen']])}: {row['tasks']}")
+        scores = scored(model, draw(processor, scenes.CALIBRATION_SEEDS, arguments.samples, seed))
+        for count in COUNTS:
+            for method, frozen in choices(scores, shapes, count, randomly=seed == 0).items():
+                row(seed, method, count, frozen)
+    report(rows)
     if arguments.json:
-        result = {"settings": vars(arguments) | {"json": None}, "versions": library_versions(), "rows": rows}
+        settings = {**vars(arguments), "json": None}
+        result = {"settings": settings, "versions": library_versions(), "rows": rows}
         arguments.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
-def table(title: str, rows: list[dict[str, Any]], cell: Callable[[dict[str, Any]], str]) -> None:
-    print(f"| {title} | " + " | ".join(f"N = {count}" for count in COUNTS) + " |")
+def choices(scores: Scores, shapes: tuple[LayerShape, ...], count: int, *, randomly: bool) -> dict[str, Frozen]:
+    """What each method freezes at the FLOPs of `count` frozen layers."""
+    orders = {
+        "layers, first token": ranking(scores.visual),
+        "layers, answer": ranking(means(scores.operators("answer")["visual"])),
+        "layers, cosine": ranking(scores.visual_cosine_distance),
+    }
+    for seed in range(RANDOM_ORDERS if randomly else 0):
+        orders[f"layers, random {seed}"] = random.Random(seed).sample(range(len(shapes)), len(shapes))
+    found = {name: Frozen(tuple(sorted(order[:count]))) for name, order in orders.items()}
+    ratio = flops_ratio(shapes, **found["layers, first token"].lists, text_tokens=TEXT, visual_tokens=VISUAL)
+    first = {name: scores.ablations[name] for name in ("attention", "ffn")}
+    for name, by in (
+        ("first token", Scores(**{**vars(scores), "ablations": first})),
+        ("answer", scores),
+    ):
+        found[f"operators, {name}"] = select_operators(by, Budget(flops_ratio=ratio), shapes, VISUAL).frozen
+    return found
+
+
+def scored(model: Any, samples: list[Any]) -> Scores:
+    found = layer_contributions(model, samples)
+    rows: dict[str, Any] = {name: tuple(tuple(sample[name].tolist()) for sample in found) for name in found[0]}
+    return Scores(
+        visual=means(rows["visual"]),
+        text=(),
+        visual_standard_error=(0.0,) * len(rows["visual"][0]),
+        num_samples=len(samples),
+        visual_samples=rows["visual"],
+        visual_cosine_distance=means(rows["visual_cosine_distance"]),
+        ablations={name: each for name, each in rows.items() if name in ("attention", "ffn") or "answer" in name},  # type: ignore[misc]
+        tokens=tuple((int(text), int(visual), int(answer)) for text, visual, answer in rows["tokens"]),
+    )
+
+
+def means(rows: tuple[tuple[float, ...], ...]) -> tuple[float, ...]:
+    return tuple(np.array(rows).mean(axis=0).tolist())
+
+
+def summary(row: Mapping[str, Any]) -> str:
+    right = f", {np.mean(row['right']):.1%} right, {row['tasks']}" if row.get("right") else ""
+    return f"FLOPs {row['ratio']:.3f}, KL {row['kl']:.4f} ± {row['error']:.4f}{right}"
+
+
+def report(rows: list[dict[str, Any]]) -> None:
+    """Means over the draws; and how much more single operators get right, scene by scene."""
+    print("\n| method | " + " | ".join(f"N = {count}: KL, right" for count in COUNTS) + " |")
     print("|---" * (1 + len(COUNTS)) + "|")
-    for seed, method in dict.fromkeys((row["draw"], row["method"]) for row in rows[1:]):
-        cells = [cell(row) for row in rows[1:] if (row["draw"], row["method"]) == (seed, method)]
-        print(f"| draw {seed}, {method} | {' | '.join(cells)} |")
+    for method in dict.fromkeys(row["method"] for row in rows[1:]):
+        cells = []
+        for count in COUNTS:
+            found = [row for row in rows if (row["method"], row["N"]) == (method, count)]
+            right = f", {np.mean([row['right'] for row in found]):.1%}" if found[0].get("right") else ""
+            cells.append(f"{np.mean([row['kl'] for row in found]):.4f}{right}")
+        print(f"| {method} | {' | '.join(cells)} |")
+    if not rows[0].get("right"):
+        return
+    print(f"\nThe base: {summary(rows[0])}")
+    for reference in ("layers, first token", "layers, answer"):
+        for count in COUNTS:
+            by_method = {
+                method: np.mean([row["right"] for row in rows if (row["method"], row["N"]) == (method, count)], axis=0)
+                for method in ("operators, answer", reference)
+            }
+            difference = 100 * (by_method["operators, answer"] - by_method[reference])
+            low, high = mean_interval(difference.tolist()) or (np.nan, np.nan)
+            interval = f"{difference.mean():+.1f} points [{low:.1f}, {high:.1f}]"
+            print(f"N = {count}: operators (answer) - {reference}: {interval}")
 
 
 class Exam:
@@ -95,20 +170,24 @@ class Exam:
             samples = [Sample((image,), question.text, question.answer, "") for question in questions]
             self.batches.append((encode_samples(processor, samples), questions))
 
-    def __call__(self, frozen_layers: list[int]) -> dict[str, Any]:
+    def __call__(self, frozen: Frozen) -> dict[str, Any]:
+        """The share of right answers for each scene and for each task."""
         right: dict[str, list[bool]] = {task: [] for task in scenes.TASKS}
+        by_scene = []
         for inputs, questions in self.batches:
             visual = visual_tokens(self.model.config, inputs["input_ids"])
-            with torch.inference_mode(), frozen_by_definition(text_decoder(self.model).layers, frozen_layers, visual):
+            layers = text_decoder(self.model).layers
+            with torch.inference_mode(), frozen_by_definition(layers, frozen=visual, **frozen.lists):
                 tokens = self.model.generate(**inputs, max_new_tokens=40, do_sample=False)
             said = self.processor.batch_decode(tokens[:, visual.shape[1] :], skip_special_tokens=True)
-            for question, answer in zip(questions, said, strict=True):
-                right[question.task].append(answer == question.answer)
-        answers = [good for task in right.values() for good in task]
-        if not answers:
+            found = [answer == question.answer for question, answer in zip(questions, said, strict=True)]
+            for question, good in zip(questions, found, strict=True):
+                right[question.task].append(good)
+            by_scene.append(sum(found) / len(found))
+        if not by_scene:
             return {}
-        shares = {task: round(sum(found) / len(found), 3) for task, found in right.items()}
-        return {"questions": len(answers), "right": sum(answers) / len(answers), "tasks": shares}
+        tasks = {task: round(sum(found) / len(found), 3) for task, found in right.items()}
+        return {"questions": sum(map(len, right.values())), "right": by_scene, "tasks": tasks}
 
 
 def draw(processor: Any, seeds: range, count: int, seed: int) -> list[Any]:
@@ -117,28 +196,6 @@ def draw(processor: Any, seeds: range, count: int, seed: int) -> list[Any]:
         folder = scenes.write_folder(Path(name), seeds[seed * count : (seed + 1) * count])
         samples = draw_samples(Samples(str(folder), num_samples=count, seed=seed)).samples
     return [encode_samples(processor, [sample]) for sample in samples]
-
-
-def orders(model: Any, samples: list[Any], *, randomly: bool) -> dict[str, list[int]]:
-    """The order in which each method freezes the layers."""
-    measured = layer_contributions(model, samples)
-    layers = measured.visual.shape[1]
-    found = {
-        "lc": ranking(tuple(measured.visual.mean(0).tolist())),
-        "cosine": ranking(tuple(measured.visual_cosine_distance.mean(0).tolist())),
-    }
-    for seed in range(RANDOM_ORDERS if randomly else 0):
-        found[f"random {seed}"] = random.Random(seed).sample(range(layers), layers)
-    return found | {"greedy": greedy_order(JointDivergence(model, samples), layers, max(COUNTS))}
-
-
-def greedy_order(divergence: JointDivergence, layers: int, count: int) -> list[int]:
-    """Adds the layer with the lowest KL, `count` times."""
-    chosen: list[int] = []
-    while len(chosen) < count:
-        values = {layer: divergence(sorted([*chosen, layer]))[0] for layer in range(layers) if layer not in chosen}
-        chosen.append(min(values, key=lambda layer: (values[layer], -layer)))
-    return chosen
 
 
 if __name__ == "__main__":

@@ -180,6 +180,13 @@ class Choice:
     frozen_ffn: Annotated[
         tuple[int, ...] | None, Help("The feed-forward network alone in these layers.", parse=parse_layers)
     ] = None
+    granularity: Annotated[
+        Literal["operator", "layer"] | None,
+        Help(
+            "Freeze whole layers, as the paper does, or attention and the FFN of each layer by themselves. Default: "
+            "operator for `flops_ratio` and `max_kl`, if the scores have what it takes; else layer."
+        ),
+    ] = None
     method: Annotated[
         str,
         Help("'lc': lowest Layer Contribution. To compare with: 'cosine' (of hidden states) or 'random'."),
@@ -199,15 +206,15 @@ class Choice:
 
 @dataclass(frozen=True)
 class Budget:
-    """How many layers to freeze (one of these; default: 60 % of the layers)."""
+    """How much to freeze (one of these; default: 60 % of the layers)."""
 
     num_frozen: Annotated[int | None, Help("This many layers.")] = None
     flops_ratio: Annotated[
-        float | None, Help("As few layers as bring the prefill FLOPs down to this share of the base's.")
+        float | None, Help("As little as brings the prefill FLOPs down to this share of the base's.")
     ] = None
     max_kl: Annotated[
         float | None,
-        Help("As many layers as keep KL(base || frozen), measured on held-out samples, at or below this."),
+        Help("As much as keeps KL(base || frozen), measured on held-out samples, at or below this."),
     ] = None
 
 

@@ -321,7 +321,7 @@ def _convert(base: BaseModel, out: Path, conversion: Conversion) -> Package:
         scores = _score(base, scores_file, samples, budget, conversion.scoring, placement)
         logger.info("scored %d layers on %d samples: %s", len(scores.visual), scores.num_samples, scores_file)
         choice = replace(choice, scores=scores_file)
-    package = _package(draft, choice, budget, samples, placement)
+    package = _package(draft, choice, budget, samples, placement, whole=not conversion.scoring.stream)
     recipe = package.recipe
     logger.info("packaged with %s: %s", recipe.frozen.describe(recipe.num_layers), out)
     verification = verify_package(package, base=base)
@@ -364,7 +364,7 @@ def _score(
             scores = score_in_rounds(
                 scorer,
                 draw,
-                lambda scores: select_by_scores(base, scores, budget).frozen_layers,
+                lambda scores: select_by_scores(base, scores, budget),
                 samples.num_samples,
                 scoring.max_samples,
             )
@@ -374,13 +374,27 @@ def _score(
     return scores
 
 
-def _package(draft: Draft, choice: Choice, budget: Budget, samples: Samples, placement: Placement) -> Package:
+def _package(
+    draft: Draft, choice: Choice, budget: Budget, samples: Samples, placement: Placement, *, whole: bool = True
+) -> Package:
+    """The package of a choice. `whole` says whether the base may be loaded whole."""
     from .packaging import build_package
-    from .selection import select
+    from .records import Scores
+    from .selection import granularity_of, select
 
+    scores = Scores.load(choice.scores) if choice.scores else None
+    by_operator = granularity_of(choice, budget, scores) == "operator"
     measure, evidence = None, {}
-    if budget.max_kl is not None:
-        measure, evidence["held_out"] = _divergence(draft.base, choice, samples, placement)
+    if budget.max_kl is not None or by_operator:
+        positions = (scores.positions if by_operator and scores else None) or "first"
+        inputs, reason = _held_out(draft.base, scores, samples) if whole else (None, "the base is streamed")
+        if inputs is None and budget.max_kl is not None:
+            raise ShortVError(reason)
+        if inputs is None:
+            logger.info("not compared with whole layers on held-out samples: %s", reason)
+        else:
+            evidence["held_out"], encoded = inputs
+            measure = _divergence(draft.base, encoded, positions, placement)
     selection, scores = select(draft.base, choice, budget, seed=samples.seed, measure=measure)
     selection = replace(selection, evidence=selection.evidence | evidence)
     package = build_package(draft, selection, scores)
@@ -389,31 +403,38 @@ def _package(draft: Draft, choice: Choice, budget: Budget, samples: Samples, pla
 
 
 def _log_stability(package: Package) -> None:
-    from .selection import describe
+    from .selection import describe, describe_operators
 
-    if package.recipe.selection["method"] == "lc" and package.scores is not None:
+    selection = package.recipe.selection
+    if selection["method"] == "lc" and package.scores is not None:
         logger.info(describe(package.scores, len(package.recipe.frozen_layers)))
+    elif selection["method"] == "operators" and (line := describe_operators(selection)):
+        logger.info(line)
 
 
-def _divergence(
-    base: BaseModel, choice: Choice, samples: Samples, placement: Placement
-) -> tuple[Measure, dict[str, Any]]:
-    """What measures the divergence of frozen layers from the base, on held-out samples; and the samples' record."""
-    from .base import load_base
+def _held_out(base: BaseModel, scores: Scores | None, samples: Samples) -> tuple[Any, str]:
+    """The record and the inputs of samples that scores were not measured on; or None, and why there are none."""
     from .evaluation import held_out_from_scores
-    from .measure import JointDivergence, device_map_for, out_of_memory, running
-    from .records import Scores
     from .samples import Encoder
 
-    device_map = device_map_for(placement)
-    scores = Scores.load(choice.scores) if choice.scores else None
     with Encoder(base) as encoder:
-        drawn = held_out_from_scores(scores, samples, encoder.refusal)
-        record, inputs = encoder.recorded(drawn), [encoder(sample) for sample in drawn.samples]
+        try:
+            drawn = held_out_from_scores(scores, samples, encoder.refusal)
+        except ShortVError as error:
+            return None, str(error)
+        return (encoder.recorded(drawn), [encoder(sample) for sample in drawn.samples]), ""
+
+
+def _divergence(base: BaseModel, inputs: list[Any], positions: str, placement: Placement) -> Measure:
+    """What measures the divergence of what is frozen from the base, on held-out samples."""
+    from .base import load_base
+    from .measure import JointDivergence, device_map_for, out_of_memory, running
+
+    device_map = device_map_for(placement)
     model = load_base(base, dtype=placement.dtype, device_map=device_map, max_memory=placement.max_memory)
     with running(base), out_of_memory("load it with `dtype` bfloat16 or spread it with `device_map` auto"):
-        divergence = JointDivergence(model, inputs)
-    return running(base)(divergence), record
+        divergence = JointDivergence(model, inputs, positions)
+    return running(base)(divergence)
 
 
 def _evaluate(

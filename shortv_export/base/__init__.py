@@ -2,7 +2,7 @@
 
 from .checks import check_code
 from .confined import entering
-from .cost import TEXT_TOKENS, VISUAL_TOKENS, flops_ratio, model_flops
+from .cost import TEXT_TOKENS, VISUAL_TOKENS, dense_layer_flops, flops_ratio, model_flops, operator_savings
 from .families import FAMILIES, Family
 from .listing import told
 from .model import BaseModel, load_base

@@ -176,12 +176,11 @@ class _Batch:
             )
         if bool(visual[:, -positions].any()):
             raise ShortVError(f"batch {number} has a prompt that ends in an image or a video; put text after it.")
-        with _recorded_calls(text_decoder(model)) as calls:
+        decoder, prompt = text_decoder(model), visual.shape[1] - positions + 1
+        with _recorded_calls(decoder) as calls, later_answer_hidden(decoder.layers, prompt):
             model(**inputs, use_cache=False, logits_to_keep=1)
         if not all(isinstance(call["attention_mask"], Tensor | None) for call in calls):
             raise ShortVError("this attention implementation's masks are not tensors; load the model with 'sdpa'.")
-        if positions > 1:
-            _hide_later_answer(calls, prompt=visual.shape[1] - positions + 1)
         embeddings, *added = [call.pop("hidden_states") for call in calls]
         return cls(embeddings, visual, calls, [states if states.any() else None for states in added], kinds, positions)
 
@@ -352,23 +351,36 @@ def _streamed_answers(
     return [with_answer(model, each, answer) for each, answer in zip(inputs, answers, strict=True)]
 
 
-def _hide_later_answer(calls: list[dict[str, Any]], prompt: int) -> None:
-    """Makes the masks causal over the tokens of an answer, as they are when it is generated token by token.
+@contextmanager
+def later_answer_hidden(layers: Iterable[nn.Module], prompt: int) -> Iterator[None]:
+    """Makes masks causal over the tokens of an answer, as they are when it is generated token by token.
 
     Where a prompt attends to all of itself (PaliGemma), a stock model would let it attend to the answer, too.
+
+    Args:
+        layers: decoder layers, or what stands for them.
+        prompt: number of tokens before the answer.
     """
     hidden: dict[int, tuple[Tensor, Tensor]] = {}  # layers share masks
-    for call in calls:
-        mask = call["attention_mask"]
-        if mask is None or mask.dim() != 4:
-            continue
+
+    def hide(layer: nn.Module, args: tuple[Any, ...], call: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        mask = call.get("attention_mask")
+        if not isinstance(mask, Tensor) or mask.dim() != 4 or mask.shape[-1] <= prompt:
+            return args, call
         if id(mask) not in hidden:
             tokens = mask.shape[-1]
             later = torch.ones(tokens, tokens, dtype=torch.bool, device=mask.device).triu(1)
             later[:, :prompt] = False
             off: Any = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
             hidden[id(mask)] = mask, mask.masked_fill(later, off)
-        call["attention_mask"] = hidden[id(mask)][1]
+        return args, call | {"attention_mask": hidden[id(mask)][1]}
+
+    hooks = [layer.register_forward_pre_hook(hide, with_kwargs=True) for layer in layers]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _cosine_distance(before: Tensor, after: Tensor, visual: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..base import BaseModel, load_base
 from ..errors import ShortVError
 from ..options import Placement, Scoring
-from ..records import FORWARD, REVERSE, Ablation, Scores, library_versions
+from ..records import FORWARD, REVERSE, Ablation, Frozen, Scores, library_versions
 from ..samples import DrawnSamples, Encoder, Sample
 from .layer_contribution import ABLATIONS, MAX_ANSWER_TOKENS, Contributions, layer_contributions
 from .memory import device_map_for, estimate, free_bytes, stored_dtype, this_process, weight_bytes
@@ -249,7 +249,7 @@ def _settings(base: BaseModel, dtype: str, divergence: str, measured: list[str])
 def score_in_rounds(
     scorer: Callable[[DrawnSamples], Scores],
     draw: Callable[[int, bool], DrawnSamples],
-    select: Callable[[Scores], tuple[int, ...]],
+    select: Callable[[Scores], Frozen],
     first: int,
     most: int,
 ) -> Scores:
@@ -260,7 +260,7 @@ def score_in_rounds(
     Args:
         scorer: samples -> scores. A `Scorer` measures only the new samples of each round.
         draw: number of samples, and whether fewer are allowed -> samples.
-        select: scores -> frozen layers.
+        select: scores -> what is frozen.
         first: number of samples in the first round. The data must have that many.
         most: largest number of samples.
 
@@ -268,7 +268,7 @@ def score_in_rounds(
         The scores of the last round; their `until_stable` records the rounds.
     """
     rounds: list[int] = []
-    selections: list[tuple[int, ...]] = []
+    selections: list[Frozen] = []
     number = first
     while True:
         samples = draw(number, bool(rounds))
@@ -277,13 +277,20 @@ def score_in_rounds(
             scores = scorer(samples)
             rounds.append(found)
             selections.append(select(scores))
-            changed = len({*selections[-1]} - {*selections[-2]}) if len(selections) > 1 else None
-            news = "" if changed is None else f"; {changed} of {len(selections[-1])} selected layers are new"
+            selected, what = _parts(selections[-1])
+            news = ""
+            if len(selections) > 1:
+                news = f"; {len(selected - _parts(selections[-2])[0])} of {len(selected)} selected {what} are new"
             logger.info("round %d: %d samples%s", len(rounds), found, news)
         stable = len(selections) > 2 and len({*selections[-3:]}) == 1
         if stable or found < number or number >= most:
             verdict = "the selection is stable" if stable else "the selection is not stable"
             logger.info("%s after %d samples", verdict, rounds[-1])
-            record = {"num_frozen": len(selections[-1]), "rounds": rounds, "stable": stable}
+            record = {"num_frozen": len(selected), "rounds": rounds, "stable": stable}
             return replace(scores, until_stable=record)
         number = min(most, number + max(1, number // 2))
+
+
+def _parts(frozen: Frozen) -> tuple[set[Any], str]:
+    """What is counted: operators, where single ones are frozen; or else layers."""
+    return (frozen.parts, "operators") if frozen.operators else ({*frozen.layers}, "layers")

@@ -67,6 +67,7 @@ def render_card(
             calibration=calibration,
             videos=bool(calibration["videos"] or (measured and measured["calibration"]["videos"])),
             divergence=_divergence(recipe),
+            joint=recipe.selection["evidence"].get("joint"),
             unit=unit,
             cost=cost,
             projections=_projection_sizes(base.layer_shapes),
@@ -144,10 +145,13 @@ def _metadata(base: BaseModel, recipe: Recipe, datasets: list[str]) -> str:
 
 
 def _divergence(recipe: Recipe) -> dict[str, str] | None:
-    """The divergence measured for the layers that `max_kl` chose; None if another budget chose them."""
+    """The divergence measured for what `max_kl` chose; None if another budget chose it."""
     evidence = recipe.selection["evidence"]
-    for probe in evidence.get("probes", []):
-        if probe["num_frozen"] == len(recipe.frozen_layers):
+    by_operator = recipe.selection["method"] == "operators"
+    frozen = len(recipe.frozen.parts) if by_operator else len(recipe.frozen_layers)
+    # Where whole layers were kept although operators were looked for, the probes are of operators.
+    for probe in evidence.get("probes", []) if by_operator or "joint" not in evidence else []:
+        if probe["num_frozen"] == frozen:
             return {
                 "kl": f"{probe['kl']:.3g}",
                 "standard_error": f"{probe['standard_error']:.2g}",
@@ -235,10 +239,17 @@ def _by_layers(sizes: Iterable[str]) -> str:
 
 def _figure_text(recipe: Recipe) -> str:
     """The alternative text of the figure of the scores."""
-    visual = (recipe.scores or {})["visual"]
+    scores = recipe.scores or {}
+    if recipe.frozen.operators:
+        return (
+            "KL divergence from the base without attention, without the FFN and without both, per decoder layer, on a "
+            f"log scale. Marks below: visual tokens skip {recipe.frozen.describe(recipe.num_layers)}."
+        )
+    visual = scores["visual"]
     low, high = min(visual), max(visual)
+    tokens = "visual and text tokens" if scores["text"] else "visual tokens"
     return (
-        "Layer Contribution of visual and text tokens per decoder layer, on a log scale. "
+        f"Layer Contribution of {tokens} per decoder layer, on a log scale. "
         f"Visual tokens contribute between {low:.2g} and {high:.2g} nats, most in layer {visual.index(high)}; "
         f"the {len(recipe.frozen_layers)} frozen of {recipe.num_layers} layers are shaded."
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -85,9 +86,20 @@ def package_commands(base: BaseModel, recipe: Recipe, inherited: Inherited) -> l
     names = [name for name in ("data", "num_samples", "seed") if facts[name] is not None]
     samples = Samples(**{name: plain_line(facts[name]) for name in names})  # type: ignore[arg-type]
     reverse = recipe.scores and recipe.scores["divergence"] == REVERSE
-    scoring = Scoring(divergence="reverse" if reverse else "forward")
+    scored = recipe.scores or {}
+    scoring = Scoring(
+        divergence="reverse" if reverse else "forward",
+        positions="answer" if "answer_ffn" in scored.get("ablations", {}) else "first",
+        text_contribution=bool(scored.get("text")),
+    )
     score = ["shortv-export", "score", source, *revision, *to_words(samples, *names), *to_words(scoring)]
-    return [_command(score), package(Choice(scores=Path("scores.json"), method=plain_line(method)), *more)]
+    choice = Choice(scores=Path("scores.json"))
+    if method != "operators":
+        # Where operators would be chosen by default and were not even compared, layers were asked for.
+        layers = scored.get("ablations") and budget.keys() & {"flops_ratio", "max_kl"}
+        asked = method == "lc" and layers and "joint" not in recipe.selection["evidence"]
+        choice = replace(choice, method=plain_line(method), granularity="layer" if asked else None)
+    return [_command(score), package(choice, *more)]
 
 
 def evaluate_command(evaluation: Evaluation, repo_id: str) -> str:

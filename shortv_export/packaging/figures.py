@@ -5,42 +5,85 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
+from statistics import fmean
 from typing import Any
 
-from ..records import Estimate, Row, Scores
+from ..records import Estimate, Frozen, Row, Scores
 
 # Readable on white and on dark pages.
 INK = "#7a828e"
 VISUAL = "#d9691e"
 TEXT = "#4285d6"
+ATTENTION = "#8a63d2"
+FFN = "#1f9e7a"
 
 
-def draw_scores(scores: Scores, frozen_layers: tuple[int, ...]) -> bytes:
-    """Draws the Layer Contributions of visual and text tokens on a log scale, with the frozen layers shaded."""
-    from matplotlib.ticker import MaxNLocator
+def draw_scores(scores: Scores, frozen: Frozen) -> bytes:
+    """Draws what each layer contributes, on a log scale, and what is frozen.
 
+    Whole frozen layers are shaded behind the Layer Contributions of visual and, if measured, of text tokens. If single
+    operators are frozen, the curves are those of attention alone, of the FFN alone and of both, and two rows of marks
+    below say which of them visual tokens skip.
+    """
+    if frozen.operators:
+        curves = _operator_curves(scores)
+    else:
+        curves = [(scores.visual, "visual tokens", VISUAL, "o")]
+        if scores.text:
+            curves.insert(0, (scores.text, "text tokens", TEXT, "s"))
     layers = range(len(scores.visual))
     # The lower end of the log scale: half the smallest contribution above rounding errors.
-    floor = min((value for value in (*scores.visual, *scores.text) if value > 1e-9), default=1e-9) / 2
-    with _figure(1) as (png, (axes,)):
-        for index, layer in enumerate(frozen_layers):
+    floor = min((value for values, *_ in curves for value in values if value > 1e-9), default=1e-9) / 2
+    with _figure(1, marks=bool(frozen.operators)) as (png, (axes, *below)):
+        for index, layer in enumerate(() if below else frozen.layers):
             label = "frozen" if index == 0 else None
             axes.axvspan(layer - 0.5, layer + 0.5, color=VISUAL, alpha=0.16, linewidth=0, label=label)
-        for values, name, color, marker in (
-            (scores.text, "text tokens", TEXT, "s"),
-            (scores.visual, "visual tokens", VISUAL, "o"),
-        ):
+        for values, name, color, marker in curves:
             shown = [max(value, floor) for value in values]
             axes.plot(layers, shown, color=color, marker=marker, markersize=4.5, linewidth=1.6, label=name)
             zero = [layer for layer in layers if values[layer] < floor]
             # A log scale has no zero: open markers on the floor stand for it.
             axes.plot(zero, [floor] * len(zero), marker, color=color, markerfacecolor="white", markersize=6)
         axes.set_yscale("log")
-        axes.set_xlim(-0.5, len(scores.visual) - 0.5)
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=16, integer=True))
-        axes.set_xlabel("decoder layer", color=INK)
-        axes.set_ylabel("Layer Contribution (nats)", color=INK)
+        axes.set_ylabel("KL divergence (nats)" if below else "Layer Contribution (nats)", color=INK)
+        for marks in below:
+            _draw_marks(marks, frozen, len(layers))
+        (below or [axes])[-1].set_xlabel("decoder layer", color=INK)
+        _number_layers([axes, *below], len(layers))
     return png.getvalue()
+
+
+def _operator_curves(scores: Scores) -> list[tuple[tuple[float, ...], str, str, str]]:
+    """The means by which single operators were chosen; if they were given, the Layer Contributions alone."""
+    if scores.positions is None:
+        return [(scores.visual, "visual tokens", VISUAL, "o")]
+    found = scores.operators(scores.positions)
+    means = {name: tuple(fmean(values) for values in zip(*rows, strict=True)) for name, rows in found.items()}
+    return [
+        (means["visual"], "both left out", VISUAL, "o"),
+        (means["attention"], "attention left out", ATTENTION, "s"),
+        (means["ffn"], "FFN left out", FFN, "D"),
+    ]
+
+
+def _draw_marks(axes: Any, frozen: Frozen, num_layers: int) -> None:
+    """Two rows: a filled square where visual tokens skip the operator of a layer, a dot where they do not."""
+    rows = (("FFN", "ffn", FFN), ("attention", "attention", ATTENTION))
+    for row, (_, operator, color) in enumerate(rows):
+        for layer in range(num_layers):
+            mark, ink, size = ("s", color, 8) if (operator, layer) in frozen.parts else (".", INK, 3)
+            axes.plot(layer, row, mark, color=ink, markersize=size)
+    axes.plot([], [], "s", color=INK, label="skipped by visual tokens")
+    axes.set_yticks(range(2), [name for name, *_ in rows])
+    axes.set_ylim(-0.7, 1.7)
+
+
+def _number_layers(all_axes: list[Any], num_layers: int) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    for axes in all_axes:
+        axes.set_xlim(-0.5, num_layers - 0.5)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=16, integer=True))
 
 
 def draw_sweep(rows: tuple[Row, ...]) -> bytes:
@@ -76,8 +119,11 @@ def draw_sweep(rows: tuple[Row, ...]) -> bytes:
 
 
 @contextmanager
-def _figure(panels: int) -> Iterator[tuple[io.BytesIO, list[Any]]]:
-    """Yields a buffer and axes side by side. The buffer holds the PNG when the context ends."""
+def _figure(panels: int, *, marks: bool = False) -> Iterator[tuple[io.BytesIO, list[Any]]]:
+    """Yields a buffer and axes side by side, or with `marks` one and a low one below it, on the same layers.
+
+    The buffer holds the PNG when the context ends.
+    """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -87,7 +133,10 @@ def _figure(panels: int) -> Iterator[tuple[io.BytesIO, list[Any]]]:
     with matplotlib.rc_context(matplotlib.rcParamsDefault):  # ignores the user's matplotlibrc
         figure = Figure(figsize=(8, 3.6), dpi=160, layout=ConstrainedLayoutEngine(wspace=0.06))
         figure.patch.set_alpha(0)
-        all_axes = list(figure.subplots(1, panels, squeeze=False)[0])
+        if marks:
+            all_axes = list(figure.subplots(2, 1, sharex=True, height_ratios=(5, 1)))
+        else:
+            all_axes = list(figure.subplots(1, panels, squeeze=False)[0])
         yield png, all_axes
         for axes in all_axes:
             axes.set_facecolor("none")

@@ -48,7 +48,7 @@ def recipe_fields(
         inherited: what the card takes over from the base's card.
         figure: instead of drawing it.
     """
-    figure = (figure or draw_scores(scores, selection.frozen_layers)) if scores else None
+    figure = (figure or draw_scores(scores, selection.frozen)) if scores else None
     text = selection.budget.get("text_tokens", TEXT_TOKENS)
     visual = selection.budget.get("visual_tokens", base.prompt_visual_tokens)
     ratio = flops_ratio(base.layer_shapes, **selection.frozen.lists, text_tokens=text, visual_tokens=visual)

@@ -27,6 +27,12 @@ class Frozen:
         return cls(*(tuple(sorted(layers)) for layers in (both, {*attention} - both, {*ffn} - both)))
 
     @property
+    def parts(self) -> set[tuple[str, int]]:
+        """Every operator that is frozen, as ``("attention", layer)`` or ``("ffn", layer)``."""
+        single = {("attention", layer) for layer in self.attention} | {("ffn", layer) for layer in self.ffn}
+        return single | {(operator, layer) for layer in self.layers for operator in ("attention", "ffn")}
+
+    @property
     def operators(self) -> dict[str, tuple[int, ...]]:
         """The lists of single operators under their names in ``config.json``; without those that are empty."""
         return {name: found for name, found in self._single() if found}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, Field
 
@@ -85,7 +85,23 @@ class _Probe(_Strict):
     standard_error: float
 
 
+class _Joint(_Strict):
+    kl: float
+    standard_error: float
+    flops_ratio: float
+
+
+class _Operators(_Strict):
+    resamples: Count
+    seed: Count
+    attention_frequency: tuple[float, ...]
+    ffn_frequency: tuple[float, ...]
+
+
 class _Evidence(_Strict):
+    positions: Literal["first", "answer"] | None = None
+    operators: _Operators | None = None
+    joint: dict[Literal["operators", "layers"], _Joint] = {}
     boundary: dict[str, Any] = {}
     probes: tuple[_Probe, ...] = ()
     held_out: dict[str, Any] = {}

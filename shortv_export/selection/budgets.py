@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from ..base import TEXT_TOKENS, VISUAL_TOKENS, LayerShape, flops_ratio
 from ..errors import ShortVError
 from ..options import Budget
-from ..records import Scores, Selection
+from ..records import Frozen, Scores, Selection
+from .operators import Measure, check_ratio
 from .stability import boundary, ranking
 
 logger = logging.getLogger(__name__)
@@ -22,9 +23,6 @@ DEFAULT_FRACTION = 0.6
 
 METHODS = ("lc", "cosine", "random")
 """How layers are ordered. The last two are for comparison (paper, Table 6)."""
-
-Measure = Callable[[Sequence[int]], tuple[float, float]]
-"""Frozen layers -> KL(base || frozen) in nats, and its standard error (see `measure.JointDivergence`)."""
 
 
 def default_count(num_layers: int) -> int:
@@ -129,7 +127,7 @@ def _largest_count(max_kl: float, order: Sequence[int], measure: Measure) -> tup
     within, beyond = 0, len(order) + 1
     while beyond - within > 1:
         count = (within + beyond) // 2
-        divergence, error = measure(sorted(order[:count]))
+        divergence, error = measure(Frozen(tuple(sorted(order[:count]))))
         probes.append({"num_frozen": count, "kl": divergence, "standard_error": error})
         layers = "1 layer" if count == 1 else f"{count} layers"
         logger.info("%s frozen together: KL %.4g, standard error %.2g", layers, divergence, error)
@@ -146,12 +144,6 @@ def _largest_count(max_kl: float, order: Sequence[int], measure: Measure) -> tup
 
 def _smallest_count(ratio: float, order: Sequence[int], shapes: Sequence[LayerShape], visual_tokens: int) -> int:
     """The fewest layers, taken in order, that bring the FLOPs down to a share of the base's."""
-    if not 0 < ratio <= 1:
-        raise ShortVError(f"`flops_ratio` is {ratio}; give a share of the base's FLOPs, above 0 and up to 1.")
-    for count in range(1, len(order) + 1):
-        reached = flops_ratio(shapes, order[:count], TEXT_TOKENS, visual_tokens)
-        if reached <= ratio:
-            return count
-    # Rounded up, so that the ratio in the message can be reached.
-    least = math.ceil(reached * 10_000) / 10_000
-    raise ShortVError(f"`flops_ratio` {ratio} is out of reach: all {len(order)} layers frozen give {least:.4f}.")
+    check_ratio(ratio, shapes, visual_tokens)
+    counts = range(1, len(order) + 1)
+    return next(count for count in counts if flops_ratio(shapes, order[:count], TEXT_TOKENS, visual_tokens) <= ratio)

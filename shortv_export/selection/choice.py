@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
-from ..base import BaseModel
+from ..base import TEXT_TOKENS, BaseModel, flops_ratio
 from ..errors import ShortVError
 from ..options import Budget, Choice
-from ..records import Scores, Selection
-from .budgets import Measure, check_budget, select_layers
+from ..records import Frozen, Scores, Selection
+from .budgets import check_budget, select_layers
+from .operators import Measure, better_of, select_operators
 from .presets import given_selection, preset_selection
 
 
@@ -26,27 +28,67 @@ def select(
         choice: where the list comes from, and by which method.
         budget: how many layers; not for a preset or a given list.
         seed: of the random order and of held-out samples.
-        measure: for `max_kl`.
+        measure: for `max_kl`; and to compare single operators with whole layers, which is left out without it.
 
     Raises:
         ShortVError: there is no source or more than one; a fixed list is given a budget; or the source or the budget
             does not fit the base.
     """
     require_source(choice)
-    if choice.scores is not None or choice.method == "random":
-        scores = Scores.load(choice.scores) if choice.scores is not None else None
+    scores = Scores.load(choice.scores) if choice.scores is not None else None
+    granularity = granularity_of(choice, budget, scores)
+    if scores is not None or choice.method == "random":
         prompt = (base.layer_shapes, base.prompt_visual_tokens)
-        return select_layers(scores, budget, *prompt, method=choice.method, seed=seed, measure=measure), scores
+        if granularity == "layer" or scores is None:
+            return select_layers(scores, budget, *prompt, method=choice.method, seed=seed, measure=measure), scores
+        check_budget(budget)
+        operators = select_operators(scores, budget, *prompt, seed=seed, measure=measure)
+        if measure is None:
+            return operators, scores
+
+        def ratio(frozen: Frozen) -> float:
+            return flops_ratio(
+                base.layer_shapes, **frozen.lists, text_tokens=TEXT_TOKENS, visual_tokens=base.prompt_visual_tokens
+            )
+
+        layers = select_layers(scores, Budget(flops_ratio=ratio(operators.frozen)), *prompt)
+        return better_of(operators, layers, measure, ratio), scores
     if budget != Budget() or choice.method != "lc":
         raise ShortVError(
             f"{choice.sources[0]} fixes the list; `num_frozen`, `flops_ratio`, `max_kl` and `method` go with `scores`."
         )
     if choice.preset is None:
-        operators = {"frozen_attention": choice.frozen_attention or (), "frozen_ffn": choice.frozen_ffn or ()}
-        return given_selection(choice.frozen_layers or (), base.num_layers, **operators), None
+        given = {"frozen_attention": choice.frozen_attention or (), "frozen_ffn": choice.frozen_ffn or ()}
+        return given_selection(choice.frozen_layers or (), base.num_layers, **given), None
     if choice.preset != "paper":
         raise ShortVError(f"unknown `preset` {choice.preset!r}; there is one: paper.")
     return preset_selection(base), None
+
+
+def granularity_of(choice: Choice, budget: Budget, scores: Scores | None) -> str:
+    """Whether single operators or whole layers are chosen: ``"operator"`` or ``"layer"``.
+
+    Args:
+        choice, budget: what is asked for.
+        scores: by which it is chosen, if there are any.
+
+    Raises:
+        ShortVError: single operators are asked for, and something else or the scores do not allow it.
+    """
+    possible = choice.method == "lc" and budget.num_frozen is None and budget != Budget()
+    if choice.granularity is None:
+        return "operator" if possible and scores is not None and scores.positions else "layer"
+    if choice.granularity == "operator":
+        if choice.sources != ["`scores`"] or not possible:
+            raise ShortVError(
+                "`granularity` operator goes with `scores` and one of the budgets `flops_ratio` and `max_kl`; "
+                "`num_frozen`, presets, lists and other methods are of whole layers."
+            )
+        if scores is not None:
+            scores.operators(scores.positions or "first")
+    elif choice.granularity != "layer":
+        raise ShortVError(f"unknown `granularity` {choice.granularity!r}; choose operator or layer.")
+    return choice.granularity
 
 
 def require_source(choice: Choice) -> None:
@@ -69,17 +111,21 @@ def preview_selection(base: BaseModel, choice: Choice, budget: Budget, *, seed: 
     if not choice.sources:
         zeros = (0.0,) * base.num_layers
         scores = Scores(zeros, zeros, zeros, 1, visual_cosine_distance=zeros)
+        granularity_of(replace(choice, scores=Path("scores.json")), budget, None)
         select_layers(scores, known, base.layer_shapes, base.prompt_visual_tokens, method=choice.method, seed=seed)
         return None
-    selection, _ = select(base, choice, known, seed=seed)
-    return selection if budget.max_kl is None else None
+    granularity = granularity_of(choice, budget, Scores.load(choice.scores) if choice.scores is not None else None)
+    selection, _ = select(base, replace(choice, granularity="layer"), known, seed=seed)
+    return selection if budget.max_kl is None and granularity == "layer" else None
 
 
-def select_by_scores(base: BaseModel, scores: Scores, budget: Budget) -> Selection:
-    """Selects the layers with the lowest Layer Contributions. `max_kl` needs a measurement and is ignored.
+def select_by_scores(base: BaseModel, scores: Scores, budget: Budget) -> Frozen:
+    """What scores choose for a budget. `max_kl` needs a measurement and is ignored.
 
     Raises:
         ShortVError: as `select_layers`.
     """
-    budget = replace(budget, max_kl=None)
-    return select_layers(scores, budget, base.layer_shapes, base.prompt_visual_tokens)
+    budget, prompt = replace(budget, max_kl=None), (base.layer_shapes, base.prompt_visual_tokens)
+    if granularity_of(Choice(), budget, scores) == "operator":
+        return select_operators(scores, budget, *prompt).frozen
+    return select_layers(scores, budget, *prompt).frozen

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ..records import Scores
+from ..records import Frozen, Scores
 
 RESAMPLES = 1000
 
@@ -72,6 +74,24 @@ def draws(samples: int, resamples: int, seed: int) -> npt.NDArray[np.int64]:
 def ranking(values: tuple[float, ...]) -> list[int]:
     """Orders layers by their values, lowest first. Of equal values, the higher layer comes first: it affects fewer."""
     return sorted(range(len(values)), key=lambda layer: (values[layer], -layer))
+
+
+def describe_operators(selection: Mapping[str, Any]) -> str | None:
+    """How stable a recorded selection of operators is, in one line; None if nothing was resampled."""
+    found = selection["evidence"].get("operators")
+    if not found:
+        return None
+    frozen = Frozen(
+        *(tuple(selection.get(name, ())) for name in ("frozen_layers", "frozen_attention", "frozen_ffn"))
+    ).parts
+    often = {part: found[f"{part[0]}_frequency"][part[1]] for part in frozen}
+    operator, layer = least = min(frozen, key=lambda part: (often[part], part))
+    steady = sum(share >= 0.9 for share in often.values())
+    name = {"attention": "attention", "ffn": "the FFN"}[operator]
+    return (
+        f"stability: {steady} of {len(frozen)} operators are selected in at least 90% of bootstrap resamples; least "
+        f"often {name} of layer {layer}, in {often[least]:.0%}"
+    )
 
 
 def describe(scores: Scores, num_frozen: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from shortv_export.measure.scorer import score_in_rounds
+from shortv_export.records.frozen import Frozen
 from shortv_export.records.scores import Scores
 from shortv_export.samples.decode import Sample
 from shortv_export.samples.draw import DrawnSamples
@@ -38,7 +39,7 @@ def test_rounds(
         found = tuple(Sample((), "?", None, str(each)) for each in range(min(number, available)))
         return DrawnSamples(found, {})
 
-    found = score_in_rounds(scores, draw, lambda _: selections.pop(0), 4, most)
+    found = score_in_rounds(scores, draw, lambda _: Frozen(selections.pop(0)), 4, most)
     assert found.num_samples == rounds[-1]
     assert found.until_stable == {"num_frozen": 2, "rounds": rounds, "stable": stable}
     assert [allow_fewer for _, allow_fewer in asked] == [False] + [True] * (len(asked) - 1)

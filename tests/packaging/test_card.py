@@ -31,6 +31,7 @@ from shortv_export.packaging.card_metadata import Inherited, inherited_metadata
 from shortv_export.packaging.figures import draw_scores
 from shortv_export.packaging.seal import UNNAMED, rename_card
 from shortv_export.records.evaluation import Evaluation
+from shortv_export.records.frozen import Frozen
 from shortv_export.records.recipe import BaseRecord, Recipe
 from shortv_export.records.scores import Scores
 from shortv_export.records.selection import Selection
@@ -456,9 +457,9 @@ def test_weights_by_reference(base: BaseModel) -> None:
 def test_figure(base: BaseModel) -> None:
     from PIL import Image
 
-    png = draw_scores(SCORES, (5, 6, 7))
-    assert png == draw_scores(SCORES, (5, 6, 7))
-    assert png != draw_scores(SCORES, (4, 5, 6, 7))
+    png = draw_scores(SCORES, Frozen((5, 6, 7)))
+    assert png == draw_scores(SCORES, Frozen((5, 6, 7)))
+    assert png != draw_scores(SCORES, Frozen((4, 5, 6, 7)))
     image = Image.open(io.BytesIO(png))
     assert image.mode == "RGBA"
     assert image.getpixel((0, 0))[3] == 0  # no background: it lies on light and dark pages
@@ -486,7 +487,7 @@ def test_colours_on_light_and_dark_pages(color: str, page: str) -> None:
 
 def test_figure_of_zeros() -> None:
     zeros = Scores((0.0,), (0.0,), (0.0,), 1)
-    assert draw_scores(zeros, ()).startswith(b"\x89PNG")
+    assert draw_scores(zeros, Frozen()).startswith(b"\x89PNG")
 
 
 # The examples
