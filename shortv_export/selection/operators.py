@@ -74,11 +74,14 @@ def select_operators(
     if budget.flops_ratio is not None:
         ratio = budget.flops_ratio
         check_ratio(ratio, shapes, visual_tokens)
-        needed = dense * (1 - ratio)
-        chosen = _pruned(divergences.mean(axis=0), order, counted, needed)
+
+        def enough(saved_in_all: float) -> bool:
+            return (dense - saved_in_all) / dense <= ratio  # exactly as `flops_ratio` divides
+
+        chosen = _pruned(divergences.mean(axis=0), order, counted, enough)
         recorded = {"flops_ratio": ratio, "text_tokens": TEXT_TOKENS, "visual_tokens": visual_tokens, "seed": seed}
         if len(divergences) > 1:
-            evidence["operators"] = _bootstrap(divergences, saved, counted, needed, seed)
+            evidence["operators"] = _bootstrap(divergences, saved, counted, enough, seed)
     elif budget.max_kl is not None:
         if measure is None:
             raise ValueError("max_kl needs a measurement")
@@ -153,17 +156,17 @@ def _order(divergence: Numbers, saved: Numbers) -> list[int]:
     return sorted(found, key=lambda number: (divergence[number] / saved[number], -(number % layers), number))
 
 
-def _pruned(divergence: Numbers, order: Sequence[int], saved: Numbers, needed: float) -> list[int]:
-    """The first operators that together save what is needed, without those that are superfluous."""
+def _pruned(divergence: Numbers, order: Sequence[int], saved: Numbers, enough: Callable[[float], bool]) -> list[int]:
+    """The first operators that together save enough, without those that are superfluous."""
     total = 0.0
     chosen: list[int] = []
     for number in order:
-        if total >= needed and chosen:
+        if chosen and enough(total):
             break
         chosen.append(number)
         total += saved[number]
     for number in sorted(chosen, key=lambda number: -divergence[number]):
-        if total - saved[number] >= needed and len(chosen) > 1:
+        if len(chosen) > 1 and enough(total - saved[number]):
             chosen.remove(number)
             total -= saved[number]
     return chosen
@@ -192,12 +195,14 @@ def _largest(
     return order[:within], probes
 
 
-def _bootstrap(divergences: Numbers, saved: Numbers, counted: Numbers, needed: float, seed: int) -> dict[str, Any]:
+def _bootstrap(
+    divergences: Numbers, saved: Numbers, counted: Numbers, enough: Callable[[float], bool], seed: int
+) -> dict[str, Any]:
     """How often each operator is selected, with other samples drawn from the same ones."""
     times = np.zeros(len(saved))
     for rows in draws(len(divergences), RESAMPLES, seed):
         mean = divergences[rows].mean(axis=0)
-        times[_pruned(mean, _order(mean, saved), counted, needed)] += 1
+        times[_pruned(mean, _order(mean, saved), counted, enough)] += 1
     attention, ffn = (times / RESAMPLES).reshape(2, -1).tolist()
     return {"resamples": RESAMPLES, "seed": seed, "attention_frequency": attention, "ffn_frequency": ffn}
 

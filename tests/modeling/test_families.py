@@ -408,7 +408,9 @@ def test_layer_contributions(pairs, name, kind, matrix):
 @pytest.mark.parametrize("name", TINY)
 def test_contributions_to_the_answer(pairs, name, matrix):
     """Scores over an answer equal those of the definition that is forced, token by token, to give this answer."""
+    from shortv_export.measure.joint_divergence import JointDivergence
     from shortv_export.measure.layer_contribution import layer_contributions
+    from shortv_export.records.frozen import Frozen
 
     needs_transformers("5.18")  # as scoring does
     pair = pairs(name)
@@ -425,6 +427,9 @@ def test_contributions_to_the_answer(pairs, name, matrix):
         error = relative_error(found[f"answer_{ablation}"], torch.stack(expected))
         matrix(name, "LC error", error)
         assert error <= 1e-4, ablation
+    joint = {"frozen_layers": [0], "frozen_attention": [1], "frozen_ffn": [3]}
+    divergence, _ = JointDivergence(pair.stock, [inputs], "answer")(Frozen((0,), (1,), (3,)))
+    assert divergence == pytest.approx(float(frozen_answer_kl(pair.stock, inputs, joint, visual, answer)), rel=1e-4)
 
 
 def ablated(ablation, layer):
