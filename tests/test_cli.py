@@ -26,6 +26,7 @@ from shortv_export.measure.scorer import Scorer
 from shortv_export.options import Budget, Samples, Scoring
 from shortv_export.records.evaluation import Evaluation
 from shortv_export.records.scores import Scores
+from shortv_export.selection.operators import select_operators
 from tests.support.definition import edit_config, frozen_kl
 from tests.support.packages import write_questions
 
@@ -93,7 +94,8 @@ def test_package_within_a_divergence(run: Any, tiny_base: Any, question_folder: 
         # A bound that `number` layers keep and one more does not.
         bound = (means[number - 1] + means[number]) / 2 if number else 1e-12
         out = tmp_path / f"package-{number}"
-        options = ["--data", question_folder, "--num-samples", 4, "--max-kl", bound, "--json"]
+        options = ["--data", question_folder, "--num-samples", 4, "--max-kl", bound]
+        options += ["--granularity", "layer", "--json"]
         status, output, error = run("package", base, out, "--scores", scores, *options)
         assert status == 0, error
         made = json.loads(output)
@@ -225,9 +227,20 @@ def test_rounds_select_by_the_budget(tiny_base: Any, question_folder: Path, tmp_
     ratio = flops_ratio(resolve_base(base).layer_shapes, (0, 1, 2), 64, 16)
     budget = Budget(flops_ratio=ratio)
     scores = pipeline.score(base, output=output, samples=samples, scoring=scoring, budget=budget)
-    assert scores.until_stable == {"num_frozen": 3, "rounds": [2, 3], "stable": False}
+    # Single operators are counted: at least as many as three layers have.
+    assert scores.until_stable is not None
+    assert (scores.until_stable["rounds"], scores.until_stable["stable"]) == ([2, 3], False)
+    frozen = select_operators(scores, budget, resolve_base(base).layer_shapes, 16).frozen
+    assert scores.until_stable["num_frozen"] == len(frozen.parts) >= 6
     with pytest.raises(ShortVError, match="out of reach"):
         pipeline.score(base, output=output, samples=samples, scoring=scoring, budget=Budget(flops_ratio=0.01))
+
+
+def test_choices_are_checked_when_they_are_parsed(run: Any, tmp_path: Path) -> None:
+    for option, choices in (("--divergence", "'forward', 'reverse'"), ("--positions", "'answer', 'first'")):
+        status, out, err = run("score", tmp_path / "nowhere", option, "sideways")
+        assert (status, out) == (2, "")
+        assert choices in " ".join(err.split())
 
 
 def test_rounds_measure_no_sample_twice(
@@ -250,7 +263,6 @@ def test_rounds_measure_no_sample_twice(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--divergence", "sideways"], "forward or reverse"),
         (["--until-stable", "--num-samples", 5, "--max-samples", 4], "fewer than the first 5"),
         (["--until-stable", "--num-frozen", 9], "cannot freeze 9 of 4 layers"),
         (["--max-memory", "lots"], "is no limit of memory"),
@@ -541,8 +553,16 @@ def test_demo(tmp_path: Path) -> None:
     assert not (tmp_path / "untouched").exists()
     config = json.loads((tmp_path / "demo" / "package" / "config.json").read_text())
     scores = Scores.load(tmp_path / "demo" / "scores.json")
-    assert config["frozen_layers"] == sorted(sorted(range(12), key=scores.visual.__getitem__)[:7])
+    assert scores.positions == "answer"
+    joint = json.loads((tmp_path / "demo" / "package" / "shortv.json").read_text())["selection"]["evidence"]["joint"]
+    assert joint["operators"]["kl"] < joint["layers"]["kl"]
+    assert config["frozen_ffn"]
     evaluation = Evaluation.load(tmp_path / "demo" / "evaluation.json")
     (shortv,) = (row for row in evaluation.rows if row.chosen)
-    assert shortv.frozen_layers == tuple(config["frozen_layers"])
+    assert {name: list(layers) for name, layers in shortv.frozen.operators.items()}.items() <= config.items()
     assert sum(row.baseline for row in evaluation.rows) >= 4
+    # Whole layers at the same FLOPs, by Layer Contribution.
+    (layers,) = (row for row in evaluation.rows if row.name.startswith("layers "))
+    order = sorted(range(12), key=scores.visual.__getitem__)
+    assert layers.frozen_layers == tuple(sorted(order[: len(layers.frozen_layers)]))
+    assert layers.flops_ratio <= shortv.flops_ratio

@@ -12,25 +12,27 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any
 
 from ..errors import ShortVError
 from ..files import check_writable, write_text
-from ..options import Choice, Comparison, Help, Placement, Questions, Samples
+from ..options import Budget, Choice, Comparison, Help, Placement, Questions, Samples, Scoring
 
 if TYPE_CHECKING:
     from ..loopback import LoopbackHub
-    from ..records import Evaluation, Scores
+    from ..records import Evaluation, Frozen, Scores
 
 logger = logging.getLogger(__name__)
 
 BASE_ID = "loopback/scenes-llava"
 REPO_ID = "loopback/scenes-llava-shortv"
 CALIBRATION_SAMPLES = 40
+COMPARED_SAMPLES = 16
 HELD_OUT_SAMPLES = 48
+FLOPS_RATIO = 0.66  # of 7 frozen layers
 _SCENES = 8  # enough for that many questions
 _PLACEMENT = Placement(dtype="float32")  # in bfloat16, many CPUs are four times slower
 _MARKER = ".shortv-demo"
@@ -110,17 +112,26 @@ def _run(hub: LoopbackHub, output: Path) -> list[Table]:
     held_out = scenes.write_folder(output / "held-out", scenes.EVALUATION_SEEDS[:_SCENES])
     steps.done(f"{BASE_ID}; {_SCENES} new scenes to choose layers by, {_SCENES} to evaluate on")
 
-    steps.begin("score", "how much does the output change if visual tokens skip a layer (Layer Contribution)?")
+    steps.begin("score", "how much does the output change if visual tokens skip a layer, its attention or its FFN?")
     samples = Samples(str(calibration), CALIBRATION_SAMPLES)
-    scores = pipeline.score(BASE_ID, output=output / "scores.json", samples=samples, placement=_PLACEMENT)
+    scoring = Scoring(text_contribution=True)
+    file = output / "scores.json"
+    scores = pipeline.score(BASE_ID, output=file, samples=samples, scoring=scoring, placement=_PLACEMENT)
     *_, second, lowest = sorted(range(len(scores.visual)), key=scores.visual.__getitem__, reverse=True)
     steps.done(f"{scores.num_samples} samples; least in layers {lowest} and {second}")
 
-    steps.begin("package", "freeze the visual tokens in the layers with the lowest Layer Contribution")
+    steps.begin("package", "freeze what costs least for the FLOPs it saves; is that better than whole layers?")
     folder = output / "package"
-    recipe = pipeline.package(BASE_ID, folder, choice=Choice(scores=output / "scores.json")).recipe
+    recipe = pipeline.package(
+        BASE_ID,
+        folder,
+        choice=Choice(scores=file),
+        budget=Budget(flops_ratio=FLOPS_RATIO),
+        samples=replace(samples, num_samples=COMPARED_SAMPLES),
+        placement=_PLACEMENT,
+    ).recipe
     text, visual, ratio = (recipe.cost[name] for name in ("text_tokens", "visual_tokens", "flops_ratio"))
-    frozen = f"{len(recipe.frozen_layers)} of {recipe.num_layers} layers frozen"
+    frozen = recipe.frozen.describe(recipe.num_layers)
     steps.done(f"{frozen}; a prompt of {text} text and {visual} visual tokens takes {ratio:.0%} of the base's FLOPs")
 
     steps.begin("verify", "does the package compute what its recipe says? A fresh process compares")
@@ -155,7 +166,7 @@ def _run(hub: LoopbackHub, output: Path) -> list[Table]:
         f"{loaded['model']} skips {skipped:.0%} of the token updates; "
         f"{question!r} -> {loaded['answer']!r} (right answer: {sample['answer']!r})"
     )
-    contributions = ("Layer Contribution, in nats", _contributions(scores, recipe.frozen_layers))
+    contributions = ("KL divergence, in nats, without...", _contributions(scores, recipe.frozen))
     return [contributions, *tables(evaluation), ("Steps of the demo", steps.rows)]
 
 
@@ -169,10 +180,15 @@ def _results(evaluation: Evaluation) -> str:
     return f"accuracy {right} on {accuracy.num_samples} held-out questions; {faster}"
 
 
-def _contributions(scores: Scores, frozen_layers: Sequence[int]) -> list[tuple[str, ...]]:
-    lines: list[tuple[str, ...]] = [("layer", "of visual tokens", "of text tokens", "")]
-    for layer, (visual, text) in enumerate(zip(scores.visual, scores.text, strict=True)):
-        lines.append((str(layer), f"{visual:.2g}", f"{text:.2g}", "frozen" if layer in frozen_layers else ""))
+def _contributions(scores: Scores, frozen: Frozen) -> list[tuple[str, ...]]:
+    """What each layer and operator contributes to the visual tokens, over the answers; and what visual tokens skip."""
+    found = scores.operators("answer")
+    means = [[fmean(values) for values in zip(*found[name], strict=True)] for name in ("visual", "attention", "ffn")]
+    lines: list[tuple[str, ...]] = [("layer", "both", "attention", "FFN", "skipped")]
+    names = {"attention": "attention", "ffn": "FFN"}
+    for layer, values in enumerate(zip(*means, strict=True)):
+        skipped = [name for operator, name in names.items() if (operator, layer) in frozen.parts]
+        lines.append((str(layer), *(f"{value:.2g}" for value in values), " and ".join(skipped)))
     return lines
 
 

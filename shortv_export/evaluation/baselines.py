@@ -4,7 +4,8 @@
   attention from the last prompt token in layer K, averaged over heads.
 - **VTW** (arXiv 2405.05803) drops all visual tokens after the first K layers: FastV with R = 100 %.
 - **ShortV + FastV**: frozen layers freeze the visual tokens that FastV keeps.
-- **Random** and **cosine** selection: other frozen layers, as many as ShortV's.
+- **Random** and **cosine** selection: other frozen layers, as many as ShortV's. Beside single operators, also the
+  **layers** with the lowest Layer Contribution, and no more of each than cost as much.
 
 Layers after the K-th run without the dropped tokens and cache no keys and values of them. The other tokens keep their
 positions. One unpadded sample runs at a time.
@@ -65,18 +66,20 @@ def paper_baselines(
     found += [vtw(max(1, num_layers // 2)), *affordable(vtw(after) for after in range(num_layers - 1, 0, -1))]
     if num_layers > FASTV_LAYERS:
         found.append(shortv_and_fastv(frozen, num_layers))
-    for method in ("random", "cosine"):
-        if method == "random" or (scores is not None and scores.visual_cosine_distance):
-            # As many layers as ShortV freezes; at the FLOPs of single operators, the fewest that cost no more.
-            counts = range(1, num_layers + 1) if frozen.operators else [len(frozen.layers)]
-            selections = (
-                select_layers(scores, Budget(num_frozen=count), shapes, method=method).frozen for count in counts
-            )
-            changes = (shortv(selection, num_layers) for selection in selections)
-            found += [
-                replace(change, name=f"{method} {change.name}")
-                for change in (affordable(changes) if frozen.operators else changes)
-            ]
+    # As many layers as ShortV freezes; beside single operators, the fewest layers that cost no more.
+    counts = range(1, num_layers + 1) if frozen.operators else [len(frozen.layers)]
+    names = {"lc": "layers", "random": "random", "cosine": "cosine"}
+    if not frozen.operators or scores is None:
+        del names["lc"]
+    if scores is None or not scores.visual_cosine_distance:
+        del names["cosine"]
+    for method, name in names.items():
+        selections = (select_layers(scores, Budget(num_frozen=count), shapes, method=method) for count in counts)
+        changes = (shortv(selection.frozen, num_layers) for selection in selections)
+        found += [
+            replace(change, name=f"{name} {change.name}")
+            for change in (affordable(changes) if frozen.operators else changes)
+        ]
     return [replace(change, baseline=True) for change in {change.name: change for change in found}.values()]
 
 

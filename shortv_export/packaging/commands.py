@@ -87,16 +87,15 @@ def package_commands(base: BaseModel, recipe: Recipe, inherited: Inherited) -> l
     samples = Samples(**{name: plain_line(facts[name]) for name in names})  # type: ignore[arg-type]
     reverse = recipe.scores and recipe.scores["divergence"] == REVERSE
     scored = recipe.scores or {}
-    scoring = Scoring(
-        divergence="reverse" if reverse else "forward",
-        positions="answer" if "answer_ffn" in scored.get("ablations", {}) else "first",
-        text_contribution=bool(scored.get("text")),
-    )
+    scoring = Scoring(divergence="reverse" if reverse else "forward")
+    if ablations := scored.get("ablations"):
+        positions: Any = "answer" if "answer_ffn" in ablations else "first"
+        scoring = replace(scoring, positions=positions, text_contribution=bool(scored["text"]))
     score = ["shortv-export", "score", source, *revision, *to_words(samples, *names), *to_words(scoring)]
     choice = Choice(scores=Path("scores.json"))
     if method != "operators":
         # Where operators would be chosen by default and were not even compared, layers were asked for.
-        layers = scored.get("ablations") and budget.keys() & {"flops_ratio", "max_kl"}
+        layers = ablations and budget.keys() & {"flops_ratio", "max_kl"}
         asked = method == "lc" and layers and "joint" not in recipe.selection["evidence"]
         choice = replace(choice, method=plain_line(method), granularity="layer" if asked else None)
     return [_command(score), package(choice, *more)]

@@ -104,7 +104,9 @@ def select_operators(
 def better_of(
     operators: Selection, layers: Selection, measure: Measure, ratio: Callable[[Frozen], float]
 ) -> Selection:
-    """The selection whose parts, frozen together, diverge less from the base; its evidence tells both.
+    """Single operators, unless whole layers, frozen together, clearly diverge less from the base; both are told.
+
+    Clearly means by more than the standard error of the difference: a few samples with long answers decide a mean.
 
     Args:
         operators, layers: two selections that cost about the same.
@@ -123,7 +125,8 @@ def better_of(
             divergence,
             error,
         )
-    kept = operators if told["operators"]["kl"] <= told["layers"]["kl"] else layers
+    by = told["operators"]["kl"] - told["layers"]["kl"]
+    kept = layers if by > math.hypot(*(each["standard_error"] for each in told.values())) else operators
     return replace(kept, budget=operators.budget, evidence=operators.evidence | kept.evidence | {"joint": told})
 
 

@@ -273,7 +273,7 @@ def test_selections_of_whole_layers_cost_no_more_than_operators() -> None:
     scores = Scores((0.1,) * 8, (0.1,) * 8, (0.0,) * 8, 1, visual_cosine_distance=(0.1,) * 8)
     changes = {change.name: change for change in paper_baselines(frozen, shapes, 20, 144, scores)}
     budget = shortv(frozen, 8).flops_ratio(shapes, 20, 144)
-    for method in ("random", "cosine"):
+    for method in ("layers", "random", "cosine"):
         ratio, milder = (changes[f"{method} 4 of 8"].flops_ratio(shapes, 20, 144), shortv(Frozen((0, 1, 2)), 8))
         assert ratio <= budget < milder.flops_ratio(shapes, 20, 144)
     assert "2 of 8 + 2 attention + 2 FFN + FastV K=2 R=50.0%" in changes

@@ -16,6 +16,7 @@ from shortv_export.base.model import BaseModel
 from shortv_export.base.shapes import LayerShape
 from shortv_export.errors import ShortVError
 from shortv_export.options import Budget, parse_layers
+from shortv_export.records.frozen import Frozen
 from shortv_export.records.scores import Scores
 from shortv_export.records.selection import Selection
 from shortv_export.selection import budgets
@@ -166,9 +167,10 @@ def test_largest_number_within_a_divergence(divergences: list[float], max_kl: fl
     visual = [float((7 * layer + seed) % layers) for layer in range(layers)]
     asked: list[list[int]] = []
 
-    def measure(frozen_layers: Any) -> tuple[float, float]:
-        asked.append(list(frozen_layers))
-        return divergences[len(frozen_layers) - 1], 0.5
+    def measure(frozen: Frozen) -> tuple[float, float]:
+        assert not frozen.operators
+        asked.append(list(frozen.layers))
+        return divergences[len(frozen.layers) - 1], 0.5
 
     largest = max((k for k in range(1, layers + 1) if divergences[k - 1] <= max_kl), default=0)
     budget = Budget(max_kl=max_kl)

@@ -11,6 +11,7 @@ from shortv_export.base.families import FAMILIES
 from shortv_export.base.model import BaseModel
 from shortv_export.errors import ShortVError
 from shortv_export.options import Budget, Choice
+from shortv_export.records.frozen import Frozen
 from shortv_export.records.scores import Scores
 from shortv_export.selection.choice import preview_selection, select, select_by_scores
 
@@ -55,18 +56,18 @@ def test_choices_without_measurement(scores: Path) -> None:
 
 def test_a_divergence_is_measured_for_the_scores(scores: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "shortv_export")
-    measured: list[Sequence[int]] = []
+    measured: list[Frozen] = []
 
-    def measure(frozen_layers: Sequence[int]) -> tuple[float, float]:
-        measured.append(frozen_layers)
-        return len(frozen_layers) / 10, 0.01
+    def measure(frozen: Frozen) -> tuple[float, float]:
+        measured.append(frozen)
+        return len(frozen.layers) / 10, 0.01
 
     budget = Budget(max_kl=0.15)
     assert preview_selection(base(), Choice(scores), budget, seed=0) is None
     assert preview_selection(base(), Choice(method="random"), budget, seed=0) is None
     assert (measured, caplog.messages) == ([], [])
     selection, rests_on = select(base(), Choice(scores), budget, seed=0, measure=measure)
-    assert (measured, rests_on) == ([[1, 3], [3]], SCORES)
+    assert (measured, rests_on) == ([Frozen((1, 3)), Frozen((3,))], SCORES)
     assert selection.frozen_layers == (3,)
     assert caplog.messages == [
         "2 layers frozen together: KL 0.2, standard error 0.01",
@@ -77,8 +78,9 @@ def test_a_divergence_is_measured_for_the_scores(scores: Path, caplog: pytest.Lo
 def test_scores_that_have_yet_to_be_measured() -> None:
     for budget in (Budget(), Budget(num_frozen=4), Budget(max_kl=0.1), Budget(flops_ratio=0.9)):
         assert preview_selection(base(), Choice(), budget, seed=0) is None
-    assert select_by_scores(base(), SCORES, Budget(num_frozen=1)).frozen_layers == (3,)
-    assert select_by_scores(base(), SCORES, Budget(max_kl=0.1)).budget == {"fraction": 0.6}
+    assert select_by_scores(base(), SCORES, Budget(num_frozen=1)) == Frozen((3,))
+    # The divergence has yet to be measured: as many as without a budget.
+    assert select_by_scores(base(), SCORES, Budget(max_kl=0.1)) == select_by_scores(base(), SCORES, Budget())
 
 
 @pytest.mark.parametrize(
