@@ -117,6 +117,10 @@ def _with(values: Any, path: list[str], value: Any) -> Any:
     return replace(values, **{path[0]: _with(getattr(values, path[0]), path[1:], value)})
 
 
+LONG_ANSWER = 8
+"""Tokens. Answers of a few tokens say little about captions and descriptions."""
+
+
 @_command(pipeline.score, "flops_ratio", "max_kl")
 def _show_score(scores: Any, as_json: bool, output: Path, budget: Any, **_: Any) -> None:
     from .selection import boundary, default_count, describe, ranking
@@ -128,6 +132,10 @@ def _show_score(scores: Any, as_json: bool, output: Path, budget: Any, **_: Any)
     _print(f"Layer Contribution over {scores.num_samples} samples, written to {output}")
     _print(f"least needed layers first: {', '.join(map(str, ranking(scores.visual)))}")
     _print(f"with {count} frozen layers, {describe(scores, count)}")
+    if scores.positions == "answer":
+        lengths = [answer for *_, answer in scores.tokens]
+        long = sum(length > LONG_ANSWER for length in lengths) / len(lengths)
+        _print(f"answers of the base: {min(lengths)} to {max(lengths)} tokens, {long:.0%} longer than {LONG_ANSWER}")
 
 
 @_command(pipeline.package)

@@ -358,7 +358,7 @@ def _score(
 
         def draw(number: int, allow_fewer: bool = False) -> DrawnSamples:
             asked = replace(samples, num_samples=number)
-            return draw_samples(asked, allow_fewer=allow_fewer, usable=encoder.refusal)
+            return draw_samples(asked, allow_fewer=allow_fewer, usable=encoder.refusal, stratify=True)
 
         if scoring.until_stable:
             scores = score_in_rounds(

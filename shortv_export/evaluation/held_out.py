@@ -45,7 +45,7 @@ def held_out_from_scores(scores: Scores | None, asked: Samples, usable: Usable |
             raise ShortVError("the scores do not say which samples they were measured on; score again for `max_kl`.")
         if data is None:
             raise ShortVError("the scores were measured on local files; name them with `data`, for `max_kl`.")
-    return _draw(asked, data, used, usable)
+    return _draw(asked, data, used, usable, stratify=True)
 
 
 def held_out_from_package(
@@ -107,7 +107,13 @@ def _digests(record: Mapping[str, Any]) -> list[str]:
 
 
 def _draw(
-    asked: Samples, data: str | None, exclude: list[str], usable: Usable | None, group_by: str | None = None
+    asked: Samples,
+    data: str | None,
+    exclude: list[str],
+    usable: Usable | None,
+    group_by: str | None = None,
+    *,
+    stratify: bool = False,
 ) -> DrawnSamples:
     asked = replace(asked, data=data, seed=asked.seed + 1)
-    return draw_samples(asked, exclude=exclude, group_by=group_by, usable=usable)
+    return draw_samples(asked, exclude=exclude, group_by=group_by, usable=usable, stratify=stratify)

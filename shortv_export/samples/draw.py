@@ -7,6 +7,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ..errors import ShortVError
@@ -14,11 +15,15 @@ from ..options import Samples
 from .decode import Fault, Sample, Unusable, sample_of
 from .rows import DataSet, reading
 from .source import PAPER, Source
+from .tables import Rows
 
 logger = logging.getLogger(__name__)
 
 LOCAL_FILES = "local files"
 """Stands in a record as ``"data"`` for files and folders, as records hold no local paths."""
+
+TASK = "task"
+"""The column by which samples to choose layers by are stratified."""
 
 _ALWAYS_ALLOWED = 3
 """So many rows may be unusable however few samples are asked for, so that a bad one among good ones ends no draw."""
@@ -31,7 +36,8 @@ class DrawnSamples:
     Attributes:
         record: ``{"data", "sources", "seed", "num_samples", "num_images", "num_videos", "skipped", "digest",
             "sample_digests"}``. Each source has its repository and commit or its format, its configuration, split,
-            keys (see `source`), and its numbers of samples and of skipped rows. No local paths.
+            keys (see `source`), perhaps ``"stratified_by"``, and its numbers of samples and of skipped rows. No local
+            paths.
     """
 
     samples: tuple[Sample, ...]
@@ -45,6 +51,7 @@ def draw_samples(
     allow_fewer: bool = False,
     group_by: str | None = None,
     usable: Callable[[Sample], str | None] | None = None,
+    stratify: bool = False,
 ) -> DrawnSamples:
     """Draws samples in random order. Skips and counts unusable rows: a quarter of the number asked for, or three.
 
@@ -55,6 +62,7 @@ def draw_samples(
         allow_fewer: if the data has fewer samples, take them all.
         group_by: a column whose value becomes `Sample.group`.
         usable: is asked for every sample drawn, and returns why it must be skipped, in one line, or None.
+        stratify: if the data has a column `TASK`, draw as many samples of each task, as far as there are.
 
     Raises:
         ShortVError: the data cannot be found or read, lacks a column, has no images and no videos, too few samples,
@@ -73,7 +81,9 @@ def draw_samples(
         if not share:
             continue
         data_set = DataSet.open(Source.parse(text))
-        drawn, faults = _draw(data_set, share, asked.seed, exclude, group_by, usable)
+        by_turns = TASK if stratify and TASK in data_set.columns else None
+        rows = partial(data_set.shuffled, asked.seed, by_turns=by_turns)
+        drawn, faults = _draw(data_set, rows, share, exclude, group_by, usable)
         if not drawn and faults:
             raise _too_many(data_set.source, faults, 0)
         if not drawn or (len(drawn) < share and not allow_fewer):
@@ -84,7 +94,8 @@ def draw_samples(
                 f"than the {share} asked for; lower `num_samples`, or give more data.{last}"
             )
         samples += drawn
-        sources.append({**data_set.record, "num_samples": len(drawn), "skipped": len(faults)})
+        stratified = {"stratified_by": by_turns} if by_turns else {}
+        sources.append({**data_set.record, **stratified, "num_samples": len(drawn), "skipped": len(faults)})
         if faults:
             reason, times = Counter(fault.reason for fault in faults).most_common(1)[0]
             logger.info(
@@ -110,13 +121,16 @@ def draw_samples(
 
 def _draw(
     data: DataSet,
+    rows: Callable[[int], Rows],
     num_samples: int,
-    seed: int,
     exclude: Collection[str],
     group_by: str | None,
     usable: Callable[[Sample], str | None] | None,
 ) -> tuple[list[Sample], list[Fault]]:
-    """At most `num_samples` samples of one data set, and what is wrong with the rows skipped."""
+    """At most `num_samples` samples of one data set, and what is wrong with the rows skipped.
+
+    `rows` gives at most so many of its rows, in the order in which they are drawn.
+    """
     source = data.source
     if group_by is not None and group_by not in data.columns:
         columns = ", ".join(data.columns)
@@ -125,7 +139,7 @@ def _draw(
     samples: list[Sample] = []
     faults: list[Fault] = []
     with reading(source):
-        for row in data.shuffled(seed, num_samples + limit + 1 + len(exclude)):
+        for row in rows(num_samples + limit + 1 + len(exclude)):
             try:
                 sample = sample_of(row, source, data.place, group_by)
                 if sample.digest in exclude:

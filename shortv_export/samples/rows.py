@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ _BUFFER = 10_000
 _BUFFER_OF_IMAGES = 256
 _BUFFER_OF_VIDEOS = 32
 _MOST_BYTES = 2 << 30  # of images and videos in the buffer
+_WINDOW = 256  # rows among which those of other tasks are looked for
 _OPEN_SHARDS = 10  # rows of so many come by turns
 _ROWS_FOR_COLUMNS = 100
 _RECORDED = ("image", "video", "frames", "fps", "question", "answer", "prompt", "suffix", "images", "image_id")
@@ -72,8 +74,11 @@ class DataSet:
                 size = smaller
         return cls(source, place, split, layout, columns, size)
 
-    def shuffled(self, seed: int, most: int) -> Rows:
-        """At most `most` rows in random order. Images that are stored apart come in the column "image"."""
+    def shuffled(self, seed: int, most: int, *, by_turns: str | None = None) -> Rows:
+        """At most `most` rows in random order. Images that are stored apart come in the column "image".
+
+        With `by_turns`, rows with different values in this column come by turns.
+        """
         import numpy
 
         shards, readers, turn = list(self.layout.shards), 1, 1
@@ -82,7 +87,8 @@ class DataSet:
             readers, turn = min(len(shards), _OPEN_SHARDS), self.buffer_size // _OPEN_SHARDS
         parts = numpy.array_split(numpy.arange(len(shards)), readers)
         streams = [_in_order(self.place, self.layout, [shards[number] for number in part]) for part in parts]
-        rows = itertools.islice(_shuffled(_by_turns(streams, turn), seed, self.buffer_size), most)
+        every = _shuffled(_by_turns(streams, turn), seed, self.buffer_size)
+        rows = itertools.islice(_stratified(every, by_turns) if by_turns else every, most)
         return self._joined(rows) if self.source.images else rows
 
     def _joined(self, rows: Rows) -> Rows:
@@ -175,6 +181,27 @@ def _by_turns(streams: list[Rows], number: int) -> Iterator[list[Row | BrokenRow
                 yield rows
             else:
                 streams.remove(stream)
+
+
+def _stratified(rows: Rows, column: str) -> Rows:
+    """The same rows, so that those with each value of a column come by turns, as far as the next `_WINDOW` rows go."""
+    window: dict[str, deque[Row | BrokenRow]] = {}
+    given: Counter[str] = Counter()
+    held = 0
+    for row in itertools.chain(rows, itertools.repeat(None)):
+        if row is not None:
+            value = "" if isinstance(row, BrokenRow) else str(row.get(column))
+            window.setdefault(value, deque()).append(row)
+            held += 1
+            if held < _WINDOW:
+                continue
+        if not held:
+            return
+        # Of the values that wait, the one that was given least often; the first one of them that was seen.
+        value = min((value for value, waiting in window.items() if waiting), key=lambda value: given[value])
+        given[value] += 1
+        held -= 1
+        yield window[value].popleft()
 
 
 def _shuffled(parts: Iterator[list[Row | BrokenRow]], seed: int, size: int) -> Rows:

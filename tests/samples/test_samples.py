@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import shutil
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,9 @@ from hypothesis import strategies as st
 from shortv_export.base.model import load_base
 from shortv_export.base.processor import load_processor
 from shortv_export.base.resolve import resolve_base
+from shortv_export.options import Samples
 from shortv_export.samples.decode import Sample
+from shortv_export.samples.draw import draw_samples
 from shortv_export.samples.encode import encode_samples
 from shortv_export.samples.source import DEFAULT_PROMPT, PAPER, Source
 from tests.support.sample_data import (
@@ -393,3 +398,26 @@ def test_placeholder_in_the_question(model_and_processor: tuple[Any, Any], photo
     assert torch.equal(
         encode_samples(processor, [marked])["input_ids"], encode_samples(processor, [plain])["input_ids"]
     )
+
+
+@pytest.mark.parametrize("count", [6, 30])
+def test_tasks_come_by_turns(photos_folder: Path, tmp_path: Path, count: int) -> None:
+    """One task has most of the rows: each gives as many samples, until its rows are used up."""
+    rows = [line for line in (photos_folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines() if line]
+    folder = shutil.copytree(photos_folder, tmp_path / "tasks")
+    name = json.loads(rows[0])["file_name"]
+    tasks = ["colour"] * 20 + ["count"] * 6 + ["caption"] * 4
+    lines = [{"file_name": name, "question": f"question {at}", "task": task} for at, task in enumerate(tasks)]
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    asked = Samples(str(folder), num_samples=count)
+    drawn = draw_samples(asked, group_by="task", stratify=True)
+    found = Counter(sample.group for sample in drawn.samples)
+    assert found == ({"colour": 2, "count": 2, "caption": 2} if count == 6 else Counter(tasks))
+    assert [source["stratified_by"] for source in drawn.record["sources"]] == ["task"]
+    # A larger draw has the smaller one in it; other seeds give others; without a column, nothing changes.
+    larger = draw_samples(replace(asked, num_samples=30), group_by="task", stratify=True)
+    assert larger.samples[:count] == drawn.samples
+    other = draw_samples(replace(asked, seed=1), group_by="task", stratify=True)
+    assert [sample.digest for sample in other.samples] != [sample.digest for sample in drawn.samples]
+    plain = Samples(str(photos_folder), num_samples=2)
+    assert draw_samples(plain, stratify=True) == draw_samples(plain)
