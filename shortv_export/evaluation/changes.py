@@ -7,11 +7,12 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from ..base import LayerShape, model_flops
+from ..base import TEXT_TOKENS, LayerShape, flops_ratio, model_flops
 from ..errors import ShortVError
+from ..options import Budget
 from ..packaging import Package
 from ..records import Frozen
-from ..selection import ranking
+from ..selection import ranking, select_operators
 
 Inputs = Mapping[str, Any]
 """Keyword arguments of a model's forward pass."""
@@ -68,6 +69,8 @@ def shortv(frozen: Frozen, num_layers: int) -> Change:
 def frozen_lists(package: Package, sweep: Sequence[int] | None) -> list[Frozen]:
     """What the package freezes, and for each number in `sweep` that many layers with the lowest scores.
 
+    For a package that freezes single operators, also the operators that are chosen at the FLOPs of these layers.
+
     Returns:
         Lists without duplicates, the shortest first.
 
@@ -80,9 +83,14 @@ def frozen_lists(package: Package, sweep: Sequence[int] | None) -> list[Frozen]:
             raise ShortVError(
                 f"{package.name} holds no scores, which `sweep` chooses layers by; package the base with `scores`."
             )
+        shapes, visual = package.base.layer_shapes, package.base.prompt_visual_tokens
         order = ranking(package.scores.visual)
         for count in sweep:
             if not 0 <= count <= package.recipe.num_layers:
                 raise ShortVError(f"`sweep` has {count}; give numbers from 0 to {package.recipe.num_layers}.")
-            lists.add(Frozen(tuple(sorted(order[:count]))))
-    return sorted(lists, key=lambda frozen: (len(frozen.layers), *frozen.lists.values()))
+            layers = tuple(sorted(order[:count]))
+            lists.add(Frozen(layers))
+            if layers and package.recipe.frozen.operators and package.scores.positions:
+                budget = Budget(flops_ratio=flops_ratio(shapes, layers, TEXT_TOKENS, visual))
+                lists.add(select_operators(package.scores, budget, shapes, visual).frozen)
+    return sorted(lists, key=lambda frozen: (len(frozen.parts), *frozen.lists.values()))

@@ -178,6 +178,11 @@ def _measured(evaluation: Evaluation) -> dict[str, Any]:
 def _sweep_text(sweep: tuple[Row, ...]) -> str:
     """The alternative text of the figure of a sweep."""
     chosen = next(row for row in sweep if row.chosen)
+    if chosen.frozen.operators:
+        return (
+            "Fidelity to the base against FLOPs, with single operators and with whole layers frozen: "
+            f"{chosen.fidelity.exact_match.mean:.0%} of answers are the same at the chosen {chosen.flops_ratio:.0%}."
+        )
     same, same_at_last = (f"{row.fidelity.exact_match.mean:.0%}" for row in (chosen, sweep[-1]))
     text = (
         f"Fidelity to the base against the number of frozen layers: {same} of answers are the same at the chosen "

@@ -118,7 +118,8 @@ def evaluate_command(evaluation: Evaluation, repo_id: str) -> str:
         max_new_tokens=evaluation.max_new_tokens,
     )
     comparison = Comparison(
-        sweep=tuple(len(row.frozen_layers or ()) for row in evaluation.sweep if not row.chosen) or None,
+        sweep=tuple(len(row.frozen.layers) for row in evaluation.sweep if not row.chosen and not row.frozen.operators)
+        or None,
         baselines=any(row.baseline for row in evaluation.rows),
         speed=bool(chosen.speed),
         at=tuple((speed.text_tokens, speed.visual_tokens) for speed in chosen.speed if speed.at == "given"),

@@ -87,35 +87,68 @@ def _number_layers(all_axes: list[Any], num_layers: int) -> None:
 
 
 def draw_sweep(rows: tuple[Row, ...]) -> bytes:
-    """Draws fidelity and, if measured, speed against the number of frozen layers, with the chosen number shaded."""
-    from matplotlib.ticker import MaxNLocator, PercentFormatter
+    """Draws fidelity and, if measured, speed against how much is frozen, with the package's own row shaded.
 
-    counts = [len(row.frozen_layers or ()) for row in rows]
-    chosen = next(len(row.frozen_layers or ()) for row in rows if row.chosen)
+    That is the number of frozen layers; if single operators are frozen, the FLOPs, with a curve for operators and one
+    for whole layers.
+    """
+    chosen = next(row for row in rows if row.chosen)
     timed = all(row.speed for row in rows)
+    by_flops = bool(chosen.frozen.operators)
     with _figure(2 if timed else 1) as (png, panels):
         for index, axes in enumerate(panels):
             label = "chosen" if index == 0 else None
-            axes.axvline(chosen, color=VISUAL, alpha=0.16, linewidth=11, label=label)
-            axes.xaxis.set_major_locator(MaxNLocator(nbins=12, integer=True))
-            axes.set_xlabel("frozen layers", color=INK)
-        for name, color, marker, estimates in (
-            ("same first token", TEXT, "s", [row.fidelity.top1_agreement for row in rows]),
-            ("same answer", VISUAL, "o", [row.fidelity.exact_match for row in rows]),
-        ):
-            style = {"color": color, "marker": marker, "markersize": 4.5, "linewidth": 1.6}
-            means = [estimate.mean for estimate in estimates]
-            panels[0].errorbar(counts, means, yerr=_bars(estimates), label=name, elinewidth=0.9, capsize=2.5, **style)
+            axes.axvline(_amount(chosen, by_flops), color=VISUAL, alpha=0.16, linewidth=11, label=label)
+            _label_amounts(axes, by_flops)
+        groups = {"": rows}
+        if by_flops:
+            layers = tuple(row for row in rows if not row.frozen.operators)
+            operators = tuple(row for row in rows if row.frozen.operators or row.frozen == Frozen())
+            groups = {" (operators)": operators, " (layers)": layers}
+        for (suffix, group), line in zip(groups.items(), ("-", ":"), strict=False):
+            _draw_fidelity(panels[0], group, by_flops, suffix, line)
         panels[0].set_ylim(-0.03, 1.03)
-        panels[0].yaxis.set_major_formatter(PercentFormatter(1))
         panels[0].set_ylabel("samples, against the base", color=INK)
         if timed:
-            limits = [row.speed[0].limit for row in rows]
-            panels[1].plot(counts, limits, color=INK, linewidth=1.4, linestyle="--", label="limit by FLOPs")
-            speed_ups = [row.speed[0].speed_up for row in rows]
-            panels[1].plot(counts, speed_ups, color=TEXT, marker="D", markersize=4.5, linewidth=1.6, label="speed-up")
+            ordered = sorted(rows, key=lambda row: _amount(row, by_flops))
+            amounts = [_amount(row, by_flops) for row in ordered]
+            limits = [row.speed[0].limit for row in ordered]
+            panels[1].plot(amounts, limits, color=INK, linewidth=1.4, linestyle="--", label="limit by FLOPs")
+            speed_ups = [row.speed[0].speed_up for row in ordered]
+            panels[1].plot(amounts, speed_ups, color=TEXT, marker="D", markersize=4.5, linewidth=1.6, label="speed-up")
             panels[1].set_ylabel("prefill, times as fast", color=INK)
     return png.getvalue()
+
+
+def _amount(row: Row, by_flops: bool) -> float:
+    """Where a row stands on the horizontal axis."""
+    return float(row.flops_ratio or 0) if by_flops else float(len(row.frozen.layers))
+
+
+def _label_amounts(axes: Any, by_flops: bool) -> None:
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8 if by_flops else 12, integer=not by_flops))
+    if by_flops:
+        axes.xaxis.set_major_formatter(PercentFormatter(1))
+        axes.invert_xaxis()
+    axes.set_xlabel("FLOPs, of the base's" if by_flops else "frozen layers", color=INK)
+
+
+def _draw_fidelity(axes: Any, rows: tuple[Row, ...], by_flops: bool, suffix: str, line: str) -> None:
+    from matplotlib.ticker import PercentFormatter
+
+    rows = tuple(sorted(rows, key=lambda row: _amount(row, by_flops)))
+    amounts = [_amount(row, by_flops) for row in rows]
+    for name, color, marker, estimates in (
+        ("same first token", TEXT, "s", [row.fidelity.top1_agreement for row in rows]),
+        ("same answer", VISUAL, "o", [row.fidelity.exact_match for row in rows]),
+    ):
+        style = {"color": color, "marker": marker, "markersize": 4.5, "linewidth": 1.6, "linestyle": line}
+        means = [estimate.mean for estimate in estimates]
+        bars = _bars(estimates)
+        axes.errorbar(amounts, means, yerr=bars, label=f"{name}{suffix}", elinewidth=0.9, capsize=2.5, **style)
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
 
 
 @contextmanager

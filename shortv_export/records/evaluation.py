@@ -191,9 +191,9 @@ class Evaluation:
 
     @property
     def sweep(self) -> tuple[Row, ...]:
-        """The rows of ShortV, by number of frozen layers (from 0); empty if there is only one."""
+        """The rows of ShortV, by what is frozen (from nothing); empty if there is only one."""
         rows = [row for row in self.rows if row.frozen_layers is not None and not row.baseline]
-        return tuple(sorted(rows, key=lambda row: len(row.frozen_layers or ()))) if len(rows) > 1 else ()
+        return tuple(sorted(rows, key=lambda row: len(row.frozen.parts))) if len(rows) > 1 else ()
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON object of ``evaluation.json``."""

@@ -2,5 +2,5 @@
 
 from .budgets import default_count, select_layers
 from .choice import granularity_of, preview_selection, require_source, select, select_by_scores
-from .operators import Measure
+from .operators import Measure, select_operators
 from .stability import RESAMPLES, boundary, describe, describe_operators, draws, ranking

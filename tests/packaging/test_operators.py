@@ -10,12 +10,16 @@ from typing import Any
 
 import pytest
 
-from shortv_export.base.cost import layer_flops
+from shortv_export.base.cost import flops_ratio, layer_flops
 from shortv_export.base.resolve import resolve_base
 from shortv_export.errors import ShortVError
+from shortv_export.options import Budget
+from shortv_export.records.evaluation import Evaluation
 from shortv_export.records.frozen import Frozen
 from shortv_export.records.recipe import Recipe
+from shortv_export.records.scores import Scores
 from shortv_export.records.selection import Selection
+from shortv_export.selection.operators import select_operators
 from tests.support.packages import make_package, write_questions
 from tests.support.tiny_families import base_class, tiny_config
 
@@ -71,6 +75,43 @@ def test_from_lists_to_a_verified_package(
     (row,) = [row for row in json.loads((folder / "evaluation.json").read_text("utf-8"))["rows"] if row["chosen"]]
     assert {name: row[name] for name in LISTS} == LISTS
     status, out, err = run("verify", folder, "--base", base)
+    assert status == 0, err
+
+
+def test_a_sweep_compares_operators_with_layers(
+    run: Any, base: Path, photos: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    rows = ((0.3, 0.1, 0.2, 0.0),)
+    ablations: Any = {"attention": rows, "ffn": ((0.1, 0.3, 0.4, 0.0),)}
+    scores = Scores(rows[0], (), (0.0,) * 4, 1, visual_samples=rows, ablations=ablations)
+    selection = Selection((3,), 4, "operators", {"flops_ratio": 0.9}, frozen_ffn=(0,), evidence={"positions": "first"})
+    folder = make_package(resolve_base(base), tmp_path / "out", selection, scores=scores, license="mit")
+    questions = write_questions(tmp_path / "questions", photos, ["what is this ?"])
+    options = (
+        "--data",
+        questions,
+        "--num-samples",
+        "2",
+        "--max-new-tokens",
+        "2",
+        "--force-overlap",
+        "--sweep",
+        "0,2,4",
+    )
+    status, _, err = run("evaluate", folder, *options, "--output", tmp_path / "evaluation.json", "--update-card")
+    assert status == 0, err
+    sweep = Evaluation.load(folder / "evaluation.json").sweep
+    assert sum(row.chosen for row in sweep) == 1
+    frozen = [row.frozen for row in sweep]
+    assert {Frozen(), Frozen((1, 3)), Frozen((0, 1, 2, 3)), Frozen((3,), (), (0,))} < {*frozen}
+    budget = Budget(flops_ratio=flops_ratio(resolve_base(base).layer_shapes, (1, 3), 64, 16))
+    assert select_operators(scores, budget, resolve_base(base).layer_shapes, 16).frozen in frozen
+    card = (folder / "README.md").read_text("utf-8")
+    assert "### Other numbers of frozen layers and operators" in card
+    assert "Fidelity to the base against FLOPs" in card
+    assert "--sweep 0,2,4" in card
+    status, _, err = run("verify", folder, "--base", base)
     assert status == 0, err
 
 
