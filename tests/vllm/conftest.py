@@ -42,30 +42,35 @@ def lookup_of_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def package_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """``package_of(base, frozen=(1, 2))``: the folder of a package."""
+    """``package_of(base, frozen=(1, 2), attention=(), ffn=())``: the folder of a package."""
     from shortv_export.base.resolve import resolve_base
     from shortv_export.records.selection import Selection
     from tests.support.packages import make_package
 
-    def make(base: Path, frozen: Sequence[int] = FROZEN) -> Path:
+    def make(
+        base: Path, frozen: Sequence[int] = FROZEN, attention: Sequence[int] = (), ffn: Sequence[int] = ()
+    ) -> Path:
         out = tmp_path_factory.mktemp("package") / "package"
-        return make_package(resolve_base(str(base)), out, Selection(tuple(frozen), 4, "given"))
+        selection = Selection(tuple(frozen), 4, "given", frozen_attention=tuple(attention), frozen_ffn=tuple(ffn))
+        return make_package(resolve_base(str(base)), out, selection)
 
     return make
 
 
 @pytest.fixture(scope="session")
 def llava(tmp_path_factory: pytest.TempPathFactory, package_of: Callable[..., Path]) -> Callable[..., Path]:
-    """``llava(frozen=(1, 2), **build_tiny_llava's arguments)``: a package. The same call gives the same folder."""
+    """``llava(frozen=(1, 2), attention=(), ffn=(), **build_tiny_llava's arguments)``: a package. The same call gives the same folder."""
     from tests.support.tiny_llava import build_tiny_llava
 
     made: dict[Any, Path] = {}
 
-    def make(frozen: Sequence[int] = FROZEN, **arguments: Any) -> Path:
-        key = (tuple(frozen), *sorted(arguments.items()))
+    def make(
+        frozen: Sequence[int] = FROZEN, attention: Sequence[int] = (), ffn: Sequence[int] = (), **arguments: Any
+    ) -> Path:
+        key = (tuple(frozen), tuple(attention), tuple(ffn), *sorted(arguments.items()))
         if key not in made:
             base = build_tiny_llava(tmp_path_factory.mktemp("base"), **{"hidden_size": 128, **arguments})
-            made[key] = package_of(base, frozen)
+            made[key] = package_of(base, frozen, attention, ffn)
         return made[key]
 
     return make

@@ -127,14 +127,23 @@ def difference(found: Sequence[Answer], expected: Sequence[Answer]) -> float:
 
 
 @contextmanager
-def by_definition(model: Any, frozen: Sequence[int], *, sums_residual: bool = True) -> Iterator[SimpleNamespace]:
+def by_definition(
+    model: Any,
+    frozen: Sequence[int],
+    *,
+    attention: Sequence[int] = (),
+    ffn: Sequence[int] = (),
+    sums_residual: bool = True,
+) -> Iterator[SimpleNamespace]:
     """Runs the stock model on all rows, and puts the visual rows back after each frozen layer.
 
     Args:
         model: of an engine that runs eagerly.
         frozen: numbers of the layers.
+        attention, ffn: numbers of the layers in which a single operator adds nothing to visual rows.
         sums_residual: whether the stream between layers is the sum of the hidden states and the residual.
     """
+    from shortv_export.base.definition import ATTENTION, FFN, operator_modules
     from shortv_export.vllm.model import ShortVMixin
 
     step = SimpleNamespace(visual=None, count=0)
@@ -159,6 +168,13 @@ def by_definition(model: Any, frozen: Sequence[int], *, sums_residual: bool = Tr
             hidden[step.visual] = step.before
         return hidden, residual
 
+    def add_nothing(module: Any, args: tuple[Any, ...], output: Any) -> Any:
+        if step.visual is None:
+            return output
+        update = output.clone()
+        update[step.visual] = 0
+        return update
+
     def forward(*args: Any, **kwargs: Any) -> Any:
         visual, model._visual = model._visual, None
         step.visual = visual.nonzero().flatten() if visual is not None and visual.any() else None
@@ -168,6 +184,11 @@ def by_definition(model: Any, frozen: Sequence[int], *, sums_residual: bool = Tr
     layers = [model.decoder_layers()[index] for index in frozen]
     hooks = [layer.register_forward_pre_hook(remember, with_kwargs=True) for layer in layers]
     hooks += [layer.register_forward_hook(put_back, with_kwargs=True) for layer in layers]
+    for names, numbers in ((ATTENTION, attention), (FFN, ffn)):
+        for index in numbers:
+            modules = operator_modules(model.decoder_layers()[index], names)
+            assert modules, (index, names)
+            hooks += [module.register_forward_hook(add_nothing) for module in modules]
     model.forward = forward
     try:
         yield step

@@ -83,6 +83,32 @@ def test_one_by_one_and_in_one_batch(package: Path, expected: list[Answer], opti
     assert difference(batch, expected) <= NOISE
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"max_num_batched_tokens": 23, "max_num_seqs": 8},
+        {"max_num_batched_tokens": 7, "max_num_seqs": 4},
+        {"enable_prefix_caching": True, "block_size": 32},
+    ],
+    ids=["whole prompts", "chunks of 23", "chunks of 7", "prefix caching"],
+)
+def test_single_operators(llava: Callable[..., Path], options: dict[str, Any]) -> None:
+    """A whole layer, one's attention, and the feed-forward networks of two."""
+    operators = {"attention": (1,), "ffn": (2, 3)}
+    package = llava((0,), **operators, num_key_value_heads=2, text_model="mistral")
+    with engine(package, **options) as llm:
+        counter = model_of(llm).shortv_counter
+        found = [ask(llm, logprobs=False), ask(llm, logprobs=False)]  # the second finds prefixes in the cache
+        assert counter.attention / 2 == counter.ffn / 3 > 0
+        found.append(ask(llm))
+        with by_definition(model_of(llm), (0,), **operators):
+            definition = ask(llm)
+    assert difference(found[2], definition) <= 1e-6
+    for answers in found:
+        assert difference(answers, by_transformers(package)) <= NOISE
+
+
 def test_a_dense_model_answers_otherwise(package: Path, expected: list[Answer]) -> None:
     """The comparisons above would find a model that freezes nothing."""
     with engine(package) as llm, by_definition(model_of(llm), []):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shortv_export.base.families import FAMILIES
-from shortv_export.vllm import families
+from shortv_export.engines import VLLM_FAMILIES, VLLM_MISSING
 from shortv_export.vllm.plan import Plan, make_plan
 
 WIDTH = 4
@@ -83,9 +83,9 @@ def test_padding() -> None:
 
 def test_families() -> None:
     """Every family of this tool is either served or said to be missing."""
-    assert {*families.FAMILIES, *families.MISSING} == set(FAMILIES)
-    assert not set(families.FAMILIES) & set(families.MISSING)
-    for model_type, name in families.FAMILIES.items():
+    assert {*VLLM_FAMILIES, *VLLM_MISSING} == set(FAMILIES)
+    assert not set(VLLM_FAMILIES) & set(VLLM_MISSING)
+    for model_type, name in VLLM_FAMILIES.items():
         assert FAMILIES[model_type].name == name
 
 
