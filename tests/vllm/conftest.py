@@ -59,7 +59,10 @@ def package_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def llava(tmp_path_factory: pytest.TempPathFactory, package_of: Callable[..., Path]) -> Callable[..., Path]:
-    """``llava(frozen=(1, 2), attention=(), ffn=(), **build_tiny_llava's arguments)``: a package. The same call gives the same folder."""
+    """``llava(frozen=(1, 2), attention=(), ffn=(), **build_tiny_llava's arguments)``: a package.
+
+    The same call gives the same folder.
+    """
     from tests.support.tiny_llava import build_tiny_llava
 
     made: dict[Any, Path] = {}
