@@ -15,7 +15,6 @@ VLLM_FAMILIES = {
     "smolvlm": "SmolVLM",
     "idefics3": "Idefics3",
     "gemma3": "Gemma3",
-    "gemma4": "Gemma4",
     "mistral3": "Mistral3",
     "paligemma": "PaliGemma",
     "glm4v": "Glm4v",
@@ -33,5 +32,6 @@ VLLM_MISSING = (
     *("aya_vision", "glm46v", "video_llava", "vipllava", "idefics2"),
     *("video_llama_3", "lighton_ocr", "deepseek_vl", "janus"),
     *("ernie4_5_vl_moe", "molmo2"),  # vLLM reads the repositories from before transformers had these models
+    "gemma4",  # its layers scale their output in vLLM, visual rows included, which frozen layers must leave alone
 )
-"""Model types that this tool converts and vLLM cannot read. Their packages are refused."""
+"""Model types that this tool converts and vLLM cannot serve. Their packages are refused."""

@@ -37,7 +37,7 @@ CONFIGS = {
 def _refused_config(model_type: str) -> Any:
     class Refused(transformers.PretrainedConfig):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
-            raise ValueError(f"vLLM has no model of {model_type}, so it cannot serve this package; use transformers.")
+            raise ValueError(f"The plugin cannot serve packages of {model_type} in vLLM; use transformers.")
 
     Refused.model_type = f"shortv_{model_type}"
     return Refused

@@ -23,7 +23,6 @@ OLDER_NAMES = {"llava", "llava_next", "llava_onevision"}  # of the tensors of th
 ELSEWHERE = {
     "gemma3": "on CPUs, vLLM has no bidirectional attention within pictures",
     "paligemma": "on CPUs, vLLM has no bidirectional attention within pictures",
-    "gemma4": "vLLM asks its config for a field that this release of transformers does not have",
     "llava_next_video": "vLLM takes clips only, and this test has pictures",
     "qwen3_vl_moe": "vLLM does not load the tiny base",
     "qwen3_5": "vLLM's linear attention on CPUs takes no tiny heads",

@@ -92,7 +92,7 @@ def test_a_family_that_vllm_lacks(llava: Callable[..., Path], tmp_path: Path) ->
     package = edited(llava(), tmp_path / "edited", **names)
     for trust in (False, True):
         with (
-            pytest.raises(ValueError, match="vLLM has no model of vipllava"),
+            pytest.raises(ValueError, match="cannot serve packages of vipllava"),
             engine(package, trust_remote_code=trust),
         ):
             pass
