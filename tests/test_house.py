@@ -112,17 +112,29 @@ def test_no_function_takes_more_than_eight_parameters() -> None:
                 assert len([name for name in names if name not in ("self", "cls")]) <= 8, f"{module}.{node.name}"
 
 
+def imported(tree: ast.Module) -> set[str]:
+    """The packages that a module imports by their own names, also inside functions."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {each.name.split(".")[0] for each in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found.add(str(node.module).split(".")[0])
+    return found - sys.stdlib_module_names
+
+
 def test_published_code_imports_torch_and_transformers_only() -> None:
     for path in (ROOT / "modeling").glob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Import):
-                found = {each.name.split(".")[0] for each in node.names}
-            elif isinstance(node, ast.ImportFrom):
-                found = set() if node.level else {str(node.module).split(".")[0]}
-            else:
-                continue
-            allowed = {"torch", "transformers", *sys.stdlib_module_names}
-            assert found <= allowed, path.name
+        assert imported(ast.parse(path.read_text())) <= {"torch", "transformers"}, path.name
+
+
+def test_serving_needs_nothing_but_vllm() -> None:
+    """Of the tool, the plugin imports the list of families; of other packages, what vLLM itself requires."""
+    required = {"vllm", "torch", "transformers", "numpy", "huggingface_hub", "prometheus_client"}
+    for module, tree in modules().items():
+        if module.split(".")[0] in ("vllm", "engines", "__init__"):
+            assert imported(tree) <= required, module
+            assert {source.split(".")[0] for source, _ in imports(module, tree)} <= {"vllm", "engines"}, module
 
 
 def test_imported_packages_are_declared() -> None:
