@@ -3,7 +3,7 @@
     python benchmarks/selection.py                    # the bundled demonstration model, 3 draws of 40 samples
     python benchmarks/selection.py --scenes 80        # and its answers to all questions about 80 other scenes
 
-For the FLOPs of N frozen layers each, these are compared: the layers with the lowest Layer Contribution at the first
+Samples are drawn by turns from all tasks. For the FLOPs of N frozen layers each, these are compared: the layers with the lowest Layer Contribution at the first
 token of the answer (the paper) or over the whole answer, by cosine, and at random; and single operators, by their
 divergence per FLOP saved at the first token or over the whole answer. What a method chooses is frozen by the
 definition, in float32. KL(base || frozen) is measured on held-out scenes, over the tokens of the base's own answers.
@@ -82,11 +82,11 @@ def main() -> None:
         for count in COUNTS:
             for method, frozen in choices(scores, shapes, count, randomly=seed == 0).items():
                 row(seed, method, count, frozen)
-    report(rows)
-    if arguments.json:
-        settings = {**vars(arguments), "json": None}
-        result = {"settings": settings, "versions": library_versions(), "rows": rows}
-        arguments.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        if arguments.json:  # after each draw, so that an interrupted run leaves what it has
+            settings = {**vars(arguments), "json": None}
+            result = {"settings": settings, "versions": library_versions(), "rows": rows}
+            arguments.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        report(rows)
 
 
 def choices(scores: Scores, shapes: tuple[LayerShape, ...], count: int, *, randomly: bool) -> dict[str, Frozen]:
@@ -194,7 +194,7 @@ def draw(processor: Any, seeds: range, count: int, seed: int) -> list[Any]:
     """Encoded questions about scenes; each draw uses other seeds."""
     with tempfile.TemporaryDirectory() as name:
         folder = scenes.write_folder(Path(name), seeds[seed * count : (seed + 1) * count])
-        samples = draw_samples(Samples(str(folder), num_samples=count, seed=seed)).samples
+        samples = draw_samples(Samples(str(folder), num_samples=count, seed=seed), stratify=True).samples
     return [encode_samples(processor, [sample]) for sample in samples]
 
 
