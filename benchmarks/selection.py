@@ -3,12 +3,12 @@
     python benchmarks/selection.py                    # the bundled demonstration model, 3 draws of 40 samples
     python benchmarks/selection.py --scenes 80        # and its answers to all questions about 80 other scenes
 
-Samples are drawn by turns from all tasks. For the FLOPs of N frozen layers each, these are compared: the layers with the lowest Layer Contribution at the first
-token of the answer (the paper) or over the whole answer, by cosine, and at random; and single operators, by their
-divergence per FLOP saved at the first token or over the whole answer. What a method chooses is frozen by the
-definition, in float32. KL(base || frozen) is measured on held-out scenes, over the tokens of the base's own answers.
-An answer counts as right if it matches exactly; intervals are 95 % intervals from a bootstrap over scenes. FLOPs are
-those of a prompt of 64 text and 144 visual tokens.
+Samples are drawn by turns from all tasks. For the FLOPs of N frozen layers each, these are compared: the layers with
+the lowest Layer Contribution at the first token of the answer (the paper) or over the whole answer, by cosine, and at
+random; and single operators, by their divergence per FLOP saved at the first token or over the whole answer. What a
+method chooses is frozen by the definition, in float32. KL(base || frozen) is measured on held-out scenes, over the
+tokens of the base's own answers. An answer counts as right if it matches exactly; intervals are 95 % intervals from a
+bootstrap over scenes. FLOPs are those of a prompt of 64 text and 144 visual tokens.
 """
 
 from __future__ import annotations
