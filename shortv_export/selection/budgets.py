@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import random
 from collections.abc import Sequence
@@ -13,10 +12,8 @@ from ..base import TEXT_TOKENS, VISUAL_TOKENS, LayerShape, flops_ratio
 from ..errors import ShortVError
 from ..options import Budget
 from ..records import Frozen, Scores, Selection
-from .operators import Measure, check_ratio
+from .operators import Measure, check_ratio, largest_within
 from .stability import boundary, ranking
-
-logger = logging.getLogger(__name__)
 
 DEFAULT_FRACTION = 0.6
 """About what the paper freezes: 19 of 32 layers, 24 of 40."""
@@ -77,7 +74,14 @@ def select_layers(
     elif budget.max_kl is not None:
         if measure is None:
             raise ValueError("max_kl needs a measurement")
-        count, evidence["probes"] = _largest_count(budget.max_kl, order, measure)
+        probe = measure
+        count, evidence["probes"] = largest_within(
+            budget.max_kl,
+            len(order),
+            lambda count: probe(Frozen(tuple(sorted(order[:count])))),
+            "layer",
+            f"layer {order[0]} alone",
+        )
         recorded = {"max_kl": budget.max_kl}
     elif budget.num_frozen is not None:
         count = budget.num_frozen
@@ -119,27 +123,6 @@ def _order(scores: Scores | None, method: str, seed: int, num_layers: int) -> li
     if not scores.visual_cosine_distance:
         raise ShortVError("the scores hold no cosine distances; measure them again with `shortv-export score`.")
     return ranking(scores.visual_cosine_distance)
-
-
-def _largest_count(max_kl: float, order: Sequence[int], measure: Measure) -> tuple[int, list[dict[str, float]]]:
-    """The most layers whose divergence, frozen together, is within the bound; and every measurement made."""
-    probes = []
-    within, beyond = 0, len(order) + 1
-    while beyond - within > 1:
-        count = (within + beyond) // 2
-        divergence, error = measure(Frozen(tuple(sorted(order[:count]))))
-        probes.append({"num_frozen": count, "kl": divergence, "standard_error": error})
-        layers = "1 layer" if count == 1 else f"{count} layers"
-        logger.info("%s frozen together: KL %.4g, standard error %.2g", layers, divergence, error)
-        if divergence <= max_kl:
-            within = count
-        else:
-            beyond = count
-    if within == 0:
-        raise ShortVError(
-            f"`max_kl` {max_kl} is out of reach: layer {order[0]} alone has a KL divergence of {probes[-1]['kl']:.4g}."
-        )
-    return within, probes
 
 
 def _smallest_count(ratio: float, order: Sequence[int], shapes: Sequence[LayerShape], visual_tokens: int) -> int:

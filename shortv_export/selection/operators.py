@@ -85,7 +85,15 @@ def select_operators(
     elif budget.max_kl is not None:
         if measure is None:
             raise ValueError("max_kl needs a measurement")
-        chosen, evidence["probes"] = _largest(budget.max_kl, order, len(shapes), measure)
+        probe = measure
+        count, evidence["probes"] = largest_within(
+            budget.max_kl,
+            len(order),
+            lambda count: probe(_frozen(order[:count], len(shapes))),
+            "operator",
+            "a single operator",
+        )
+        chosen = order[:count]
         recorded = {"max_kl": budget.max_kl, "seed": seed}
     else:
         raise ValueError("operators are selected for `flops_ratio` or `max_kl`")
@@ -175,27 +183,36 @@ def _pruned(divergence: Numbers, order: Sequence[int], saved: Numbers, enough: C
     return chosen
 
 
-def _largest(
-    max_kl: float, order: Sequence[int], num_layers: int, measure: Measure
-) -> tuple[Sequence[int], list[dict[str, float]]]:
-    """The most operators whose divergence, frozen together, is within the bound; and every measurement made."""
+def largest_within(
+    max_kl: float, most: int, measure: Callable[[int], tuple[float, float]], what: str, first: str
+) -> tuple[int, list[dict[str, float]]]:
+    """The largest number whose divergence is within the bound, found by bisection; and every measurement made.
+
+    Args:
+        max_kl: the bound, in nats.
+        most: the largest number there is.
+        measure: number -> divergence of so many frozen together, and its standard error.
+        what: is counted, such as ``"layer"``.
+        first: what the first one is called, for the message when even it is beyond the bound.
+
+    Raises:
+        ShortVError: it is.
+    """
     probes = []
-    within, beyond = 0, len(order) + 1
+    within, beyond = 0, most + 1
     while beyond - within > 1:
         count = (within + beyond) // 2
-        divergence, error = measure(_frozen(order[:count], num_layers))
+        divergence, error = measure(count)
         probes.append({"num_frozen": count, "kl": divergence, "standard_error": error})
-        parts = "1 operator" if count == 1 else f"{count} operators"
-        logger.info("%s frozen together: KL %.4g, standard error %.2g", parts, divergence, error)
+        counted = f"1 {what}" if count == 1 else f"{count} {what}s"
+        logger.info("%s frozen together: KL %.4g, standard error %.2g", counted, divergence, error)
         if divergence <= max_kl:
             within = count
         else:
             beyond = count
     if within == 0:
-        raise ShortVError(
-            f"`max_kl` {max_kl} is out of reach: a single operator has a KL divergence of {probes[-1]['kl']:.4g}."
-        )
-    return order[:within], probes
+        raise ShortVError(f"`max_kl` {max_kl} is out of reach: {first} has a KL divergence of {probes[-1]['kl']:.4g}.")
+    return within, probes
 
 
 def _bootstrap(

@@ -19,7 +19,7 @@ from shortv_export.options import Budget, parse_layers
 from shortv_export.records.frozen import Frozen
 from shortv_export.records.scores import Scores
 from shortv_export.records.selection import Selection
-from shortv_export.selection import budgets
+from shortv_export.selection import operators
 from shortv_export.selection.budgets import select_layers
 from shortv_export.selection.presets import PRESETS, given_selection, preset_selection
 
@@ -179,7 +179,7 @@ def test_largest_number_within_a_divergence(divergences: list[float], max_kl: fl
         return
     with pytest.MonkeyPatch.context() as patch:
         lines: list[str] = []
-        patch.setattr(budgets.logger, "info", lambda text, *values: lines.append(text % values))
+        patch.setattr(operators.logger, "info", lambda text, *values: lines.append(text % values))
         selection = select_layers(scores(visual), budget, seed=seed, measure=measure)
     assert selection == replace(
         select_layers(scores(visual), Budget(num_frozen=largest)), budget=selection.budget, evidence=selection.evidence
