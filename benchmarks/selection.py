@@ -41,9 +41,7 @@ from shortv_export.selection.operators import select_operators
 from shortv_export.selection.stability import ranking
 
 DEMO_MODEL = Path(scenes.__file__).with_name("model")
-COUNTS = (5, 7, 9)  # frozen layers whose FLOPs the others may take
 TEXT, VISUAL = 64, 144  # tokens of the prompt whose FLOPs are counted
-RANDOM_ORDERS = 2
 ACCURACY_SCENES = scenes.EVALUATION_SEEDS[500_000:]
 
 
@@ -53,6 +51,11 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=40, help="samples to score in each draw")
     parser.add_argument("--held-out", type=int, default=40, help="samples to measure KL on, the same for all draws")
     parser.add_argument("--scenes", type=int, default=0, help="scenes to ask about; 0 measures no accuracy")
+    parser.add_argument("--layers", type=int, nargs="+", default=[5, 7, 9], help="N: frozen layers to compare with")
+    parser.add_argument("--random", type=int, default=2, help="number of random orders of layers, in the first draw")
+    parser.add_argument(
+        "--at-random", action="store_true", help="draw scored samples at random, not by turns of tasks"
+    )
     parser.add_argument("--json", type=Path, help="where to save the result")
     arguments = parser.parse_args()
 
@@ -78,25 +81,26 @@ def main() -> None:
 
     row(0, "base", 0, Frozen())
     for seed in range(arguments.draws):
-        scores = scored(model, draw(processor, scenes.CALIBRATION_SEEDS, arguments.samples, seed))
-        for count in COUNTS:
-            for method, frozen in choices(scores, shapes, count, randomly=seed == 0).items():
+        samples = draw(processor, scenes.CALIBRATION_SEEDS, arguments.samples, seed, stratify=not arguments.at_random)
+        scores = scored(model, samples)
+        for count in arguments.layers:
+            for method, frozen in choices(scores, shapes, count, 0 if seed else arguments.random).items():
                 row(seed, method, count, frozen)
         if arguments.json:  # after each draw, so that an interrupted run leaves what it has
             settings = {**vars(arguments), "json": None}
             result = {"settings": settings, "versions": library_versions(), "rows": rows}
             arguments.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        report(rows)
+        report(rows, arguments.layers)
 
 
-def choices(scores: Scores, shapes: tuple[LayerShape, ...], count: int, *, randomly: bool) -> dict[str, Frozen]:
+def choices(scores: Scores, shapes: tuple[LayerShape, ...], count: int, random_orders: int) -> dict[str, Frozen]:
     """What each method freezes at the FLOPs of `count` frozen layers."""
     orders = {
         "layers, first token": ranking(scores.visual),
         "layers, answer": ranking(means(scores.operators("answer")["visual"])),
         "layers, cosine": ranking(scores.visual_cosine_distance),
     }
-    for seed in range(RANDOM_ORDERS if randomly else 0):
+    for seed in range(random_orders):
         orders[f"layers, random {seed}"] = random.Random(seed).sample(range(len(shapes)), len(shapes))
     found = {name: Frozen(tuple(sorted(order[:count]))) for name, order in orders.items()}
     ratio = flops_ratio(shapes, **found["layers, first token"].lists, text_tokens=TEXT, visual_tokens=VISUAL)
@@ -133,13 +137,13 @@ def summary(row: Mapping[str, Any]) -> str:
     return f"FLOPs {row['ratio']:.3f}, KL {row['kl']:.4f} ± {row['error']:.4f}{right}"
 
 
-def report(rows: list[dict[str, Any]]) -> None:
+def report(rows: list[dict[str, Any]], counts: list[int]) -> None:
     """Means over the draws; and how much more single operators get right, scene by scene."""
-    print("\n| method | " + " | ".join(f"N = {count}: KL, right" for count in COUNTS) + " |")
-    print("|---" * (1 + len(COUNTS)) + "|")
+    print("\n| method | " + " | ".join(f"N = {count}: KL, right" for count in counts) + " |")
+    print("|---" * (1 + len(counts)) + "|")
     for method in dict.fromkeys(row["method"] for row in rows[1:]):
         cells = []
-        for count in COUNTS:
+        for count in counts:
             found = [row for row in rows if (row["method"], row["N"]) == (method, count)]
             right = f", {np.mean([row['right'] for row in found]):.1%}" if found[0].get("right") else ""
             cells.append(f"{np.mean([row['kl'] for row in found]):.4f}{right}")
@@ -148,7 +152,7 @@ def report(rows: list[dict[str, Any]]) -> None:
         return
     print(f"\nThe base: {summary(rows[0])}")
     for reference in ("layers, first token", "layers, answer"):
-        for count in COUNTS:
+        for count in counts:
             by_method = {
                 method: np.mean([row["right"] for row in rows if (row["method"], row["N"]) == (method, count)], axis=0)
                 for method in ("operators, answer", reference)
@@ -190,11 +194,11 @@ class Exam:
         return {"questions": sum(map(len, right.values())), "right": by_scene, "tasks": tasks}
 
 
-def draw(processor: Any, seeds: range, count: int, seed: int) -> list[Any]:
+def draw(processor: Any, seeds: range, count: int, seed: int, *, stratify: bool = True) -> list[Any]:
     """Encoded questions about scenes; each draw uses other seeds."""
     with tempfile.TemporaryDirectory() as name:
         folder = scenes.write_folder(Path(name), seeds[seed * count : (seed + 1) * count])
-        samples = draw_samples(Samples(str(folder), num_samples=count, seed=seed), stratify=True).samples
+        samples = draw_samples(Samples(str(folder), num_samples=count, seed=seed), stratify=stratify).samples
     return [encode_samples(processor, [sample]) for sample in samples]
 
 
