@@ -100,15 +100,17 @@ def draw_sweep(rows: tuple[Row, ...]) -> bytes:
             label = "chosen" if index == 0 else None
             axes.axvline(_amount(chosen, by_flops), color=VISUAL, alpha=0.16, linewidth=11, label=label)
             _label_amounts(axes, by_flops)
-        groups = {"": rows}
+        first, answer = "same first token", "same answer"
         if by_flops:
-            layers = tuple(row for row in rows if not row.frozen.operators)
-            operators = tuple(row for row in rows if row.frozen.operators or row.frozen == Frozen())
-            groups = {" (operators)": operators, " (layers)": layers}
-        for (suffix, group), line in zip(groups.items(), ("-", ":"), strict=False):
-            _draw_fidelity(panels[0], group, by_flops, suffix, line)
+            whole = tuple(row for row in rows if not row.frozen.operators)
+            single = tuple(row for row in rows if row.frozen.operators or row.frozen == Frozen())
+            curves = [(whole, answer, "whole layers", TEXT, "s"), (single, answer, "single operators", VISUAL, "o")]
+        else:
+            curves = [(rows, first, first, TEXT, "s"), (rows, answer, answer, VISUAL, "o")]
+        for curve in curves:
+            _draw_fidelity(panels[0], *curve, by_flops=by_flops)
         panels[0].set_ylim(-0.03, 1.03)
-        panels[0].set_ylabel("samples, against the base", color=INK)
+        panels[0].set_ylabel("same answer as the base's" if by_flops else "samples, against the base", color=INK)
         if timed:
             ordered = sorted(rows, key=lambda row: _amount(row, by_flops))
             amounts = [_amount(row, by_flops) for row in ordered]
@@ -135,19 +137,16 @@ def _label_amounts(axes: Any, by_flops: bool) -> None:
     axes.set_xlabel("FLOPs, of the base's" if by_flops else "frozen layers", color=INK)
 
 
-def _draw_fidelity(axes: Any, rows: tuple[Row, ...], by_flops: bool, suffix: str, line: str) -> None:
+def _draw_fidelity(
+    axes: Any, rows: tuple[Row, ...], measure: str, name: str, color: str, marker: str, *, by_flops: bool
+) -> None:
     from matplotlib.ticker import PercentFormatter
 
     rows = tuple(sorted(rows, key=lambda row: _amount(row, by_flops)))
-    amounts = [_amount(row, by_flops) for row in rows]
-    for name, color, marker, estimates in (
-        ("same first token", TEXT, "s", [row.fidelity.top1_agreement for row in rows]),
-        ("same answer", VISUAL, "o", [row.fidelity.exact_match for row in rows]),
-    ):
-        style = {"color": color, "marker": marker, "markersize": 4.5, "linewidth": 1.6, "linestyle": line}
-        means = [estimate.mean for estimate in estimates]
-        bars = _bars(estimates)
-        axes.errorbar(amounts, means, yerr=bars, label=f"{name}{suffix}", elinewidth=0.9, capsize=2.5, **style)
+    found = [row.fidelity.exact_match if measure == "same answer" else row.fidelity.top1_agreement for row in rows]
+    amounts, means = [_amount(row, by_flops) for row in rows], [estimate.mean for estimate in found]
+    style = {"color": color, "marker": marker, "markersize": 4.5, "linewidth": 1.6}
+    axes.errorbar(amounts, means, yerr=_bars(found), label=name, elinewidth=0.9, capsize=2.5, **style)
     axes.yaxis.set_major_formatter(PercentFormatter(1))
 
 
