@@ -72,9 +72,13 @@ def parse_layers(text: str) -> tuple[int, ...]:
     return tuple(layers)
 
 
-def parse_counts(text: str) -> tuple[int, ...]:
-    """``"0,4,8"`` -> ``(0, 4, 8)``."""
-    return tuple(_numbers(item, 1, "0,4,8")[0] for item in text.split(","))
+def parse_sweep(text: str) -> tuple[int | float, ...]:
+    """``"0,4,0.6"`` -> ``(0, 4, 0.6)``: numbers of layers, and FLOPs ratios with a decimal point."""
+    ratio = r"\s*(0?\.[0-9]{1,9}|1\.0+)\s*"
+    return tuple(
+        float(item) if re.fullmatch(ratio, item) else _numbers(item, 1, "0,4,8 or 0.8,0.6")[0]
+        for item in text.split(",")
+    )
 
 
 def parse_lengths(text: str) -> tuple[tuple[int, int], ...]:
@@ -254,8 +258,8 @@ class Comparison:
     """What is compared with the base."""
 
     sweep: Annotated[
-        tuple[int, ...] | None,
-        Help("Also these numbers of frozen layers, such as 0,4,8, on one load.", parse=parse_counts),
+        tuple[int | float, ...] | None,
+        Help("Also these numbers of frozen layers, or FLOPs ratios, such as 0,4,8 or 0.8,0.6.", parse=parse_sweep),
     ] = None
     at: Annotated[
         tuple[tuple[int, int], ...],

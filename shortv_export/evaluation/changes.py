@@ -12,7 +12,7 @@ from ..errors import ShortVError
 from ..options import Budget
 from ..packaging import Package
 from ..records import Frozen
-from ..selection import ranking, select_operators
+from ..selection import ranking, select_layers, select_operators
 
 Inputs = Mapping[str, Any]
 """Keyword arguments of a model's forward pass."""
@@ -66,10 +66,11 @@ def shortv(frozen: Frozen, num_layers: int) -> Change:
     return Change(f"{len(frozen.layers)} of {num_layers}{''.join(more)}", apply, frozen, flops)
 
 
-def frozen_lists(package: Package, sweep: Sequence[int] | None) -> list[Frozen]:
+def frozen_lists(package: Package, sweep: Sequence[int | float] | None) -> list[Frozen]:
     """What the package freezes, and for each number in `sweep` that many layers with the lowest scores.
 
-    For a package that freezes single operators, also the operators that are chosen at the FLOPs of these layers.
+    A number that is no integer is a FLOPs ratio: the fewest layers that reach it. For a package that freezes single
+    operators, also the operators that are chosen at the FLOPs of these layers.
 
     Returns:
         Lists without duplicates, the shortest first.
@@ -85,10 +86,13 @@ def frozen_lists(package: Package, sweep: Sequence[int] | None) -> list[Frozen]:
             )
         shapes, visual = package.base.layer_shapes, package.base.prompt_visual_tokens
         order = ranking(package.scores.visual)
-        for count in sweep:
-            if not 0 <= count <= package.recipe.num_layers:
-                raise ShortVError(f"`sweep` has {count}; give numbers from 0 to {package.recipe.num_layers}.")
-            layers = tuple(sorted(order[:count]))
+        for number in sweep:
+            if isinstance(number, float):
+                layers = select_layers(package.scores, Budget(flops_ratio=number), shapes, visual).frozen.layers
+            elif 0 <= number <= package.recipe.num_layers:
+                layers = tuple(sorted(order[:number]))
+            else:
+                raise ShortVError(f"`sweep` has {number}; give numbers from 0 to {package.recipe.num_layers}.")
             lists.add(Frozen(layers))
             if layers and package.recipe.frozen.operators and package.scores.positions:
                 budget = Budget(flops_ratio=flops_ratio(shapes, layers, TEXT_TOKENS, visual))

@@ -17,15 +17,16 @@ from torch.nn import functional
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from shortv_export import pipeline
+from shortv_export.base import flops_ratio
 from shortv_export.base.resolve import resolve_base
 from shortv_export.errors import ShortVError
 from shortv_export.evaluation import evaluate as evaluation
-from shortv_export.evaluation.changes import shortv
+from shortv_export.evaluation.changes import frozen_lists, shortv
 from shortv_export.evaluation.evaluate import load_package, require_evaluable
 from shortv_export.evaluation.fidelity import Answers, measure_fidelity
 from shortv_export.evaluation.report import tables
 from shortv_export.evaluation.summary import accuracy_of, fidelity_of, mean_interval, normalised
-from shortv_export.options import Comparison, Questions, Samples
+from shortv_export.options import Comparison, Questions, Samples, parse_sweep
 from shortv_export.packaging.package import Package
 from shortv_export.records.evaluation import NO_WIDTH, SINGLE_SAMPLE, Evaluation
 from shortv_export.records.frozen import Frozen
@@ -327,6 +328,23 @@ def test_sweep(make_package: Callable[..., str], questions: Path) -> None:
     for counts, words in (([5], "`sweep` has 5; give numbers from 0 to 4."), ([-1], "`sweep` has -1; ")):
         with pytest.raises(ShortVError, match=words):
             run_evaluation(package, questions, sweep=counts)
+    with pytest.raises(ShortVError, match=r"`flops_ratio` 0.01 is out of reach"):
+        run_evaluation(package, questions, sweep=[0.01])
+
+
+def test_sweep_by_flops_ratio(make_package: Callable[..., str], questions: Path) -> None:
+    """The fewest layers that reach a ratio are found by counting FLOPs of every number of layers."""
+    package = Package.open(make_package(frozen_layers=(1,), calibration={"data": "local files"}))
+    base = package.base
+    ratios = [
+        flops_ratio(base.layer_shapes, layers, 64, base.prompt_visual_tokens) for layers in ((2,), (0, 2), (0, 1, 2))
+    ]
+    for given, expected in ((ratios[0], (2,)), (ratios[0] - 1e-6, (0, 2)), (ratios[2], (0, 1, 2)), (1.0, (2,))):
+        assert frozen_lists(package, [given]) == [Frozen((1,)), Frozen(expected)], given
+    assert parse_sweep("0, 3,0.75,.5,1.0") == (0, 3, 0.75, 0.5, 1.0)
+    for typed in ("1.5", "0.", "1e-1", "-0.5", "nan", ""):
+        with pytest.raises(ValueError, match=r"is not understood; write it as in 0,4,8 or 0\.8,0\.6\."):
+            parse_sweep(typed)
 
 
 def test_sweep_without_scores(make_package: Callable[..., str], questions: Path) -> None:
