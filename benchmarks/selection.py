@@ -2,33 +2,40 @@
 
     python benchmarks/selection.py                    # the bundled demonstration model, 3 draws of 40 samples
     python benchmarks/selection.py --scenes 80        # and its answers to all questions about 80 other scenes
+    python benchmarks/selection.py --model FOLDER     # another model, trained by training/train_demo_model.py
 
 Samples are drawn by turns from all tasks. For the FLOPs of N frozen layers each, these are compared: the layers with
 the lowest Layer Contribution at the first token of the answer (the paper) or over the whole answer, by cosine, and at
-random; and single operators, by their divergence per FLOP saved at the first token or over the whole answer. What a
-method chooses is frozen by the definition, in float32. KL(base || frozen) is measured on held-out scenes, over the
-tokens of the base's own answers. An answer counts as right if it matches exactly; intervals are 95 % intervals from a
-bootstrap over scenes. FLOPs are those of a prompt of 64 text and 144 visual tokens.
+random; and single operators, by their divergence per FLOP saved at the first token or over the whole answer. FastV,
+which needs no scores, drops as many visual tokens after its second layer as it takes. What a method chooses is frozen
+by the definition, in float32. KL(base || frozen) is measured on held-out scenes, over the tokens of the base's own
+answers. An answer counts as right if it matches exactly; intervals are 95 % intervals from a bootstrap over scenes.
+FLOPs are those of a prompt of 64 text and 144 visual tokens.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import random
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from prefill import remote_code
 
 from shortv_export.base import LayerShape, flops_ratio
 from shortv_export.base.definition import frozen_by_definition, text_decoder, visual_tokens
 from shortv_export.base.shapes import layer_shapes
 from shortv_export.demo import scenes
+from shortv_export.evaluation.baselines import fastv
+from shortv_export.evaluation.changes import Change
 from shortv_export.evaluation.summary import mean_interval
 from shortv_export.measure.joint_divergence import JointDivergence
 from shortv_export.measure.layer_contribution import layer_contributions
@@ -47,6 +54,9 @@ ACCURACY_SCENES = scenes.EVALUATION_SEEDS[500_000:]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--model", type=Path, default=DEMO_MODEL, help="folder of a model of the demonstration's scenes"
+    )
     parser.add_argument("--draws", type=int, default=3, help="number of draws of scored samples")
     parser.add_argument("--samples", type=int, default=40, help="samples to score in each draw")
     parser.add_argument("--held-out", type=int, default=40, help="samples to measure KL on, the same for all draws")
@@ -61,8 +71,8 @@ def main() -> None:
 
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    model = AutoModelForImageTextToText.from_pretrained(DEMO_MODEL, dtype=torch.float32).eval()
-    processor = AutoProcessor.from_pretrained(DEMO_MODEL)
+    model = AutoModelForImageTextToText.from_pretrained(arguments.model, dtype=torch.float32).eval()
+    processor = AutoProcessor.from_pretrained(arguments.model)
     shapes = layer_shapes(model.config.get_text_config().to_dict())
     held_out = JointDivergence(model, draw(processor, scenes.EVALUATION_SEEDS, arguments.held_out, 0), "answer")
     exam = Exam(model, processor, ACCURACY_SCENES[: arguments.scenes])
@@ -80,6 +90,12 @@ def main() -> None:
         print(f"draw {seed}, N = {count}, {method}: {frozen.describe(len(shapes))}; {summary(rows[-1])}", flush=True)
 
     row(0, "base", 0, Frozen())
+    for count in arguments.layers if arguments.scenes else ():
+        ratio = flops_ratio(shapes, range(count), TEXT, VISUAL)
+        change, cost = fastv_within(shapes, ratio)
+        measure = {"kl": math.nan, "error": math.nan, **exam.pruned(arguments.model, change)}
+        rows.append({"draw": 0, "method": "FastV", "N": count, "frozen": change.name, "ratio": cost, **measure})
+        print(f"N = {count}, {change.name}: {summary(rows[-1])}", flush=True)
     for seed in range(arguments.draws):
         samples = draw(processor, scenes.CALIBRATION_SEEDS, arguments.samples, seed, stratify=not arguments.at_random)
         scores = scored(model, samples)
@@ -87,7 +103,7 @@ def main() -> None:
             for method, frozen in choices(scores, shapes, count, 0 if seed else arguments.random).items():
                 row(seed, method, count, frozen)
         if arguments.json:  # after each draw, so that an interrupted run leaves what it has
-            settings = {**vars(arguments), "json": None}
+            settings = {**vars(arguments), "json": None, "model": arguments.model.name}
             result = {"settings": settings, "versions": library_versions(), "rows": rows}
             arguments.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         report(rows, arguments.layers)
@@ -111,6 +127,16 @@ def choices(scores: Scores, shapes: tuple[LayerShape, ...], count: int, random_o
     ):
         found[f"operators, {name}"] = select_operators(by, Budget(flops_ratio=ratio), shapes, VISUAL).frozen
     return found
+
+
+def fastv_within(shapes: tuple[LayerShape, ...], ratio: float) -> tuple[Change, float]:
+    """FastV with as little pruning as takes no more FLOPs than this share; and the share that it takes."""
+    for step in range(1001):  # of 0.1 %, the precision that its name shows
+        change = fastv(step / 1000)
+        cost = change.flops_ratio(shapes, TEXT, VISUAL)
+        if cost is not None and cost <= ratio:
+            return change, cost
+    raise SystemExit(f"FastV does not reach {ratio:.3f} of the FLOPs.")
 
 
 def scored(model: Any, samples: list[Any]) -> Scores:
@@ -168,22 +194,44 @@ class Exam:
 
     def __init__(self, model: Any, processor: Any, seeds: range) -> None:
         self.model, self.processor = model, processor
-        self.batches: list[tuple[Any, list[scenes.Question]]] = []
+        self.scenes: list[tuple[Any, list[Any], list[scenes.Question]]] = []
         for scene in map(scenes.make_scene, seeds):
             questions, image = scenes.ask(scene), Image.fromarray(scenes.draw(scene))
             samples = [Sample((image,), question.text, question.answer, "") for question in questions]
-            self.batches.append((encode_samples(processor, samples), questions))
+            alone = [encode_samples(processor, [sample]) for sample in samples]
+            self.scenes.append((encode_samples(processor, samples), alone, questions))
 
     def __call__(self, frozen: Frozen) -> dict[str, Any]:
         """The share of right answers for each scene and for each task."""
+
+        @contextmanager
+        def apply(model: Any, inputs: Any) -> Iterator[None]:
+            visual = visual_tokens(model.config, inputs["input_ids"])
+            with frozen_by_definition(text_decoder(model).layers, frozen=visual, **frozen.lists):
+                yield
+
+        return self.grade(self.model, apply)
+
+    def pruned(self, folder: Path, change: Change) -> dict[str, Any]:
+        """The same for FastV, which runs on the published code, one question at a time."""
+        configuration, modeling = remote_code()
+        config = configuration.ShortVLlavaConfig.from_pretrained(folder, frozen_layers=[])
+        published = modeling.ShortVLlavaForConditionalGeneration.from_pretrained(
+            folder, config=config, dtype=torch.float32
+        )
+        return self.grade(published.eval(), change.apply, one_by_one=True)
+
+    def grade(self, model: Any, apply: Callable[..., Any], *, one_by_one: bool = False) -> dict[str, Any]:
+        """The share of right answers of a model that a context changes."""
         right: dict[str, list[bool]] = {task: [] for task in scenes.TASKS}
         by_scene = []
-        for inputs, questions in self.batches:
-            visual = visual_tokens(self.model.config, inputs["input_ids"])
-            layers = text_decoder(self.model).layers
-            with torch.inference_mode(), frozen_by_definition(layers, frozen=visual, **frozen.lists):
-                tokens = self.model.generate(**inputs, max_new_tokens=40, do_sample=False)
-            said = self.processor.batch_decode(tokens[:, visual.shape[1] :], skip_special_tokens=True)
+        for batch, alone, questions in self.scenes:
+            said = []
+            for inputs in alone if one_by_one else [batch]:
+                with torch.inference_mode(), apply(model, inputs):
+                    tokens = model.generate(**inputs, max_new_tokens=40, do_sample=False)
+                answers = tokens[:, inputs["input_ids"].shape[1] :]
+                said += self.processor.batch_decode(answers, skip_special_tokens=True)
             found = [answer == question.answer for question, answer in zip(questions, said, strict=True)]
             for question, good in zip(questions, found, strict=True):
                 right[question.task].append(good)
