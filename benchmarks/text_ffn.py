@@ -4,11 +4,11 @@
     python benchmarks/text_ffn.py --model FOLDER  # another model, trained by training/train_demo_model.py
 
 Operators are chosen by 40 samples for the FLOPs of N frozen layers, by their divergence over the answer. Then some
-layers skip their FFN for text tokens, too: in the prompt, and in every step of decoding. Those come first whose FFN for
-text tokens, left out alone, has the lowest divergence over the answer. Shown are KL(base || changed) over the base's
-answers on held-out scenes, right answers, and the share of a decoding step's FLOPs that is saved (decoder layers only,
-at 64 text and 144 visual tokens). The last lines compare at equal KL: a milder choice of operators leaves room for
-text FFNs.
+layers skip their FFN for text tokens, too: in the prompt, and in every step of decoding. Those come first whose FFN
+for text, left out alone, has the lowest divergence over the answer. Shown are KL(base || changed) over the base's
+answers on held-out scenes, right answers, and the share of a decoding step's FLOPs that is saved (decoder layers
+only, at 64 text and 144 visual tokens). The last lines compare at equal KL: a milder choice of operators leaves room
+for text FFNs.
 """
 
 from __future__ import annotations
