@@ -3,6 +3,9 @@
     python benchmarks/prefill.py                      # 64 + 576 tokens, hidden size 1024, 24 layers
     python benchmarks/prefill.py --hidden-size 2048
     python benchmarks/prefill.py --shape llava-next   # 64 + 2880 tokens; with --memory, its peak memory
+    python benchmarks/prefill.py --operators          # some layers freeze attention alone, some the FFN alone
+    python benchmarks/prefill.py --mode compiled      # both models compiled; on a GPU, also --mode graphs: CUDA graphs
+    python benchmarks/prefill.py --kernels            # kernels that each kind of layer launches, without any time
     python benchmarks/prefill.py --decode             # decoding, and a prefill with nothing frozen: must cost the same
 
 FLOPs alone are not the limit: matrix products of 64 rows run at a lower rate than those of 640 rows. So a *floor* is
@@ -25,12 +28,14 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 import transformers
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from shortv_export.base.cost import flops_ratio
@@ -88,8 +93,12 @@ def build_models(arguments: argparse.Namespace) -> tuple[torch.nn.Module, torch.
     return stock.eval(), shortv.eval()
 
 
-def floor(model: torch.nn.Module, frozen: set[int], hidden: torch.Tensor, text: torch.Tensor) -> Callable[[], None]:
-    """Runs only the matrix products and attention that a prefill needs."""
+def floor(
+    model: torch.nn.Module, frozen: dict[str, list[int]], hidden: torch.Tensor, text: torch.Tensor
+) -> Callable[[], None]:
+    """Runs only the matrix products and attention that a prefill needs; on a GPU, as one CUDA graph."""
+    frozen_attention = {*frozen["frozen_layers"], *frozen["frozen_attention"]}
+    frozen_ffn = {*frozen["frozen_layers"], *frozen["frozen_ffn"]}
     layers = model.model.language_model.layers
     heads = model.config.text_config.num_attention_heads
     keys = torch.arange(hidden.shape[1], device=hidden.device)
@@ -103,18 +112,58 @@ def floor(model: torch.nn.Module, frozen: set[int], hidden: torch.Tensor, text: 
     def run() -> None:
         for index, layer in enumerate(layers):
             attention, mlp = layer.self_attn, layer.mlp
-            rows = text_hidden if index in frozen else hidden
+            rows = text_hidden if index in frozen_attention else hidden
             query = split(F.linear(rows, attention.q_proj.weight), attention.head_dim)
             key = split(F.linear(hidden, attention.k_proj.weight), attention.head_dim)
             value = split(F.linear(hidden, attention.v_proj.weight), attention.head_dim)
-            options = {"attn_mask": bias} if index in frozen else {"is_causal": True}
+            options = {"attn_mask": bias} if index in frozen_attention else {"is_causal": True}
             output = F.scaled_dot_product_attention(query, key, value, enable_gqa=key.shape[1] != heads, **options)
             F.linear(output.transpose(1, 2).flatten(2), attention.o_proj.weight)
+            rows = text_hidden if index in frozen_ffn else hidden
             gate = F.linear(rows, mlp.gate_proj.weight)
             F.linear(rows, mlp.up_proj.weight)
             F.linear(gate, mlp.down_proj.weight)
 
-    return run
+    if hidden.device.type != "cuda":
+        return run
+    run()  # libraries allocate their workspaces before anything is captured
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay
+
+
+VIEWS = (
+    "alias",
+    "as_strided",
+    "detach",
+    "expand",
+    "lift_fresh",
+    "permute",
+    "select",
+    "slice",
+    "split",
+    "squeeze",
+    "t",
+)
+VIEWS += ("transpose", "unbind", "unsqueeze", "view", "_unsafe_view")
+
+
+class Kernels(TorchDispatchMode):
+    """Counts the operations that launch a kernel: views, and those on nothing, launch none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        output = function(*args, **(kwargs or {}))
+        name = function._schema.name.removeprefix("aten::")
+        first = output[0] if isinstance(output, (tuple, list)) else output
+        if name not in VIEWS and not (isinstance(first, torch.Tensor) and first.numel() == 0):
+            self.counts[name] += 1
+        return output
 
 
 def in_turn(functions: dict[str, Callable[[], object]], arguments: argparse.Namespace) -> dict[str, list[float]]:
@@ -141,10 +190,13 @@ def main() -> None:
     parser.add_argument("--key-value-heads", type=int, help="default: multi-head attention")
     parser.add_argument("--layers", type=int, default=24)
     parser.add_argument("--num-frozen", type=int, help="default: 60 %% of the layers")
+    parser.add_argument("--operators", action="store_true", help="a third of these layers freeze one operator each")
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", type=torch.device)
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--mode", choices=("eager", "compiled", "graphs"), default="eager")
+    parser.add_argument("--kernels", action="store_true", help="count kernels instead")
     parser.add_argument("--decode", action="store_true", help="measure what must not get slower instead")
     parser.add_argument("--memory", action="store_true", help="measure peak memory instead")
     parser.add_argument("--side", choices=("stock", "frozen"), help=argparse.SUPPRESS)  # used by --memory
@@ -168,9 +220,21 @@ class Prefill:
         self.stock, self.shortv = build_models(arguments)
         self.visual_tokens = VISUAL_TOKENS[arguments.shape]
         tokens = TEXT_TOKENS + self.visual_tokens
+        self.now_frozen: dict[str, list[int]] | None = None
         self.num_frozen = arguments.num_frozen or round(0.6 * arguments.layers)
         # The time does not depend on which layers; the last ones are frozen, as in the paper's lists.
-        self.frozen = list(range(arguments.layers - self.num_frozen, arguments.layers))
+        layers = list(range(arguments.layers - self.num_frozen, arguments.layers))
+        third = len(layers) // 3 if arguments.operators else 0
+        self.frozen = {
+            "frozen_layers": layers[2 * third :],
+            "frozen_attention": layers[:third],
+            "frozen_ffn": layers[third : 2 * third],
+        }
+        self.nothing: dict[str, list[int]] = {name: [] for name in self.frozen}
+        if arguments.mode != "eager":
+            for model in (self.stock, self.shortv):
+                mode = "reduce-overhead" if arguments.mode == "graphs" else None
+                model.forward = torch.compile(model.forward, mode=mode, dynamic=False)
         self.visual = torch.zeros(arguments.batch_size, tokens, dtype=torch.bool, device=arguments.device)
         self.visual[:, IMAGE_START : IMAGE_START + self.visual_tokens] = True
         size = (arguments.batch_size, tokens, arguments.hidden_size)
@@ -179,13 +243,17 @@ class Prefill:
     def measure(self) -> dict:
         if self.arguments.side:
             return self.measure_one_side()
+        if self.arguments.kernels:
+            return self.count_kernels()
         return self.measure_unchanged() if self.arguments.decode else self.measure_prefill()
 
     def run_stock(self) -> object:
         return self.stock(inputs_embeds=self.hidden, use_cache=True, logits_to_keep=1)
 
-    def run_shortv(self, frozen_layers: list[int]) -> object:
-        self.shortv.freeze_layers(frozen_layers)
+    def run_shortv(self, frozen: dict[str, list[int]]) -> object:
+        if frozen != self.now_frozen:
+            self.shortv.freeze_layers(**frozen)
+            self.now_frozen = frozen
         return self.shortv(inputs_embeds=self.hidden, visual_mask=self.visual, use_cache=True, logits_to_keep=1)
 
     def measure_prefill(self) -> dict:
@@ -196,14 +264,14 @@ class Prefill:
             {
                 "stock": self.run_stock,
                 "frozen": lambda: self.run_shortv(self.frozen),
-                "stock_floor": floor(self.shortv, set(), self.hidden, text),
-                "frozen_floor": floor(self.shortv, set(self.frozen), self.hidden, text),
+                "stock_floor": floor(self.shortv, self.nothing, self.hidden, text),
+                "frozen_floor": floor(self.shortv, self.frozen, self.hidden, text),
             },
             arguments,
         )
         seconds = {name: statistics.median(values) for name, values in times.items()}
         shapes = layer_shapes(self.shortv.config.text_config.to_dict())
-        ratio = flops_ratio(shapes, self.frozen, TEXT_TOKENS, self.visual_tokens)
+        ratio = flops_ratio(shapes, **self.frozen, text_tokens=TEXT_TOKENS, visual_tokens=self.visual_tokens)
         result = self.describe() | {
             "median_seconds": seconds,
             "flops_ratio": ratio,
@@ -229,6 +297,31 @@ class Prefill:
         print(f"   limit by floor {result['speed_up_limit_by_floor']:.2f}x")
         return result
 
+    def count_kernels(self) -> dict:
+        """Kernels per layer: of a stock layer, and of one that freezes both operators, attention, or the FFN."""
+
+        def kernels(run: Callable[[], object]) -> Counter[str]:
+            with Kernels() as counted:
+                run()
+            return counted.counts
+
+        result = self.describe()
+        nothing = kernels(lambda: self.run_shortv(self.nothing))
+        stock = kernels(self.run_stock)
+        config = self.stock.model.language_model.config
+        config.num_hidden_layers -= 1  # it then leaves out the last layer
+        layer = {"stock": stock.total() - kernels(self.run_stock).total()}
+        config.num_hidden_layers += 1
+        for name in self.nothing:
+            # One more layer of a kind, in the place of a dense one: what all layers share is counted out.
+            one, two = (kernels(lambda: self.run_shortv({**self.nothing, name: [*range(n)]})) for n in (1, 2))  # noqa: B023
+            layer[name] = layer["stock"] + two.total() - one.total()
+        result["kernels_per_layer"] = layer
+        assert nothing == stock, "with nothing frozen, the model must run as stock"
+        for name, count in layer.items():
+            print(f"  {name:17} {count} kernels per layer, {count / layer['stock']:.2f} of a stock layer's")
+        return result
+
     def measure_unchanged(self) -> dict:
         """Decoding after a frozen prefill, and a prefill with nothing frozen, each against the stock model."""
         token = torch.full((self.arguments.batch_size, 1), 5, device=self.arguments.device)
@@ -244,7 +337,7 @@ class Prefill:
             return lambda: [step(name, model) for _ in range(10)] and None
 
         decode = in_turn({"stock": steps("stock", self.stock), "shortv": steps("shortv", self.shortv)}, self.arguments)
-        prefill = in_turn({"stock": self.run_stock, "shortv": lambda: self.run_shortv([])}, self.arguments)
+        prefill = in_turn({"stock": self.run_stock, "shortv": lambda: self.run_shortv(self.nothing)}, self.arguments)
         result = self.describe()
         for name, times in {"ten_decoding_steps": decode, "prefill_nothing_frozen": prefill}.items():
             seconds = {side: statistics.median(values) for side, values in times.items()}
@@ -270,14 +363,16 @@ class Prefill:
         arguments = self.arguments
         on_gpu = arguments.device.type == "cuda"
         print(f"{self.visual_tokens} + {TEXT_TOKENS} tokens, batch {arguments.batch_size}, hidden size", end=" ")
-        print(f"{arguments.hidden_size}, {self.num_frozen} of {arguments.layers} layers frozen, {arguments.dtype}")
+        kinds = ", ".join(f"{len(layers)} {name}" for name, layers in self.frozen.items() if layers)
+        print(f"{arguments.hidden_size}, {arguments.layers} layers: {kinds}, {arguments.dtype}, {arguments.mode}")
         return {
             "shape": arguments.shape,
             "text_tokens": TEXT_TOKENS,
             "visual_tokens": self.visual_tokens,
             "hidden_size": arguments.hidden_size,
             "layers": arguments.layers,
-            "num_frozen": self.num_frozen,
+            **self.frozen,
+            "mode": arguments.mode,
             "batch_size": arguments.batch_size,
             "dtype": arguments.dtype,
             "device": torch.cuda.get_device_name() if on_gpu else platform.processor() or platform.machine(),

@@ -164,12 +164,14 @@ class TextRows:
         return self._memo[key][1]
 
 
-def find_text_rows(visual: torch.Tensor, padding: torch.Tensor | None = None) -> TextRows | None:
+@torch.compiler.disable(reason="How many rows are text depends on the data: compile `model.forward`, not the model.")
+def find_text_rows(visual: torch.Tensor, padding: torch.Tensor | None = None, multiple: int = 1) -> TextRows | None:
     """Finds the rows that frozen layers compute.
 
     Args:
         visual: `(batch, rows)` bool, True at visual tokens.
         padding: `(batch, rows)` bool, True at padding that nothing reads and that is skipped too; or None.
+        multiple: filler rows are added until the number of rows is a multiple of this, or all rows are taken.
 
     Returns:
         A `TextRows`, or None without visual tokens: every layer then runs as in the stock model.
@@ -182,7 +184,8 @@ def find_text_rows(visual: torch.Tensor, padding: torch.Tensor | None = None) ->
         return None
     # A stable sort puts the text rows first, in order, and frozen rows after them as filler. A chunk of a long prompt
     # can be all image: it gets one filler row, so that no layer runs on zero rows.
-    rows = torch.argsort(frozen.to(torch.uint8), dim=1, stable=True)[:, : max(longest, 1)]
+    count = -(-max(longest, 1) // multiple) * multiple
+    rows = torch.argsort(frozen.to(torch.uint8), dim=1, stable=True)[:, :count]
     filler = frozen.gather(1, rows)[..., None] if shortest < rows.shape[1] else None
     return TextRows(rows, filler, frozen.shape[1], num_visual)
 
@@ -366,6 +369,9 @@ class ShortVMixin:
     Name `GenerationMixin` as a base, too: else transformers adds it in a class of its own, which cannot be pickled.
     """
 
+    # See `find_text_rows`. Where each shape is compiled for itself, as for CUDA graphs, a larger number means fewer.
+    text_rows_multiple = 1
+
     # Overridden for text models that are not in `TEXT_MODELS`.
     text_models = TEXT_MODELS
     frozen_layer = FrozenLayer
@@ -398,9 +404,10 @@ class ShortVMixin:
                 if hasattr(layer, name):
                     _mix_in(getattr(layer, name), mixin)
         self._last_pass = None
-        # Llama 4 has no inner `model`. Unpickling the handle keeps the hook's number from being given away again.
-        inner = getattr(self, "model", self)
-        self._hook = inner.register_forward_pre_hook(self._add_text_rows, with_kwargs=True)
+        # Text rows are found before this model runs, so that its `forward` can be compiled; or before its inner model
+        # runs, if only that is called. Unpickling the handles keeps the hooks' numbers from being given away again.
+        models = dict.fromkeys((self, getattr(self, "model", self)))  # Llama 4 has no inner `model`
+        self._hooks = [each.register_forward_pre_hook(self._add_text_rows, with_kwargs=True) for each in models]
         self.freeze_layers(*(getattr(config, name, None) for name in LISTS))
 
     def __setstate__(self, state):
@@ -470,7 +477,10 @@ class ShortVMixin:
         return torch.tensor([token for token in ids if token is not None], device=device)
 
     def _add_text_rows(self, model, args, kwargs):
-        """Forward pre-hook of the multimodal model: finds the text rows and passes them to the decoder layers."""
+        """Forward pre-hook of this and the inner model: finds the text rows and passes them to the decoder layers."""
+        inner = getattr(self, "model", self)
+        if "text_rows" in kwargs or (model is not inner and len(args) > 1):  # found already; or inner gets all by name
+            return args, kwargs
         input_ids = args[0] if args else kwargs.get("input_ids")
         inputs_embeds = kwargs.get("inputs_embeds")
         visual = kwargs.pop("visual_mask", None)
@@ -499,13 +509,12 @@ class ShortVMixin:
         # Left padding is skipped: nothing reads it, unless a loss makes it predict the first token. Right padding is
         # computed, because `generate` reads it.
         padding = mask.cumsum(1) == 0 if is_padding_mask else None
-        text_rows = find_text_rows(visual.to(torch.bool), padding)
+        text_rows = find_text_rows(visual.to(torch.bool), padding, self.text_rows_multiple)
         if text_rows is not None:
             if kwargs.get("output_router_logits") and any(layer.frozen_ffn for layer in self._decoder_layers()):
                 raise ValueError("Frozen layers route text only: their router logits are not those of all tokens.")
-            kwargs["text_rows"] = text_rows
             self._last_pass = (text_rows.num_visual, visual.numel(), text_rows.skipped)
-        return args, kwargs
+        return args, kwargs | {"text_rows": text_rows}
 
 
 def _take_cache(kwargs):

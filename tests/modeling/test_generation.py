@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import DynamicCache, StaticCache
+from transformers import CompileConfig, DynamicCache, StaticCache
 
 from tests.support.definition import CACHE, RAGGED, SLIDING, TOLERANCE, Pair, generate, relative_error
 
@@ -255,6 +255,30 @@ def test_the_signature_is_the_stock_one_with_visual_mask(load_pair):
         pair.shortv.generate(**pair.inputs(QUESTION), max_new_tokens=1, no_such_argument=1)
 
 
+def assert_prefill_as_defined(pair: Pair, inputs: Any, model: Any = None) -> None:
+    frozen = {name: value for name, value in inputs.items() if name != "visual_mask"}
+    with torch.no_grad(), pair.oracle() if "visual_mask" not in inputs else pair.defined(inputs["visual_mask"]):
+        expected = pair.stock(**frozen).logits
+    with torch.no_grad():
+        actual = (pair.shortv if model is None else model)(**inputs).logits
+    assert relative_error(actual, expected, inputs["attention_mask"].bool()) <= TOLERANCE
+
+
+def compile_forward(pair: Pair, dynamic: bool) -> None:
+    """Compiles the forward pass without graph breaks."""
+    with torch.no_grad():
+        pair.shortv(**pair.inputs(QUESTION))  # the first pass of a vision tower takes a lock, which breaks a graph
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    forward = pair.shortv.forward
+    pair.shortv.forward = torch.compile(forward, backend="eager", fullgraph=True, dynamic=dynamic)
+
+
+def graphs() -> int:
+    """Number of graphs compiled since `compile_forward`."""
+    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+
 class TestCompile:
     @pytest.fixture(autouse=True)
     def fresh_dynamo(self):
@@ -283,13 +307,53 @@ class TestCompile:
             steps.append(output.logits)
         assert relative_error(steps[1], steps[0]) <= TOLERANCE
 
-    def test_compiled_prefill(self, load_pair):
-        """Finding the text rows breaks the graph, and the result is right."""
+    def test_a_compiled_model_finds_text_rows_in_between(self, load_pair):
+        """Finding the text rows breaks the graph of a model compiled as a whole, and the result is right."""
         pair = load_pair(num_layers=3)
         compiled = torch.compile(pair.shortv, backend="eager")
         for padding_side in ("left", "right"):
-            inputs = pair.inputs(*RAGGED, padding_side=padding_side)
-            with torch.no_grad(), pair.oracle():
-                expected = pair.stock(**inputs).logits
-                actual = compiled(**inputs).logits
-            assert relative_error(actual, expected, inputs["attention_mask"].bool()) <= TOLERANCE
+            assert_prefill_as_defined(pair, pair.inputs(*RAGGED, padding_side=padding_side), compiled)
+
+    def test_compiled_forward_needs_no_graph_break(self, load_pair):
+        """As the documentation of transformers compiles models. Prompts of any length share a graph."""
+        pair = load_pair(num_layers=3)
+        compile_forward(pair, dynamic=True)
+        text = "is there a cat or a rocket in the picture ?"
+        for number in (2, 3, 5):
+            assert_prefill_as_defined(pair, pair.inputs(f"USER: <image>\n {text[: 8 * number]} ASSISTANT:"))
+        assert graphs() == 1
+        for _ in range(2):
+            assert_prefill_as_defined(pair, pair.inputs(*RAGGED))  # with filler rows
+            assert_prefill_as_defined(pair, pair.inputs(RAGGED[3]))  # text only
+            assert graphs() == 3
+
+    def test_prompts_of_similar_lengths_share_a_captured_graph(self, load_pair):
+        """CUDA graphs have fixed sizes: prompts padded to one length differ in their numbers of text rows only."""
+        prompts = [f"USER: <image>\n what is in {'this ' * number} picture ?" for number in (1, 2, 5)]
+        found = {}
+        for multiple in (1, 16):
+            pair = load_pair(num_layers=3)
+            pair.shortv.text_rows_multiple = multiple
+            compile_forward(pair, dynamic=False)
+            for prompt in prompts:
+                text = [prompt, prompts[-1]]  # the longest one pads the other, then only the first is kept
+                inputs = {name: values[:1] for name, values in pair.inputs(*text).items()}
+                assert_prefill_as_defined(pair, inputs)
+            found[multiple] = graphs()
+        assert found == {1: len(prompts), 16: 1}
+
+    def test_generate_compiles_prefill_and_decoding(self, load_pair):
+        pair = load_pair()
+        inputs = pair.inputs(*RAGGED)
+        options = {"max_new_tokens": 5, "do_sample": False, "cache_implementation": "static", "min_new_tokens": 5}
+        with torch.no_grad(), pair.oracle():
+            expected = pair.stock.generate(**inputs, **options)
+        config = CompileConfig(backend="eager", fullgraph=True, mode=None)
+        config._compile_all_devices = True
+        compile_forward(pair, dynamic=True)
+        actual = pair.shortv.generate(**inputs, **options, compile_config=config)
+        assert torch.equal(actual, expected)
+        assert graphs() == 2  # of the prefill and of decoding
+        again = pair.shortv.generate(**inputs, **options, compile_config=config)
+        assert torch.equal(again, expected)
+        assert graphs() == 2
