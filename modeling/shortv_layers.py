@@ -164,7 +164,7 @@ class TextRows:
         return self._memo[key][1]
 
 
-@torch.compiler.disable(reason="How many rows are text depends on the data: compile `model.forward`, not the model.")
+@torch.compiler.disable  # how many rows are text depends on the data: compile `model.forward`, which runs afterwards
 def find_text_rows(visual: torch.Tensor, padding: torch.Tensor | None = None, multiple: int = 1) -> TextRows | None:
     """Finds the rows that frozen layers compute.
 
