@@ -308,6 +308,7 @@ def _convert(base: BaseModel, out: Path, conversion: Conversion) -> Package:
     from .base import fetch_weights
     from .files import check_writable
     from .packaging import Draft
+    from .selection import may_be_operators
     from .verification import verify_package
 
     choice, budget, samples, placement = conversion.choice, conversion.budget, conversion.samples, conversion.placement
@@ -318,7 +319,10 @@ def _convert(base: BaseModel, out: Path, conversion: Conversion) -> Package:
     if choice.sources:
         fetch_weights(base)
     else:
-        scores = _score(base, scores_file, samples, budget, conversion.scoring, placement)
+        scoring = replace(
+            conversion.scoring, operators=may_be_operators(choice, budget) and conversion.scoring.operators
+        )
+        scores = _score(base, scores_file, samples, budget, scoring, placement)
         logger.info("scored %d layers on %d samples: %s", len(scores.visual), scores.num_samples, scores_file)
         choice = replace(choice, scores=scores_file)
     package = _package(draft, choice, budget, samples, placement, whole=not conversion.scoring.stream)

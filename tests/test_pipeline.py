@@ -14,6 +14,7 @@ from shortv_export import pipeline
 from shortv_export.errors import ShortVError
 from shortv_export.loopback import LoopbackHub
 from shortv_export.options import Budget, Choice, Contents, Conversion, Placement, Samples, Scoring, Target
+from shortv_export.records.scores import Scores
 from tests.support.packages import write_questions
 
 # The checks, and the rooms that call them.
@@ -68,6 +69,7 @@ def test_push_makes_each_check_once(
         out=tmp_path / "made", evaluate=2, samples=Samples(photo_folder, 2), budget=Budget(max_kl=1e6)
     )
     pipeline.push(base, "loopback/model", conversion=conversion)
+    assert Scores.load(tmp_path / "made.scores.json").positions == "answer"
     assert checks == {**dict.fromkeys({name for _, name in CHECKS}, 1), "inspect_package": 2}
     # The Hub is asked once for the user and once for the base's commit.
     assert sum(request.path == "/api/whoami-v2" for request in hub.requests) == 1

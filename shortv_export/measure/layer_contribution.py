@@ -39,13 +39,11 @@ MAX_ANSWER_TOKENS = 32
 """Most tokens of an answer at which divergences are measured."""
 
 
-ABLATIONS = ("visual", "attention", "ffn")
-"""What is left out of a layer for visual tokens: everything (the paper's LC), attention alone, the FFN alone."""
-
 Contributions = dict[str, Tensor]
 """Of one sample, ``(layers,)`` float64 on the CPU each:
 
-- ``"visual"``, ``"attention"``, ``"ffn"``: KL at the last prompt position of each of `ABLATIONS`, in nats.
+- ``"visual"`` (the paper's LC), ``"attention"``, ``"ffn"``: KL at the last prompt position, in nats, with everything
+  left out for visual tokens, or that operator alone. The operators only if they are asked for.
 - ``"answer_visual"``, ``"answer_attention"``, ``"answer_ffn"``: the mean over the answer, if answers are asked for.
 - ``"text"``: LC of the text tokens, if asked for.
 - ``"visual_cosine_distance"``: 1 - cosine similarity of a visual token's hidden state before and after the layer, mean
@@ -67,11 +65,11 @@ def layer_contributions(
     """Measures the Layer Contribution of every decoder layer, and that of its operators.
 
     Besides the model and one layer call, a batch needs memory for its states: (kL-k+1) x samples x tokens x hidden
-    size x bytes per value, for k kinds of ablation (3, or 4 with text tokens).
+    size x bytes per value, for k kinds of ablation (see `Scoring.ablations`).
 
     Args:
         model: a stock model of a supported family, in evaluation mode; it may be dispatched over devices.
-        inputs: what its processor returns, one sample at a time. With ``positions="first"``, also left-padded batches.
+        inputs: what its processor returns, one sample at a time; also left-padded batches, unless answers are read.
         layers: the decoder layers, if not the model's own (see `StreamedLayers`). Each group of batches reads them
             once; each token of an answer, too.
         scoring: the direction of the divergence, the positions, whether text tokens are measured, and the most tokens
@@ -87,12 +85,12 @@ def layer_contributions(
     if model.training:
         raise ShortVError("the model is in training mode; call model.eval() first.")
     decoder: Iterable[nn.Module] = text_decoder(model).layers if layers is None else layers
-    kinds = (*ABLATIONS, *(["text"] if scoring.text_contribution else []))
+    kinds = scoring.ablations
     finished: list[Contributions] = []
     batch_tokens = scoring.max_batch_tokens
     advice = f"lower `max_batch_tokens` (now {batch_tokens}), or use `stream` or `device_map` auto"
     with torch.inference_mode(), out_of_memory(advice):
-        if scoring.positions == "first":
+        if not scoring.over_answer:
             answered: Iterable[tuple[Mapping[str, Tensor], int]] = ((each, 1) for each in inputs)
         elif layers is None:
             answered = (with_answer(model, each, greedy_answer(model, each)) for each in inputs)
@@ -260,7 +258,7 @@ class _Batch:
             found.append(divergence(last) if kind == "text" else original.new_zeros(original.shape[:-1]))
             by_position = torch.stack(found, dim=-1)  # (samples, positions, layers)
             values[kind] = by_position[:, 0]
-            if scoring.positions == "answer" and kind != "text":
+            if scoring.over_answer and kind != "text":
                 values[f"answer_{kind}"] = by_position.mean(1)
         values["visual_cosine_distance"] = torch.stack([each.cpu().double() for each in self.cosine_distances], dim=-1)
         visual = self.visual.sum(1).cpu()

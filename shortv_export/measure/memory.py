@@ -77,8 +77,7 @@ def estimate(
         value_bytes: bytes per number of the hidden states.
         scoring: how many tokens a layer call has, and how many ablations there are.
     """
-    ablations = 3 + scoring.text_contribution  # of each layer: both operators, and each alone
-    states = ablations * (len(shapes) - 1) + 1
+    states = len(scoring.ablations) * (len(shapes) - 1) + 1
     hidden = shapes[0].hidden_size
     widest = max(max(shape.intermediate_size, shape.visual_intermediate_size) for shape in shapes)
     rows = tokens * min(states, max(1, scoring.max_batch_tokens // tokens))

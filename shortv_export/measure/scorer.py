@@ -20,7 +20,7 @@ from ..errors import ShortVError
 from ..options import Placement, Scoring
 from ..records import FORWARD, REVERSE, Ablation, Frozen, Scores, library_versions
 from ..samples import DrawnSamples, Encoder, Sample
-from .layer_contribution import ABLATIONS, MAX_ANSWER_TOKENS, Contributions, layer_contributions
+from .layer_contribution import MAX_ANSWER_TOKENS, Contributions, layer_contributions
 from .memory import device_map_for, estimate, free_bytes, stored_dtype, this_process, weight_bytes
 from .partial_results import PartialResults
 from .running import running
@@ -156,7 +156,7 @@ class Scorer:
     def _load(self, samples: Sequence[Sample]) -> None:
         """Loads the model, if the longest of the samples will fit beside it."""
         base, device, placement, stream = self.base, self.process.device, self.placement, self.scoring.stream
-        answer = MAX_ANSWER_TOKENS if self.scoring.positions == "answer" else 0
+        answer = MAX_ANSWER_TOKENS if self.scoring.over_answer else 0
         tokens = max(map(self.encoder.num_tokens, samples)) + answer
         files = [base.path / name for name in base.files if name.endswith(".safetensors")]
         value_bytes = _dtype(base, files, placement.dtype).itemsize
@@ -186,11 +186,9 @@ class Scorer:
 
 def _sizes(scoring: Scoring, num_layers: int) -> dict[str, int]:
     """How many values a sample has of each kind (see `Contributions`)."""
-    names = [*ABLATIONS, "visual_cosine_distance"]
-    if scoring.positions == "answer":
-        names += [f"answer_{name}" for name in ABLATIONS]
-    if scoring.text_contribution:
-        names.append("text")
+    names = [*scoring.ablations, "visual_cosine_distance"]
+    if scoring.over_answer:
+        names += [f"answer_{name}" for name in scoring.ablations if name != "text"]
     return {**dict.fromkeys(names, num_layers), "tokens": 3}
 
 

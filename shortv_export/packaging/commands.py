@@ -88,9 +88,11 @@ def package_commands(base: BaseModel, recipe: Recipe, inherited: Inherited) -> l
     reverse = recipe.scores and recipe.scores["divergence"] == REVERSE
     scored = recipe.scores or {}
     scoring = Scoring(divergence="reverse" if reverse else "forward")
-    if ablations := scored.get("ablations"):
-        positions: Any = "answer" if "answer_ffn" in ablations else "first"
-        scoring = replace(scoring, positions=positions, text_contribution=bool(scored["text"]))
+    ablations = scored.get("ablations") or {}
+    if scored:
+        positions: Any = "answer" if "answer_ffn" in ablations or not ablations else "first"
+        text = bool(scored["text"])
+        scoring = replace(scoring, operators=bool(ablations), positions=positions, text_contribution=text)
     score = ["shortv-export", "score", source, *revision, *to_words(samples, *names), *to_words(scoring)]
     choice = Choice(scores=Path("scores.json"))
     if method != "operators":

@@ -75,7 +75,7 @@ def granularity_of(choice: Choice, budget: Budget, scores: Scores | None) -> str
     Raises:
         ShortVError: single operators are asked for, and something else or the scores do not allow it.
     """
-    possible = choice.method == "lc" and budget.num_frozen is None and budget != Budget()
+    possible = may_be_operators(choice, budget)
     if choice.granularity is None:
         return "operator" if possible and scores is not None and scores.positions else "layer"
     if choice.granularity == "operator":
@@ -89,6 +89,11 @@ def granularity_of(choice: Choice, budget: Budget, scores: Scores | None) -> str
     elif choice.granularity != "layer":
         raise ShortVError(f"unknown `granularity` {choice.granularity!r}; choose operator or layer.")
     return choice.granularity
+
+
+def may_be_operators(choice: Choice, budget: Budget) -> bool:
+    """Whether scores may choose single operators for this: the paper's way counts whole layers."""
+    return choice.method == "lc" and choice.granularity != "layer" and budget.num_frozen is None and budget != Budget()
 
 
 def require_source(choice: Choice) -> None:

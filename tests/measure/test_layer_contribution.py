@@ -197,6 +197,27 @@ def test_small_layer_calls_give_the_same(folders: Any, max_batch_tokens: int) ->
     assert_equal(measured, plain_loop(model, inputs))
 
 
+def test_layers_alone_give_the_same_in_a_third_of_the_calls(folders: Any) -> None:
+    """The paper's measure does not depend on what else is measured, and pays for nothing else."""
+    model = load(folders())
+    tokens = []
+    for layer in model.model.language_model.layers:
+        layer.register_forward_hook(lambda _, args, output: tokens.append(output[..., 0].numel()))
+    found = {}
+    for operators in (True, False):
+        scoring = Scoring(positions="first", operators=operators)
+        (result,) = layer_contributions(model, [encoded(folders(), QUESTIONS[0])], scoring=scoring)
+        found[operators], states = result, sum(tokens) / result["tokens"][:2].sum().item()
+        # The states through layer j are the original and k ablations of each layer before; and the operators' own. The
+        # last layer computes one row, and one state for the cosine distance.
+        kinds = 3 if operators else 1
+        passes = sum(1 + kinds * layer for layer in range(LAYERS - 1)) + (kinds - 1) * (LAYERS - 1) + 1
+        assert passes <= states < passes + 1
+        tokens.clear()
+    assert torch.equal(found[True]["visual"], found[False]["visual"])
+    assert found[True].keys() - found[False].keys() == {"attention", "ffn"}
+
+
 def test_eager_attention(folders: Any) -> None:
     model = load(folders(), attn_implementation="eager")
     inputs = encoded(folders(), *QUESTIONS)

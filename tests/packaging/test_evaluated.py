@@ -619,6 +619,9 @@ def test_push_from_a_base(hub: Any, base: Path, questions: Path, tmp_path: Path)
     evaluation = Evaluation.load(tmp_path / "made" / "evaluation.json")
     assert evaluation.chosen.fidelity.num_samples == 2
     assert evaluation.data["overlap"] == 0
+    # A number of layers needs no scores of single operators.
+    assert Scores.load(tmp_path / "made.scores.json").positions is None
+    assert "--no-operators" in made["README.md"].decode()
     assert made["evaluation.json"] == (tmp_path / "made.evaluation.json").read_bytes()
     assert "## Measured" in made["README.md"].decode()
     assert failures(tmp_path / "made") == []
