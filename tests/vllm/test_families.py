@@ -1,4 +1,4 @@
-"""Every family that vLLM serves, frozen, against the definition inside vLLM: whole prompts and chunks."""
+"""Every family in vLLM, against the definition inside vLLM: layers, attention and FFNs; whole and in chunks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support import tiny_families, tiny_processors
 from tests.support.tiny_families import TINY
 from tests.vllm.engines import Answer, ask, by_definition, difference, engine, model_of, picture
 
-FROZEN = (1, 2)
+POLICY = {"frozen": (1,), "attention": (2,), "ffn": (3,)}
 NOISE = 1e-5
 OWN_STREAM = {"exaone4_5"}  # without a residual between layers
 OLDER_NAMES = {"llava", "llava_next", "llava_onevision"}  # of the tensors of their vision towers, which vLLM reads
@@ -91,14 +91,14 @@ def test_family(
     base = tiny_processors.build_tiny_base(tmp_path / "base", model_type)
     if model_type in OLDER_NAMES:
         rename(base / "model.safetensors")
-    package, prompts = package_of(base, FROZEN), prompts_of(base, model_type)
+    package, prompts = package_of(base, **POLICY), prompts_of(base, model_type)
     for chunk in (512, 9):
         options = {"max_model_len": 256, "max_num_batched_tokens": chunk, "max_num_seqs": 4}
         with engine(package, **options) as llm:
             model = model_of(llm)
             found = ask(llm, prompts, max_tokens=6)
             steps = model.shortv_counter.steps
-            with by_definition(model, FROZEN, sums_residual=model_type not in OWN_STREAM) as step:
+            with by_definition(model, **POLICY, sums_residual=model_type not in OWN_STREAM) as step:
                 expected = ask(llm, prompts, max_tokens=6)
             with by_definition(model, []):
                 dense = ask(llm, prompts, max_tokens=6)
