@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .attention import shortv_backend
-from .rows import TextOutput, TextQueries, TextRows, mix_in, text_kernel
+from .rows import TextOutput, TextQueries, TextRows, mix_in, text_kernel, text_mixer
 
+MIXERS = ("linear_attn", "short_conv")
 OUTPUTS = ("o_proj", "out_proj")
 FEED_FORWARDS = ("mlp", "feed_forward")
 
@@ -20,16 +21,19 @@ class Frozen:
     Attributes:
         attention: names of the attention layers, as in vLLM's metadata.
         num_ffn: number of feed-forward networks.
+        num_mixers: number of linear attentions or convolutions. They save nothing.
     """
 
     attention: set[str] = field(default_factory=set)
     num_ffn: int = 0
+    num_mixers: int = 0
 
     @property
     def calls(self) -> dict[str, int]:
         """How often each kind of frozen module must run in a step with visual rows."""
         attention = dict.fromkeys(("queries", "attention", "output"), len(self.attention))
-        return {kind: number for kind, number in (attention | {"ffn": self.num_ffn}).items() if number}
+        calls = attention | {"ffn": self.num_ffn, "mixer": self.num_mixers}
+        return {kind: number for kind, number in calls.items() if number}
 
 
 def read_lists(config: Any, num_layers: int) -> tuple[set[int], set[int]]:
@@ -77,6 +81,10 @@ def freeze(layers: Any, config: Any, context: dict[str, Any]) -> Frozen:
                 _freeze_attention(layer, attention, frozen, context)
             elif index in (config.frozen_attention or []):
                 raise ValueError(f"`frozen_attention` names layer {index}, which has no attention to freeze.")
+            else:
+                _, mixer = _part(layer, MIXERS)
+                mixer.forward = text_mixer(mixer.forward)
+                frozen.num_mixers += 1
         if index in ffn_layers:
             name, ffn = _part(layer, FEED_FORWARDS)
             _mix_in_rows(ffn, TextRows, f"shortv.{index}.{name}", context)

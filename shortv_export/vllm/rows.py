@@ -160,6 +160,22 @@ def text_kernel(stock: Any) -> Any:
     return forward
 
 
+def text_mixer(stock: Any) -> Any:
+    """The forward of linear attention or a convolution in the place of attention: zeros at visual rows.
+
+    It passes a state from token to token, so `stock` computes all rows.
+    """
+
+    def forward(hidden_states: torch.Tensor, output: torch.Tensor | None = None) -> torch.Tensor | None:
+        if output is None:
+            return torch.ops.shortv.without_visual_rows(stock(hidden_states))
+        stock(hidden_states, output)
+        output.copy_(torch.ops.shortv.without_visual_rows(output))
+        return None
+
+    return forward
+
+
 def _text_rows(states: torch.Tensor, name: str, width: int) -> torch.Tensor:
     return get_forward_context().no_compile_layers[name].of_text_rows(states)
 
@@ -169,6 +185,17 @@ def _text_rows_shape(states: torch.Tensor, name: str, width: int) -> torch.Tenso
 
 
 direct_register_custom_op("text_rows", _text_rows, fake_impl=_text_rows_shape, target_lib=_library)
+
+
+def _without_visual_rows(states: torch.Tensor) -> torch.Tensor:
+    plan = current_plan()
+    if plan is None:
+        return states.clone()
+    plan.count("mixer")
+    return plan.put(plan.take(states), len(states))
+
+
+direct_register_custom_op("without_visual_rows", _without_visual_rows, fake_impl=torch.empty_like, target_lib=_library)
 
 
 @cache
