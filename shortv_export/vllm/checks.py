@@ -111,6 +111,8 @@ def check_config(vllm_config: Any) -> None:
         "speculative decoding by a model; use the method ngram": speculative is not None
         and speculative.method not in ("ngram", "suffix"),
         "torch.compile's stock mode; use another one": compilation.mode == CompilationMode.STOCK_TORCH_COMPILE,
+        "linear attention or convolutions in compiled graphs; use --enforce-eager": model.is_hybrid
+        and not model.enforce_eager,
         "breakable CUDA graphs; unset VLLM_USE_BREAKABLE_CUDAGRAPH": bool(envs.VLLM_USE_BREAKABLE_CUDAGRAPH),
     }
     for what, found in refused.items():
