@@ -1,5 +1,8 @@
 """The families that serving engines have a model of: for the plugins and for the cards. It imports nothing."""
 
+VLLM_RELEASES = ("0.31", "0.32")
+"""The releases of vLLM that the tests ran with."""
+
 VLLM_FAMILIES = {
     "llava": "Llava",
     "llava_next": "LlavaNext",

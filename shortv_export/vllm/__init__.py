@@ -7,16 +7,26 @@ def register() -> None:
     vLLM finds this function by the entry point `vllm.general_plugins` and runs it in every process, perhaps twice.
     Nothing else of this tool is needed for serving: this room and `engines` import torch, transformers and vllm only.
     """
+    import vllm
     from transformers import AutoConfig
-    from vllm import ModelRegistry
-    from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
 
-    from ..engines import VLLM_FAMILIES
-    from .checks import checked
-    from .configs import CONFIGS, REFUSED
+    from ..engines import VLLM_FAMILIES, VLLM_RELEASES
+    from .configs import CONFIGS, REFUSED, refused_config
 
     for model_type, config in REFUSED.items():
         AutoConfig.register(f"shortv_{model_type}", config, exist_ok=True)
+    if ".".join(vllm.__version__.split(".")[:2]) not in VLLM_RELEASES:
+        # Nothing else is imported: its modules may not be where they are in the tested releases.
+        reason = f"ShortV was not tried with vLLM {vllm.__version__}; install one of {', '.join(VLLM_RELEASES)}."
+        for model_type in CONFIGS:
+            AutoConfig.register(f"shortv_{model_type}", refused_config(model_type, reason), exist_ok=True)
+        return
+
+    from vllm import ModelRegistry
+    from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
+
+    from .checks import checked
+
     known = ModelRegistry.get_supported_archs()
     for model_type, config in CONFIGS.items():
         stock = f"{VLLM_FAMILIES[model_type]}ForConditionalGeneration"

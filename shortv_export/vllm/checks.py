@@ -15,12 +15,10 @@ from vllm.model_executor.layers.attention import Attention
 from vllm.platforms import current_platform
 from vllm.v1.attention.backend import AttentionMetadataBuilder, CommonAttentionMetadata
 
+from ..engines import VLLM_RELEASES
 from .freeze import read_lists
 
 logger = init_logger(f"vllm.{__name__}")  # vLLM shows what is below its own name
-
-TESTED = ("0.31.0", "0.32.0")
-"""The releases of vLLM in which tests passed. Its modules are no public interface: `check_vllm` looks at others."""
 
 # Fields of the metadata of a step, and what becomes of them for text rows; see `attention.text_metadata`.
 _MADE = {
@@ -41,7 +39,7 @@ _LEFT_OUT = {
 
 
 def check_vllm() -> None:
-    """Compares what the plugin relies on with the installed vLLM.
+    """Compares what the plugin relies on with the installed vLLM, whose modules are no public interface.
 
     Raises:
         ValueError: it differs; says in what.
@@ -63,7 +61,7 @@ def check_vllm() -> None:
         if names:
             raise ValueError(
                 f"ShortV does not run with vLLM {vllm.__version__}: {what} ({', '.join(sorted(names))}). "
-                f"Tested releases: {', '.join(TESTED)}."
+                f"Tested releases: {', '.join(VLLM_RELEASES)}."
             )
 
 
@@ -91,17 +89,21 @@ def check_config(vllm_config: Any) -> None:
     Raises:
         ValueError: one line that says what, and what to do.
     """
-    parallel, compilation, model = (
-        vllm_config.parallel_config,
-        vllm_config.compilation_config,
-        vllm_config.model_config,
-    )
-    speculative = vllm_config.speculative_config
+    model = vllm_config.model_config
     read_lists(model.hf_config, model.hf_text_config.num_hidden_layers)
-    refused = {
+    for what, found in ways_to_run(vllm_config).items():
+        if found:
+            raise ValueError(f"ShortV models do not run with {what}.")
+
+
+def ways_to_run(vllm_config: Any) -> dict[str, bool]:
+    """The refused ways to run, with what to do instead -> whether the options ask for it."""
+    parallel, speculative = vllm_config.parallel_config, vllm_config.speculative_config
+    model = vllm_config.model_config
+    return {
         "Model Runner V2; set VLLM_USE_V2_MODEL_RUNNER=0": vllm_config.use_v2_model_runner,
         "pipeline parallelism; use tensor parallelism": parallel.pipeline_parallel_size > 1,
-        "dual batch overlap; leave out --enable-dbo": parallel.enable_dbo,
+        "dual batch overlap; leave out --enable-dbo and --ubatch-size": parallel.use_ubatching,
         "context parallelism": max(parallel.decode_context_parallel_size, parallel.prefill_context_parallel_size) > 1,
         "expert parallelism": parallel.enable_expert_parallel,
         "data parallelism of experts; start a server for each part": parallel.data_parallel_size > 1 and model.is_moe,
@@ -110,14 +112,12 @@ def check_config(vllm_config: Any) -> None:
         "KV connectors": vllm_config.kv_transfer_config is not None,
         "speculative decoding by a model; use the method ngram": speculative is not None
         and speculative.method not in ("ngram", "suffix"),
-        "torch.compile's stock mode; use another one": compilation.mode == CompilationMode.STOCK_TORCH_COMPILE,
+        "torch.compile's stock mode; use another one": vllm_config.compilation_config.mode
+        == CompilationMode.STOCK_TORCH_COMPILE,
         "linear attention or convolutions in compiled graphs; use --enforce-eager": model.is_hybrid
         and not model.enforce_eager,
         "breakable CUDA graphs; unset VLLM_USE_BREAKABLE_CUDAGRAPH": bool(envs.VLLM_USE_BREAKABLE_CUDAGRAPH),
     }
-    for what, found in refused.items():
-        if found:
-            raise ValueError(f"ShortV models do not run with {what}.")
 
 
 def prepare_compilation(vllm_config: Any) -> None:

@@ -34,16 +34,23 @@ CONFIGS = {
 """Model type of the base -> configuration class, for those that the installed transformers has."""
 
 
-def _refused_config(model_type: str) -> Any:
+def refused_config(model_type: str, reason: str) -> Any:
+    """A configuration class that cannot be made: the error is `reason`."""
+
     class Refused(transformers.PretrainedConfig):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
-            raise ValueError(f"The plugin cannot serve packages of {model_type} in vLLM; use transformers.")
+            raise ValueError(reason)
 
     Refused.model_type = f"shortv_{model_type}"
     return Refused
 
 
-REFUSED = {model_type: _refused_config(model_type) for model_type in VLLM_MISSING}
+REFUSED = {
+    model_type: refused_config(
+        model_type, f"The plugin cannot serve packages of {model_type} in vLLM; use transformers."
+    )
+    for model_type in VLLM_MISSING
+}
 """Model type of the base -> a configuration that says that it cannot be served."""
 
 globals().update({config.__name__: config for config in CONFIGS.values()})

@@ -31,6 +31,11 @@ from tests.vllm.engines import (
 NOISE = 2e-5
 """Of log-probabilities in fp32: vLLM's kernels against those of transformers."""
 
+OPERATORS: dict[str, Any] = {"frozen": (0,), "attention": (1,), "ffn": (2, 3)}
+"""A whole layer, one's attention, and the feed-forward networks of two."""
+
+POLICIES = [pytest.param({"frozen": FROZEN}, id="layers"), pytest.param(OPERATORS, id="operators")]
+
 MODELS = {"heads": {}, "grouped heads": {"num_key_value_heads": 2, "text_model": "mistral"}}
 
 
@@ -94,15 +99,13 @@ def test_one_by_one_and_in_one_batch(package: Path, expected: list[Answer], opti
     ids=["whole prompts", "chunks of 23", "chunks of 7", "prefix caching"],
 )
 def test_single_operators(llava: Callable[..., Path], options: dict[str, Any]) -> None:
-    """A whole layer, one's attention, and the feed-forward networks of two."""
-    operators = {"attention": (1,), "ffn": (2, 3)}
-    package = llava((0,), **operators, num_key_value_heads=2, text_model="mistral")
+    package = llava(**OPERATORS, num_key_value_heads=2, text_model="mistral")
     with engine(package, **options) as llm:
         counter = model_of(llm).shortv_counter
         found = [ask(llm, logprobs=False), ask(llm, logprobs=False)]  # the second finds prefixes in the cache
         assert counter.attention / 2 == counter.ffn / 3 > 0
         found.append(ask(llm))
-        with by_definition(model_of(llm), (0,), **operators):
+        with by_definition(model_of(llm), **OPERATORS):
             definition = ask(llm)
     assert difference(found[2], definition) <= 1e-6
     for answers in found:
@@ -150,7 +153,8 @@ def test_preemption(llava: Callable[..., Path]) -> None:
     assert difference(crowded, roomy) == 0
 
 
-def test_sampling(llava: Callable[..., Path]) -> None:
+@pytest.mark.parametrize("policy", POLICIES)
+def test_sampling(llava: Callable[..., Path], policy: dict[str, Any]) -> None:
     """Several answers, beams, and a grammar: as by the definition."""
     from vllm import SamplingParams
     from vllm.sampling_params import BeamSearchParams, StructuredOutputsParams
@@ -170,9 +174,9 @@ def test_sampling(llava: Callable[..., Path]) -> None:
             found.append([list(sequence.tokens) for sequence in output.sequences])
         return found
 
-    with engine(llava()) as llm:
+    with engine(llava(**policy)) as llm:
         found = answers(llm)
-        with by_definition(model_of(llm), FROZEN):
+        with by_definition(model_of(llm), **policy):
             expected = answers(llm)
         with by_definition(model_of(llm), []):
             dense = answers(llm)
@@ -180,10 +184,11 @@ def test_sampling(llava: Callable[..., Path]) -> None:
     assert found != dense
 
 
-def test_speculative_decoding(llava: Callable[..., Path]) -> None:
+@pytest.mark.parametrize("policy", POLICIES)
+def test_speculative_decoding(llava: Callable[..., Path], policy: dict[str, Any]) -> None:
     """Drafts from the prompt's own words change nothing."""
     speculative = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 2, "prompt_lookup_min": 1}
-    package = llava()
+    package = llava(**policy)
     with engine(package, speculative_config=speculative) as llm:
         drafted = ask(llm, logprobs=False, max_tokens=24)
     with engine(package) as llm:
