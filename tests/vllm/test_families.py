@@ -24,7 +24,7 @@ MIXED = {"qwen3_5", "qwen3_5_moe", "lfm2_vl"}
 NOISE = 1e-5
 OWN_STREAM = {"cohere2_vision", "exaone4_5"}  # without a residual between layers
 BFLOAT16 = {"qwen3_5", "qwen3_5_moe"}  # the only precision of vLLM's linear attention on CPUs
-CLIPS = {"llava_next_video", "qwen2_5_vl"}
+CLIPS = {"llava_next_video", "qwen2_5_vl", "qwen3_vl"}
 OLDER_NAMES = {"llava", "llava_next", "llava_next_video", "llava_onevision", "cohere2_vision", "lfm2_vl"}
 ELSEWHERE = {
     "gemma3": "on CPUs, vLLM has no bidirectional attention within pictures",
