@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
+from transformers import AutoProcessor, AutoTokenizer
 
 from shortv_export.base import families
 from shortv_export.engines import VLLM_FAMILIES
@@ -25,15 +26,25 @@ NOISE = 1e-5
 OWN_STREAM = {"cohere2_vision", "exaone4_5"}  # without a residual between layers
 BFLOAT16 = {"qwen3_5", "qwen3_5_moe"}  # the only precision of vLLM's linear attention on CPUs
 CLIPS = {"llava_next_video", "qwen2_5_vl", "qwen3_vl"}
-OLDER_NAMES = {"llava", "llava_next", "llava_next_video", "llava_onevision", "cohere2_vision", "lfm2_vl"}
-ELSEWHERE = {
-    "gemma3": "on CPUs, vLLM has no bidirectional attention within pictures",
-    "paligemma": "on CPUs, vLLM has no bidirectional attention within pictures",
+OLDER_NAMES = {
+    *(
+        "llava",
+        "llava_next",
+        "llava_next_video",
+        "llava_onevision",
+        "cohere2_vision",
+        "lfm2_vl",
+        "gemma3",
+        "paligemma",
+    ),
 }
+PREFIX = {"gemma3"}  # without attention within pictures, in both directions, which vLLM lacks on CPUs
+ELSEWHERE = {"paligemma": "in vLLM, it takes one picture a prompt, and this test asks about two"}
 LINEAR_HEADS = {"linear_key_head_dim": 64, "linear_value_head_dim": 64}
 TEXT_FIELDS: dict[str, dict[str, Any]] = {
     "qwen3_5": LINEAR_HEADS,
     "qwen3_5_moe": LINEAR_HEADS,
+    **{model_type: {"vocab_size": 1300} for model_type in PREFIX},  # room for line ends
     # These are in the configs on the Hub. Transformers has no names for them, and writes what it is given.
     "qwen3_vl_moe": {"norm_topk_prob": True},
     "glm4v_moe": {"head_dim": 32, "use_qk_norm": False},
@@ -69,8 +80,6 @@ def as_on_the_hub(weights: Path, model_type: str) -> None:
 
 def prompts_of(base: Path, model_type: str) -> list[dict[str, Any]]:
     """One picture, two, none, and a clip, in the family's chat template."""
-    from transformers import AutoProcessor
-
     processor, tiny = AutoProcessor.from_pretrained(base), tiny_processors.PROCESSORS[model_type]
     data: list[dict[str, Any]] = [{"image": [picture(1, 28)]}, {"image": [picture(2, 28), picture(3, 28)]}, {}]
     if model_type in CLIPS:
@@ -111,12 +120,18 @@ def test_family(
     if model_type == "llava_next_video":  # vLLM's pooling takes no smaller pictures
         processor = base / "processor_config.json"
         processor.write_text(re.sub(r"\b28\b", "56", processor.read_text()))
+    if model_type in PREFIX:  # vLLM asks for tokens of one to four line ends
+        tokenizer = AutoTokenizer.from_pretrained(base)
+        tokenizer.add_tokens(["\n" * number for number in (1, 2, 3, 4)])
+        tokenizer.save_pretrained(base)
     as_on_the_hub(base / "model.safetensors", model_type)
     policy = MIXED_POLICY if model_type in MIXED else POLICY
     package, prompts = package_of(base, **policy), prompts_of(base, model_type)
     options: dict[str, Any] = {"max_model_len": 256, "max_num_seqs": 4}
     if model_type in CLIPS:
         options["limit_mm_per_prompt"] = {"video": 1} if model_type == "llava_next_video" else {"image": 2, "video": 1}
+    if model_type in PREFIX:
+        options["hf_overrides"] = {"is_mm_prefix_lm": False}
     if model_type in BFLOAT16:
         options["dtype"] = "bfloat16"
     if model_type == "llama4":
