@@ -415,7 +415,8 @@ def test_commands(base: BaseModel) -> None:
     lc = Selection((7,), LAYERS, "lc", {"flops_ratio": 0.9, "text_tokens": 64, "visual_tokens": 16})
     text = rendered(base, recipe_of(base, lc, SCORES), inherited_metadata(base), tag=TAG)
     joined = text.replace(" \\\n  ", " ")
-    assert f"shortv-export score acme/base {at} --data paper --num-samples 40 --seed 3 --no-operators\n" in joined
+    options = "--data paper --num-samples 40 --seed 3 --no-operators --text-contribution"
+    assert f"shortv-export score acme/base {at} {options}\n" in joined
     assert f"shortv-export package acme/base OUT {at} --scores scores.json --flops-ratio 0.9\n" in joined
     code = re.findall(r"^```\w+\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     assert max(len(line) for block in code for line in block.splitlines()) <= 80  # no scrolling
