@@ -449,14 +449,13 @@ class ShortVMixin:
             layer.frozen_ffn = both or index in lists["frozen_ffn"]
 
     def shortv_report(self) -> dict:
-        """Reports what is frozen and what the last forward pass skipped.
+        """Reports what is frozen and what the last prefill skipped; decoding steps, which skip nothing, do not count.
 
         Returns:
-            A dict: `frozen_layers`, `frozen_attention`, `frozen_ffn`; `visual_tokens` in the last forward pass;
+            A dict: `frozen_layers`, `frozen_attention`, `frozen_ffn`; `visual_tokens` in the last prefill;
             `skipped_attention` and `skipped_ffn`, updates that it skipped, one per token and layer; `skipped_updates`,
             their sum; `total_updates`, those of the stock model, two per token and layer. The last five are 0 if there
-            was nothing to freeze, as in every decoding step. Linear attention and convolutions run for all tokens and
-            skip nothing.
+            was nothing to freeze. Linear attention and convolutions run for all tokens and skip nothing.
         """
         num_visual, num_rows, skipped = self._last_pass or (0, 0, {})
         report = {name: list(getattr(self.config, name, None) or []) for name in LISTS}
@@ -485,12 +484,14 @@ class ShortVMixin:
         inputs_embeds = kwargs.get("inputs_embeds")
         visual = kwargs.pop("visual_mask", None)
         given = input_ids if input_ids is not None else inputs_embeds
-        self._last_pass = None
         # In decoding, a single new token without an image is text, even if the model generated its image token.
         pixels = (kwargs.get(name) for name in ("pixel_values", "pixel_values_videos"))
         has_image = any(value is not None for value in pixels) or kwargs.get("mm_encoder_outputs")
         decoding = given is not None and given.shape[1] == 1 and not has_image
-        if given is None or decoding or not any(getattr(self.config, name, None) for name in LISTS):
+        if decoding:
+            return args, kwargs
+        self._last_pass = None
+        if given is None or not any(getattr(self.config, name, None) for name in LISTS):
             return args, kwargs
         if visual is None and input_ids is not None:
             visual = torch.isin(input_ids, self._visual_tokens(input_ids.device))

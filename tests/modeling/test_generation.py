@@ -156,6 +156,17 @@ class TestPrefillInChunks:
         assert_generates_as_defined(pair, inputs, prefill_chunk_size=16)
 
 
+def test_the_report_after_generating_is_of_the_prefill(load_pair):
+    pair = load_pair()
+    inputs = pair.inputs(QUESTION)
+    with torch.no_grad():
+        pair.shortv(**inputs)
+    report = pair.shortv.shortv_report()
+    assert report["visual_tokens"] == int((inputs["input_ids"] == pair.shortv.config.image_token_id).sum()) > 0
+    generate(pair, pair.shortv, inputs)
+    assert pair.shortv.shortv_report() == report
+
+
 class TestTurns:
     """Conversations that continue on the cache of earlier turns."""
 
