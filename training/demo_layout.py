@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from shortv_export.demo import scenes
 from tests.support.tiny_llava import CHAT_TEMPLATE, SPECIAL_TOKENS, hub_tensor_name, word_tokenizer
 
-HIDDEN_SIZE, NUM_HEADS, INTERMEDIATE_SIZE = 128, 4, 256
+
+@dataclass(frozen=True)
+class Sizes:
+    """The shape of the language model; the defaults are those of the bundled model."""
+
+    layers: int = 12
+    hidden: int = 128
+    heads: int = 4
+    ffn: int = 256
+
+    @property
+    def head_size(self) -> int:
+        return self.hidden // self.heads
+
+
 ROPE_THETA = 10000.0
 VISION_SIZE, VISION_LAYERS, VISION_HEADS = 96, 3, 3
 
@@ -40,8 +55,8 @@ def build_processor() -> Any:
     )
 
 
-def build_model(processor: Any, *, layers: int = 12) -> Any:
-    """An untrained ``LlavaForConditionalGeneration`` of the demo model's shape."""
+def build_model(processor: Any, sizes: Sizes) -> Any:
+    """An untrained ``LlavaForConditionalGeneration``."""
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
     tokenizer = processor.tokenizer
@@ -56,11 +71,11 @@ def build_model(processor: Any, *, layers: int = 12) -> Any:
     )
     text = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=HIDDEN_SIZE,
-        intermediate_size=INTERMEDIATE_SIZE,
-        num_hidden_layers=layers,
-        num_attention_heads=NUM_HEADS,
-        num_key_value_heads=NUM_HEADS,
+        hidden_size=sizes.hidden,
+        intermediate_size=sizes.ffn,
+        num_hidden_layers=sizes.layers,
+        num_attention_heads=sizes.heads,
+        num_key_value_heads=sizes.heads,
         max_position_embeddings=2048,
         rope_parameters={"rope_type": "default", "rope_theta": ROPE_THETA},
         bos_token_id=tokenizer.bos_token_id,

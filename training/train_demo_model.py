@@ -2,6 +2,10 @@
 
     python training/train_demo_model.py WORK_FOLDER
 
+A model of other sizes whose layers were not split, which `benchmarks/selection.py --model` can compare with:
+
+    python training/train_demo_model.py OTHER_FOLDER --seed 1 --layers 6 --shallow 6 --hidden 160 --heads 5 --ffn 480
+
 There are six stages. Each continues from the newest checkpoint in the work folder.
 
 1. *tower*: the vision tower, the projector and the word embeddings learn together, as in CLIP: the inner products of
@@ -25,6 +29,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +42,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from shortv_export.demo import scenes
 from training import demo_layout
 
-HIDDEN, HEADS, FFN = 128, 4, 256
-HEAD = HIDDEN // HEADS
+SIZES = demo_layout.Sizes()
 PATCHES = (scenes.IMAGE_SIZE // scenes.PATCH) ** 2
 PREFIX = PATCHES + 3  # <s> USER : image
 CHUNKS, CHUNK = 3, 80
@@ -199,16 +203,16 @@ class Stack(nn.Module):
             return torch.stack([nn.init.orthogonal_(torch.empty(shape[1:])) for _ in range(shape[0])])
 
         # Initially, tokens attend to similar tokens and copy them: heads start as look-ups.
-        query, value = orthogonal(layers, HIDDEN, HIDDEN), orthogonal(layers, HIDDEN, HIDDEN)
-        key = 0.6 * query + 0.8 * orthogonal(layers, HIDDEN, HIDDEN)
+        query, value = orthogonal(layers, SIZES.hidden, SIZES.hidden), orthogonal(layers, SIZES.hidden, SIZES.hidden)
+        key = 0.6 * query + 0.8 * orthogonal(layers, SIZES.hidden, SIZES.hidden)
         self.qkv = nn.Parameter(torch.stack([query, key, value], 1))
-        self.out = nn.Parameter(0.3 * value.mT + 0.05 * orthogonal(layers, HIDDEN, HIDDEN))
-        self.gate_up = nn.Parameter(torch.randn(layers, 2, FFN, HIDDEN) / HIDDEN**0.5)
-        self.down = nn.Parameter(0.2 * torch.randn(layers, HIDDEN, FFN) / FFN**0.5)
-        self.norms = nn.Parameter(torch.ones(layers, 2, HIDDEN))
-        self.norm = nn.Parameter(torch.ones(HIDDEN))
+        self.out = nn.Parameter(0.3 * value.mT + 0.05 * orthogonal(layers, SIZES.hidden, SIZES.hidden))
+        self.gate_up = nn.Parameter(torch.randn(layers, 2, SIZES.ffn, SIZES.hidden) / SIZES.hidden**0.5)
+        self.down = nn.Parameter(0.2 * torch.randn(layers, SIZES.hidden, SIZES.ffn) / SIZES.ffn**0.5)
+        self.norms = nn.Parameter(torch.ones(layers, 2, SIZES.hidden))
+        self.norm = nn.Parameter(torch.ones(SIZES.hidden))
         self.embeddings = nn.Parameter(embeddings.clone())
-        self.head = nn.Parameter(embeddings / HIDDEN**0.5)
+        self.head = nn.Parameter(embeddings / SIZES.hidden**0.5)
 
     def matrices(self) -> list[Tensor]:
         return [self.qkv, self.out, self.gate_up, self.down]
@@ -245,14 +249,14 @@ class Stack(nn.Module):
         for layer in weights:
             prefix, text = LAYER(prefix, text, *layer, *around, *about, bias)
         chosen = targets >= 0
-        final = F.rms_norm(text[chosen].float(), (HIDDEN,), self.norm, 1e-6)
+        final = F.rms_norm(text[chosen].float(), (SIZES.hidden,), self.norm, 1e-6)
         logits = final @ self.head.T
         wanted = targets[chosen]
         return F.cross_entropy(logits, wanted, reduction="none"), logits.argmax(-1) == wanted, chosen
 
 
 def rotation(positions: Tensor) -> tuple[Tensor, Tensor]:
-    frequencies = demo_layout.ROPE_THETA ** (-torch.arange(0, HEAD, 2) / HEAD)
+    frequencies = demo_layout.ROPE_THETA ** (-torch.arange(0, SIZES.head_size, 2) / SIZES.head_size)
     angles = (positions[..., None] * frequencies).repeat(1, 1, 2)[:, :, None]
     return angles.cos().to(BF16), angles.sin().to(BF16)
 
@@ -279,13 +283,13 @@ def layer_forward(
     """One decoder layer: causal attention in the image; each chunk of text attends to the image and itself."""
 
     def projected(x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        normed = F.rms_norm(x, (HIDDEN,), norms[0], 1e-6)
-        q, k, v = F.linear(normed, qkv.flatten(0, 1)).view(*x.shape[:2], 3, HEADS, HEAD).unbind(2)
+        normed = F.rms_norm(x, (SIZES.hidden,), norms[0], 1e-6)
+        q, k, v = F.linear(normed, qkv.flatten(0, 1)).view(*x.shape[:2], 3, SIZES.heads, SIZES.head_size).unbind(2)
         return turn(q, cos, sin).transpose(1, 2), turn(k, cos, sin).transpose(1, 2), v.transpose(1, 2)
 
     def finished(x: Tensor, mixed: Tensor) -> Tensor:
         x = x + F.linear(mixed.transpose(1, 2).flatten(2), out)
-        normed = F.rms_norm(x, (HIDDEN,), norms[1], 1e-6)
+        normed = F.rms_norm(x, (SIZES.hidden,), norms[1], 1e-6)
         gate, up = F.linear(normed, gate_up.flatten(0, 1)).chunk(2, -1)
         return x + F.linear(F.silu(gate) * up, down)
 
@@ -312,10 +316,10 @@ class Trainer:
         torch.manual_seed(arguments.seed)
         self.processor = demo_layout.build_processor()
         self.vocabulary = Vocabulary(self.processor.tokenizer)
-        self.model = demo_layout.build_model(self.processor, layers=1)
+        self.model = demo_layout.build_model(self.processor, replace(SIZES, layers=1))
         self.tower = self.model.model.vision_tower
         self.projector = self.model.model.multi_modal_projector
-        self.words = nn.Parameter(torch.randn(len(self.processor.tokenizer), HIDDEN))
+        self.words = nn.Parameter(torch.randn(len(self.processor.tokenizer), SIZES.hidden))
         self.begin = torch.tensor([[self.processor.tokenizer.bos_token_id, *self.vocabulary.ids("USER:")]])
         assert self.begin.shape[1] + PATCHES == PREFIX
 
@@ -390,8 +394,8 @@ class Trainer:
 
     def train_tower(self, name: str) -> None:
         torch.manual_seed(self.arguments.seed + 1)
-        nothing = nn.Parameter(torch.randn(3, HIDDEN))
-        cells = nn.Parameter(torch.randn(2 * scenes.GRID, HIDDEN))
+        nothing = nn.Parameter(torch.randn(3, SIZES.hidden))
+        cells = nn.Parameter(torch.randn(2 * scenes.GRID, SIZES.hidden))
         holder = nn.ParameterDict({"words": self.words, "nothing": nothing, "cells": cells})
         module = nn.ModuleDict({"tower": self.tower, "projector": self.projector, "rest": holder})
         matrices = [p for n, p in module.named_parameters() if p.dim() == 2 and ("layers" in n or "linear" in n)]
@@ -412,8 +416,8 @@ class Trainer:
                 if index < 3:
                     table = torch.cat([nothing[index : index + 1], self.words[groups[index]]])
                 else:
-                    table = cells.view(2, scenes.GRID, HIDDEN)[index - 3]
-                logits = features @ F.rms_norm(table, (HIDDEN,)).T / HIDDEN**0.5
+                    table = cells.view(2, scenes.GRID, SIZES.hidden)[index - 3]
+                logits = features @ F.rms_norm(table, (SIZES.hidden,)).T / SIZES.hidden**0.5
                 weight = (target > 0) * (3.0 if index < 2 else 12.0) + 1.0 if index < 3 else torch.ones(target.shape)
                 losses = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none")
                 total = total + (losses * weight.flatten()).mean() * (0.3 if index >= 3 else 1.0)
@@ -432,7 +436,7 @@ class Trainer:
         pick = lambda start: {k.removeprefix(start): v for k, v in state.items() if k.startswith(start)}  # noqa: E731
         self.tower.load_state_dict(pick("tower."))
         self.projector.load_state_dict(pick("projector."))
-        self.words.data = F.rms_norm(state["rest.words"], (HIDDEN,))
+        self.words.data = F.rms_norm(state["rest.words"], (SIZES.hidden,))
         self.tower.requires_grad_(False)
 
     def train_language(
@@ -507,7 +511,7 @@ class Trainer:
 def export(trainer: Trainer, stack: Stack, folder: Path) -> Any:
     """The stock model with the trained weights, written to `folder`."""
     layers = stack.qkv.shape[0]
-    model = demo_layout.build_model(trainer.processor, layers=layers)
+    model = demo_layout.build_model(trainer.processor, replace(SIZES, layers=layers))
     model.model.vision_tower.load_state_dict(trainer.tower.state_dict())
     model.model.multi_modal_projector.load_state_dict(trainer.projector.state_dict())
     text = model.model.language_model
@@ -549,12 +553,16 @@ def task_accuracy(
 
 
 def main() -> None:
+    global SIZES
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="checkpoints go here")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--layers", type=int, default=12, help="decoder layers of the finished model")
-    parser.add_argument("--shallow", type=int, default=4, help="decoder layers of the second stage")
+    parser.add_argument("--shallow", type=int, default=4, help="decoder layers of the second stage; they are split")
+    parser.add_argument("--hidden", type=int, default=128, help="width of the hidden states")
+    parser.add_argument("--heads", type=int, default=4)
+    parser.add_argument("--ffn", type=int, default=256, help="width of the feed-forward network")
     parser.add_argument("--tower-steps", type=int, default=420)
     parser.add_argument("--shallow-steps", type=int, default=1740)
     parser.add_argument("--lookup-steps", type=int, default=700)
@@ -564,6 +572,7 @@ def main() -> None:
     parser.add_argument("--report", type=int, default=25, help="steps between two lines of progress")
     parser.add_argument("--no-compile", dest="compile", action="store_false")
     arguments = parser.parse_args()
+    SIZES = demo_layout.Sizes(arguments.layers, arguments.hidden, arguments.heads, arguments.ffn)
     torch.set_num_threads(arguments.threads)
     random.seed(arguments.seed)
     Trainer(arguments).run()
