@@ -1,6 +1,7 @@
 """Time and memory of measuring Layer Contribution: the layer-major walk compared with a plain loop.
 
     python benchmarks/contribution.py                                  # both, with 24 layers and 64 + 576 tokens
+    python benchmarks/contribution.py --hidden-size 1024 --dtype bfloat16 --of visual text
     python benchmarks/contribution.py --growth                         # time for several numbers of layers and tokens
     python benchmarks/contribution.py --memory --hidden-size 1024 --layers 6 12 24  # peak memory, whole and streamed
     python benchmarks/contribution.py --processes 2                    # two processes of torchrun against one
@@ -8,8 +9,8 @@
 
 The layer-major walk goes through the model layer by layer, with the states of all ablations as one batch (see
 `shortv_export/measure/layer_contribution.py`). The plain loop runs the stock model once unchanged, and once for each
-layer and token set with that layer frozen by a hook. It computes logits at the last position only; both sides batch
-the samples. The model has the proportions of LLaVA-1.5-7B (the vision tower is a quarter as wide and three quarters as
+layer and kind of tokens with that layer frozen by a hook. It computes logits at the last position only; both sides
+batch the samples. The model has the proportions of LLaVA-1.5-7B (the vision tower is a quarter as wide and three quarters as
 deep as the language model). Its weights are random; time and memory do not depend on them. Run it on a quiet machine:
 the load before and after is recorded.
 """
@@ -33,7 +34,7 @@ from typing import Any
 import torch
 
 from shortv_export.base.definition import frozen_by_definition
-from shortv_export.measure.layer_contribution import MAX_BATCH_TOKENS, layer_contributions
+from shortv_export.measure.layer_contribution import layer_contributions
 from shortv_export.measure.streaming import load_streamed
 from shortv_export.options import Samples, Scoring
 from shortv_export.records import Scores, library_versions
@@ -55,7 +56,9 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=1, help="samples in a batch; with --processes, in a run")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--max-batch-tokens", type=int, default=MAX_BATCH_TOKENS)
+    parser.add_argument("--max-batch-tokens", type=int, default=Scoring().max_batch_tokens)
+    parser.add_argument("--of", nargs="+", choices=("visual", "text"), default=["visual"], help="tokens to freeze")
+    parser.add_argument("--dtype", default="float32")
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--growth", action="store_true", help="measure the time of the walk for several sizes")
     mode.add_argument("--memory", action="store_true", help="measure peak memory instead of time")
@@ -103,14 +106,29 @@ def image_size_of(tokens: int) -> int:
 
 def time_walk(num_layers: int, tokens: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """Median seconds of the layer-major walk."""
-    model = llava_shaped(num_layers, image_size_of(tokens), arguments.hidden_size)
+    model = llava_shaped(num_layers, image_size_of(tokens), arguments.hidden_size, arguments.dtype)
     inputs = make_inputs(model, arguments.samples, tokens)
     seconds = []
     for _ in range(arguments.repeats):
         start = time.perf_counter()
-        layer_contributions(model, [inputs], max_batch_tokens=arguments.max_batch_tokens)
+        layer_contributions(model, [inputs], scoring=scoring_of(arguments))
         seconds.append(time.perf_counter() - start)
-    return {"seconds": statistics.median(seconds), "layer_passes": num_layers**2, "all_seconds": seconds}
+    passes = layer_passes(num_layers, len(arguments.of))["layer_major"]
+    return {"seconds": statistics.median(seconds), "layer_passes": passes, "all_seconds": seconds}
+
+
+def scoring_of(arguments: argparse.Namespace) -> Scoring:
+    """The paper's measure alone, at the first answer token."""
+    text = "text" in arguments.of
+    return Scoring(operators=False, text_contribution=text, max_batch_tokens=arguments.max_batch_tokens)
+
+
+def layer_passes(num_layers: int, kinds: int) -> dict[str, int]:
+    """Calls of a layer that each way needs for one sample."""
+    return {
+        "layer_major": num_layers + kinds * num_layers * (num_layers - 1) // 2,
+        "plain_loop": num_layers * (kinds * num_layers + 1),
+    }
 
 
 def compare_processes(num_layers: int, tokens: int, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -137,7 +155,8 @@ def compare_processes(num_layers: int, tokens: int, arguments: argparse.Namespac
                 # One process uses torchrun too, so that both start alike.
                 launch = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
                 launch += ["-m", "shortv_export", "score", str(base)]
-                options = ["--data", str(data), "--num-samples", str(samples), "--output", str(output), "--json"]
+                options = ["--data", str(data), "--num-samples", str(samples), "--output", str(output)]
+                options += ["--no-operators", "--json"]
                 start = time.perf_counter()
                 subprocess.run(
                     [sys.executable, "-m", *launch, *options],
@@ -179,21 +198,24 @@ def score_from_disk(num_layers: int, tokens: int, arguments: argparse.Namespace)
 
 def compare_time(num_layers: int, tokens: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """Median seconds of the walk and of the plain loop, run in turn."""
-    model = llava_shaped(num_layers, image_size_of(tokens), arguments.hidden_size)
+    model = llava_shaped(num_layers, image_size_of(tokens), arguments.hidden_size, arguments.dtype)
     inputs = make_inputs(model, arguments.samples, tokens)
     walk_seconds, loop_seconds = [], []
     where: list[dict[str, float]] = []
     difference = 0.0
     for _ in range(arguments.repeats):
         start = time.perf_counter()
-        walk, parts = timed_walk(model, inputs, arguments.max_batch_tokens)
+        walk, parts = timed_walk(model, inputs, scoring_of(arguments))
         walk_seconds.append(time.perf_counter() - start)
         where.append(parts)
         start = time.perf_counter()
-        loop = plain_loop(model, inputs)
+        loop = plain_loop(model, inputs, arguments.of)
         loop_seconds.append(time.perf_counter() - start)
-        for one, other in ((walk.visual[:, :-1], loop[0][:, :-1]), (walk.text, loop[1])):
-            difference = max(difference, float(((one - other).abs() / other).max()))
+        for kind, plain in loop.items():
+            measured = torch.stack([sample[kind] for sample in walk])
+            read = slice(-1) if kind == "visual" else slice(None)  # the last layer's visual contribution is 0
+            relative = ((measured - plain).abs() / plain)[:, read].max()
+            difference = float(torch.tensor(difference).maximum(relative))  # not a number, if one is
     visual_tokens = int((inputs["input_ids"][0] == model.config.image_token_id).sum())
     return {
         "visual_tokens": visual_tokens,
@@ -201,7 +223,7 @@ def compare_time(num_layers: int, tokens: int, arguments: argparse.Namespace) ->
         "layer_major_seconds": statistics.median(walk_seconds),
         "plain_loop_seconds": statistics.median(loop_seconds),
         "speedup": statistics.median(loop / walk for walk, loop in zip(walk_seconds, loop_seconds, strict=True)),
-        "layer_passes": {"layer_major": num_layers**2, "plain_loop": num_layers * (2 * num_layers + 1)},
+        "layer_passes": layer_passes(num_layers, len(arguments.of)),
         "where": {name: statistics.median(parts[name] for parts in where) for name in where[0]},
         "largest_relative_difference": difference,
         "all_layer_major_seconds": walk_seconds,
@@ -209,7 +231,7 @@ def compare_time(num_layers: int, tokens: int, arguments: argparse.Namespace) ->
     }
 
 
-def timed_walk(model: Any, inputs: Any, max_batch_tokens: int) -> tuple[Any, dict[str, float]]:
+def timed_walk(model: Any, inputs: Any, scoring: Scoring) -> tuple[Any, dict[str, float]]:
     """The layer-major walk and the seconds of each of its parts, measured by hooks on layers and the final norm."""
     text_model = model.model.language_model
     times: list[tuple[str, float]] = [("start", time.perf_counter())]
@@ -224,7 +246,7 @@ def timed_walk(model: Any, inputs: Any, max_batch_tokens: int) -> tuple[Any, dic
     for layer in text_model.layers[:-1]:
         hooks += [layer.register_forward_pre_hook(note("before")), layer.register_forward_hook(note("after"))]
     try:
-        walk = layer_contributions(model, [inputs], max_batch_tokens=max_batch_tokens)
+        walk = layer_contributions(model, [inputs], scoring=scoring)
     finally:
         for hook in hooks:
             hook.remove()
@@ -249,8 +271,8 @@ def timed_walk(model: Any, inputs: Any, max_batch_tokens: int) -> tuple[Any, dic
     }
 
 
-def plain_loop(model: Any, inputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Visual and text LC, with one whole forward pass for each layer and token set."""
+def plain_loop(model: Any, inputs: Any, kinds: list[str]) -> dict[str, torch.Tensor]:
+    """Layer Contribution to visual or text tokens, with one whole forward pass for each layer and kind."""
     layers = model.model.language_model.layers
     visual = inputs["input_ids"] == model.config.image_token_id
 
@@ -259,14 +281,14 @@ def plain_loop(model: Any, inputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
     with torch.inference_mode():
         original = log_probabilities()
-        results = []
-        for frozen in (visual, ~visual):
-            rows = []
+        results = {}
+        for kind in kinds:
+            frozen, rows = visual if kind == "visual" else ~visual, []
             for layer in range(len(layers)):
                 with frozen_by_definition(layers, [layer], frozen):
                     rows.append((original.exp() * (original - log_probabilities())).sum(-1))
-            results.append(torch.stack(rows, dim=1))
-    return results[0], results[1]
+            results[kind] = torch.stack(rows, dim=1)
+    return results
 
 
 def compare_memory(num_layers: int, tokens: int, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -296,11 +318,15 @@ def measure_peak(folder: Path, mode: str, arguments: argparse.Namespace) -> int:
     from transformers import LlavaForConditionalGeneration
 
     if mode == "scored":
+        import logging
+
         from shortv_export import pipeline
+
+        logging.basicConfig(stream=sys.stdout, format="%(message)s", level=logging.INFO)
 
         samples = Samples(str(folder.with_name("data")), 1)
         output = folder.with_name("scores.json")
-        pipeline.score(str(folder), output=output, samples=samples, scoring=Scoring(stream=True))
+        pipeline.score(str(folder), output=output, samples=samples, scoring=Scoring(operators=False, stream=True))
     elif mode != "imports":
         layers = None
         if mode == "streamed":
@@ -308,13 +334,13 @@ def measure_peak(folder: Path, mode: str, arguments: argparse.Namespace) -> int:
         else:
             model = LlavaForConditionalGeneration.from_pretrained(folder).eval()
         inputs = make_inputs(model, arguments.samples, arguments.tokens[0])
-        layer_contributions(model, [inputs], layers=layers, max_batch_tokens=arguments.max_batch_tokens)
+        layer_contributions(model, [inputs], layers=layers, scoring=scoring_of(arguments))
     # Not from getrusage, which includes the peak of the parent process.
     status = Path("/proc/self/status").read_text(encoding="ascii")
     return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
 
 
-def llava_shaped(num_layers: int, image_size: int, hidden_size: int) -> Any:
+def llava_shaped(num_layers: int, image_size: int, hidden_size: int, dtype: str = "float32") -> Any:
     """A LLaVA with the proportions of LLaVA-1.5-7B, in evaluation mode."""
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
@@ -341,7 +367,7 @@ def llava_shaped(num_layers: int, image_size: int, hidden_size: int) -> Any:
     for parameter in model.model.language_model.layers.parameters():
         if parameter.dim() > 1:  # the stock initialisation makes every layer nearly the identity
             torch.nn.init.normal_(parameter, std=1 / parameter.shape[-1] ** 0.5)
-    return model
+    return model.to(getattr(torch, dtype))
 
 
 def make_inputs(model: Any, samples: int, tokens: int) -> dict[str, torch.Tensor]:
@@ -354,7 +380,9 @@ def make_inputs(model: Any, samples: int, tokens: int) -> dict[str, torch.Tensor
     return {
         "input_ids": torch.cat([words[:, :4], image, words[:, 4:]], dim=1),
         "attention_mask": torch.ones(samples, tokens, dtype=torch.long),
-        "pixel_values": torch.randn(samples, 3, vision.image_size, vision.image_size, generator=generator),
+        "pixel_values": torch.randn(samples, 3, vision.image_size, vision.image_size, generator=generator).to(
+            model.dtype
+        ),
     }
 
 
