@@ -10,9 +10,9 @@
 The layer-major walk goes through the model layer by layer, with the states of all ablations as one batch (see
 `shortv_export/measure/layer_contribution.py`). The plain loop runs the stock model once unchanged, and once for each
 layer and kind of tokens with that layer frozen by a hook. It computes logits at the last position only; both sides
-batch the samples. The model has the proportions of LLaVA-1.5-7B (the vision tower is a quarter as wide and three quarters as
-deep as the language model). Its weights are random; time and memory do not depend on them. Run it on a quiet machine:
-the load before and after is recorded.
+batch the samples. The model has the proportions of LLaVA-1.5-7B (the vision tower is a quarter as wide and three
+quarters as deep as the language model). Its weights are random; time and memory do not depend on them. Run it on a
+quiet machine: the load before and after is recorded.
 """
 
 from __future__ import annotations

@@ -28,8 +28,8 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from prefill import remote_code
 
+from benchmarks.prefill import remote_code
 from shortv_export.base import LayerShape, flops_ratio
 from shortv_export.base.definition import frozen_by_definition, text_decoder, visual_tokens
 from shortv_export.base.shapes import layer_shapes

@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from selection import ACCURACY_SCENES, DEMO_MODEL, TEXT, VISUAL, Exam, draw, scored, summary
 
+from benchmarks.selection import ACCURACY_SCENES, DEMO_MODEL, TEXT, VISUAL, Exam, draw, scored, summary
 from shortv_export.base import flops_ratio
 from shortv_export.base.definition import text_decoder, visual_tokens
 from shortv_export.base.shapes import layer_shapes
