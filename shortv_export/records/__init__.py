@@ -1,9 +1,10 @@
 """The values that are saved as JSON, checked when they are read: scores, recipes and evaluations."""
 
 from .evaluation import (
+    CONTROL_TOLERANCE,
+    LEAST_SAMPLES,
     NO_CPU_MEMORY,
-    NO_WIDTH,
-    SINGLE_SAMPLE,
+    TOO_FEW,
     Accuracy,
     Estimate,
     Evaluation,
