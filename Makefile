@@ -21,9 +21,12 @@ test: $(VENV)/.dev
 test-min: .venv-min/.installed
 	PYTHONPATH=. .venv-min/bin/pytest -n 2 tests/modeling
 
-# The plugin in vLLM's CPU build; about twenty minutes.
+# The plugin in vLLM's CPU build; about twenty minutes. The families get a process without compiled graphs, after which
+# vLLM's kernels for linear attention and convolutions disagree about the number of threads.
+VLLM_PATH := $(CURDIR):$(CURDIR)/tests/vllm/site
 test-vllm: .venv-vllm/.installed
-	PYTHONPATH=.:tests/vllm/site .venv-vllm/bin/pytest tests/vllm
+	PYTHONPATH=$(VLLM_PATH) .venv-vllm/bin/pytest tests/vllm --ignore tests/vllm/test_families.py
+	PYTHONPATH=$(VLLM_PATH) .venv-vllm/bin/pytest tests/vllm/test_families.py
 
 # Odd, broken and hostile input of every kind: data sets, bases, packages, resume files, the Hub's answers, names.
 cases: $(VENV)/.dev

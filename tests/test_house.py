@@ -25,7 +25,7 @@ PACKAGE = ROOT / "shortv_export"
 LEVELS = (
     "__main__",
     "cli",
-    "optimum_plugin lmms vllm demo",
+    "optimum_plugin lmms vllm serve demo",
     "pipeline loopback",
     "publish",
     "evaluation",

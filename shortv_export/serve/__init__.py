@@ -1,0 +1,1 @@
+"""Serves packages by transformers' own server, which knows no models but its own."""
