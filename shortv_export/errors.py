@@ -9,6 +9,7 @@ _LONGEST = 300
 # A signed address gives access to whoever reads it: its query and the user in it are left out.
 _ADDRESS = re.compile(r"(\b[a-z][a-z0-9+.-]*://)(?:[^\s/?#'\"<>]*@)?([^\s?#'\"<>]*)(?:\?[^\s'\"<>]*)?", re.IGNORECASE)
 _SECRET = re.compile(r"\bhf_[A-Za-z0-9]{16,}|\bhf_(?:oauth|jwt|app)_[\w.-]+|(?<=\bbearer )\S+", re.IGNORECASE)
+_hidden: set[str] = set()  # see `hide`
 
 
 class ShortVError(Exception):
@@ -23,7 +24,7 @@ class UnavailableError(ShortVError):
 
 
 class UsageError(ShortVError):
-    """Options that do not go together. The command line exits with status 2."""
+    """Options that do not go together, or a value that is no choice. The command line exits with status 2."""
 
 
 def one_line(error: object) -> str:
@@ -41,9 +42,15 @@ def one_line(error: object) -> str:
 
 def without_secrets(text: str) -> str:
     """Text without tokens, and without the parts of addresses that give access."""
-    if len(token := os.environ.get("HF_TOKEN", "").strip()) >= 8:
-        text = text.replace(token, "hf_***")
+    for token in (os.environ.get("HF_TOKEN", "").strip(), *_hidden):
+        if len(token) >= 8:
+            text = text.replace(token, "hf_***")
     return _SECRET.sub("hf_***", _ADDRESS.sub(r"\1\2", text))
+
+
+def hide(token: str) -> None:
+    """Masks a token in all messages of this process from now on, whatever it looks like."""
+    _hidden.add(token)
 
 
 def shown(text: object) -> str:

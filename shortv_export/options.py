@@ -10,10 +10,14 @@ import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_type_hints
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from .errors import ShortVError, UsageError
+
+_LONGEST_RANGE = 10_000  # no model has as many layers; so that a mistyped number fills no memory
 
 MaxMemory = Mapping[int | str, int | str]
 """As in ``from_pretrained``: GPU number or ``"cpu"`` -> bytes, or a text such as ``"20GiB"``."""
@@ -28,12 +32,14 @@ class Help:
         metavar: what stands for the value; None lets the command line choose.
         least: the smallest number allowed.
         parse: from what was typed to the value; raises a ValueError or ShortVError that says what is wrong.
+        short: a second name of one letter, such as ``-o``.
     """
 
     text: str
     metavar: str | None = None
     least: int | None = None
     parse: Callable[[str], Any] | None = None
+    short: str | None = None
 
 
 def parse_max_memory(text: str) -> dict[int | str, str]:
@@ -56,19 +62,26 @@ def parse_max_memory(text: str) -> dict[int | str, str]:
 
 
 def parse_layers(text: str) -> tuple[int, ...]:
-    """``"31,29,30"`` -> ``(31, 29, 30)``.
+    """``"31,29,30"`` -> ``(31, 29, 30)``, and ``"0,2-5"`` -> ``(0, 2, 3, 4, 5)``.
 
     Raises:
-        ShortVError: it is empty or holds anything but whole numbers.
+        ShortVError: it is empty, or holds anything but whole numbers and ranges of them.
     """
     if not text.strip():
-        raise ShortVError("the list of frozen layers is empty; give layer numbers such as 31,29,30.")
-    layers = []
+        raise ShortVError("the list of frozen layers is empty; give layer numbers such as 31,29 or 0,2-5.")
+    layers: list[int] = []
     for item in map(str.strip, text.split(",")):
         # [0-9] and not int(), which takes "1_0" and digits of other scripts.
-        if not re.fullmatch(r"-?[0-9]{1,9}", item):
-            raise ShortVError(f"frozen layer {item!r:.40} is not a whole number; give layer numbers such as 31,29,30.")
-        layers.append(int(item))
+        found = re.fullmatch(r"(-?[0-9]{1,9})(?:\s*-\s*([0-9]{1,9}))?", item)
+        if not found:
+            raise ShortVError(
+                f"frozen layer {item!r:.40} is not a whole number or a range of them; "
+                "give layer numbers such as 31,29 or 0,2-5."
+            )
+        first, last = int(found[1]), int(found[2] or found[1])
+        if found[2] and not 0 <= first <= last < first + _LONGEST_RANGE:
+            raise ShortVError(f"{item!r:.40} is no range of layers; give the smaller number first, as in 2-5.")
+        layers += range(first, last + 1)
     return tuple(layers)
 
 
@@ -100,6 +113,28 @@ def _numbers(text: str, count: int, example: str) -> list[int]:
     return [int(part) for part in parts]
 
 
+class _Checked:
+    """A dataclass whose values are among the choices that their types name."""
+
+    def __post_init__(self) -> None:
+        for name, choices in _choices(type(self)).items():
+            if getattr(self, name) not in choices:
+                *first, last = (choice for choice in choices if choice is not None)
+                listed = f"{', '.join(first)} or {last}" if first else last
+                raise UsageError(f"unknown `{name}` {getattr(self, name)!r:.40}; choose {listed}.")
+
+
+@cache
+def _choices(kind: type) -> dict[str, tuple[str | None, ...]]:
+    """The values that a dataclass's fields may have, by name, where their types name them."""
+    found = {}
+    for name, hint in get_type_hints(kind).items():
+        for each in (hint, *get_args(hint)):  # `Literal[...]` or `Literal[...] | None`
+            if get_origin(each) is Literal:
+                found[name] = (*get_args(each), *((None,) if NoneType in get_args(hint) else ()))
+    return found
+
+
 Base = Annotated[str, Help("Base model: a Hub id or a folder.", "BASE")]
 Revision = Annotated[str | None, Help("Branch, tag or commit of the repository.")]
 
@@ -120,7 +155,7 @@ class Samples:
 
 
 @dataclass(frozen=True)
-class Scoring:
+class Scoring(_Checked):
     """How layers are scored."""
 
     until_stable: Annotated[bool, Help("Add samples in rounds until the selected layers stop changing.")] = False
@@ -163,14 +198,9 @@ class Scoring:
         """Whether divergences are also measured over the base's answer."""
         return self.operators and self.positions == "answer"
 
-    def __post_init__(self) -> None:
-        for name, choices in (("divergence", ("forward", "reverse")), ("positions", ("answer", "first"))):
-            if getattr(self, name) not in choices:
-                raise ShortVError(f"unknown `{name}` {getattr(self, name)!r}; choose {' or '.join(choices)}.")
-
 
 @dataclass(frozen=True)
-class Placement:
+class Placement(_Checked):
     """Where the model runs."""
 
     dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], Help("Precision.")] = "auto"
@@ -185,16 +215,18 @@ class Placement:
 
 
 @dataclass(frozen=True)
-class Choice:
+class Choice(_Checked):
     """What to freeze."""
 
     scores: Annotated[Path | None, Help("Those with the lowest scores in this file, from `shortv-export score`.")] = (
         None
     )
-    preset: Annotated[str | None, Help("'paper': the paper's list for this base; needs no scores.")] = None
-    frozen_layers: Annotated[tuple[int, ...] | None, Help("These layers, such as 31,29,30.", parse=parse_layers)] = (
+    preset: Annotated[Literal["paper"] | None, Help("'paper': the paper's list for this base; needs no scores.")] = (
         None
     )
+    frozen_layers: Annotated[
+        tuple[int, ...] | None, Help("These layers, such as 31,29 or 0,2-5.", parse=parse_layers)
+    ] = None
     frozen_attention: Annotated[
         tuple[int, ...] | None, Help("Attention alone in these layers.", parse=parse_layers)
     ] = None
@@ -209,7 +241,7 @@ class Choice:
         ),
     ] = None
     method: Annotated[
-        str,
+        Literal["lc", "cosine", "random"],
         Help("'lc': lowest Layer Contribution. To compare with: 'cosine' (of hidden states) or 'random'."),
     ] = "lc"
 
@@ -240,17 +272,21 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Contents:
+class Contents(_Checked):
     """What the package holds."""
 
     license: Annotated[str | None, Help("Licence, if the base's card names none: an id of the Hub, such as mit.")] = (
         None
     )
     weights: Annotated[
-        str, Help("'copy', or 'reference': publish no weights; they are loaded from the base's Hub repository.")
+        Literal["copy", "reference"],
+        Help("'copy', or 'reference': publish no weights; they are loaded from the base's Hub repository."),
     ] = "copy"
     recipe: Annotated[
         Path | None, Help("Make the package of this shortv.json again, byte for byte; BASE may then be left out.")
+    ] = None
+    base_model: Annotated[
+        str | None, Help("What BASE, a folder, was derived from: a Hub id, such as llava-hf/llava-1.5-7b-hf.")
     ] = None
 
 
@@ -287,13 +323,9 @@ class Comparison:
     ] = False
     speed: Annotated[bool, Help("Measure time, memory and FLOPs.")] = True
 
-    def __post_init__(self) -> None:
-        if self.at and not self.speed:
-            raise UsageError("`at` has nothing to time with `no_speed`; leave out one of them.")
-
 
 @dataclass(frozen=True)
-class Target:
+class Target(_Checked):
     """Where and how to publish."""
 
     private: Annotated[bool, Help("Make a new repository private.")] = False
@@ -314,7 +346,7 @@ class Conversion:
     """How a base becomes a package."""
 
     revision: Revision = None
-    out: Annotated[Path | None, Help("Folder of the package. Default: ./NAME.")] = None
+    out: Annotated[Path | None, Help("Folder of the package. Default: ./NAME.", short="-o")] = None
     evaluate: Annotated[int | None, Help("Evaluate on this many held-out samples, for the card.", least=1)] = None
     samples: Samples = field(default_factory=Samples)
     scoring: Scoring = field(default_factory=Scoring)

@@ -27,6 +27,7 @@ from .options import (
     Scoring,
     Target,
 )
+from .usage import refuse_unused
 
 if TYPE_CHECKING:
     from .base import BaseModel
@@ -45,7 +46,7 @@ _HELD_OUT = Samples(num_samples=64)
 def score(
     base: Base,
     *,
-    output: Annotated[Path, Help("Where the scores go.")] = Path("scores.json"),
+    output: Annotated[Path, Help("Where the scores go.", short="-o")] = Path("scores.json"),
     revision: Revision = None,
     samples: Samples = Samples(),
     budget: Budget = Budget(),
@@ -64,14 +65,14 @@ def score(
         placement: where the base runs.
 
     Raises:
+        UsageError: an option would have no effect; so do the other verbs (see `usage`).
         ShortVError: the base or the data cannot be used; a number is out of range; too little memory.
     """
+    refuse_unused(score, locals())
     from .base import resolve_base
     from .files import check_writable
     from .selection import preview_selection
 
-    if budget.max_kl is not None:
-        raise ShortVError("`max_kl` is measured after scoring; give it to `shortv-export package`.")
     _check_rounds(samples, scoring)
     check_writable(Path(output))
     resolved = resolve_base(base, revision=revision, weights=False)
@@ -106,14 +107,12 @@ def package(
     Raises:
         ShortVError: the base, the choice or the folder cannot be used; nothing is left behind.
     """
+    refuse_unused(package, locals())
     from .base import fetch_weights, resolve_base
     from .packaging import Draft
     from .selection import preview_selection, require_source
 
     if contents.recipe is not None:
-        others = (revision, choice, budget, samples, placement, replace(contents, recipe=None))
-        if others != (None, Choice(), Budget(), Samples(), Placement(), Contents()):
-            raise UsageError("`recipe` decides everything; leave the other options out.")
         return rebuild(contents.recipe, out or Path(base), base=base if out else None)
     if out is None:
         raise UsageError("name the folder of the package: OUT.")
@@ -180,6 +179,7 @@ def verify(
     Raises:
         ShortVError: there is no such package, or no such base. A failed check is not raised (see `Verification`).
     """
+    refuse_unused(verify, locals())
     from .base import resolve_base
     from .packaging import Package
     from .verification import verify_package
@@ -191,7 +191,7 @@ def verify(
 def evaluate(
     package: Annotated[str, Help("A package folder or a published repository that freezes layers.", "PACKAGE")],
     *,
-    output: Annotated[Path, Help("Where the result goes.")] = Path("evaluation.json"),
+    output: Annotated[Path, Help("Where the result goes.", short="-o")] = Path("evaluation.json"),
     revision: Revision = None,
     samples: Samples = _HELD_OUT,
     questions: Questions = Questions(),
@@ -215,14 +215,13 @@ def evaluate(
         ShortVError: the package or the data cannot be used, too few held-out samples are left, or the card cannot be
             updated.
     """
+    refuse_unused(evaluate, locals())
     from .evaluation import require_evaluable
     from .files import check_writable
     from .packaging import Package, require_updatable
 
     output = Path(output)
     check_writable(output)
-    if update_card and not Path(package).is_dir():
-        raise ShortVError(f"{package} is no folder, and only a folder's card can be updated; package the base again.")
     opened = Package.open(package, revision=revision)
     if update_card:
         require_updatable(opened, sweep=comparison.sweep is not None)
@@ -252,16 +251,11 @@ def push(
     Raises:
         ShortVError: a step failed; what is finished stays for the next try.
     """
+    refuse_unused(push, locals())
     from .packaging import Package, inherited_metadata
     from .publish import forecast_push, inspect_repository, push_package
 
     if Package.is_at(source):
-        if conversion.evaluate is not None:
-            raise ShortVError(
-                f"{source} is a package; evaluate it first: shortv-export evaluate {source} --update-card."
-            )
-        if conversion != Conversion():
-            raise UsageError(f"{source} is a package; leave out the options of how a base becomes one.")
         base, finished = None, Package.open(source)
         repository = inspect_repository(repo_id, target)
     else:
@@ -270,7 +264,8 @@ def push(
         evaluated = conversion.evaluate is not None
         forecast = forecast_push(base, repository, selection, weights=conversion.contents.weights, evaluated=evaluated)
         if target.dry_run:
-            inherited_metadata(base, conversion.contents.license)
+            contents = conversion.contents
+            inherited_metadata(base, contents.license, contents.base_model)
             logger.info(forecast.summary)
             return forecast
         finished = _convert(base, Path(conversion.out or repo_id.split("/")[-1]), conversion)
@@ -290,11 +285,6 @@ def _look_at_base(source: str, conversion: Conversion) -> tuple[BaseModel, Any]:
     from .selection import preview_selection
 
     choice, budget, samples, scoring = conversion.choice, conversion.budget, conversion.samples, conversion.scoring
-    if conversion.contents.recipe is not None:
-        raise ShortVError("`recipe` makes a package again; do that with `shortv-export package`, then push it.")
-    for name, given in (("max_kl", budget.max_kl), ("evaluate", conversion.evaluate)):
-        if scoring.stream and given is not None:
-            raise ShortVError(f"`{name}` runs the whole model; place it with `device_map` auto, not `stream`.")
     evaluated_on_theirs = conversion.evaluate is not None and samples.data is None and choice.scores is not None
     if evaluated_on_theirs and data_of(Scores.load(str(choice.scores)).calibration) is None:
         raise ShortVError("the scores were measured on local files; name data for `evaluate` with `data`.")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
@@ -20,7 +22,7 @@ import pytest
 from shortv_export import pipeline
 from shortv_export.base.cost import flops_ratio
 from shortv_export.base.resolve import resolve_base
-from shortv_export.errors import ShortVError
+from shortv_export.errors import ShortVError, without_secrets
 from shortv_export.measure.partial_results import PartialResults
 from shortv_export.measure.scorer import Scorer
 from shortv_export.options import Budget, Samples, Scoring
@@ -29,6 +31,7 @@ from shortv_export.records.scores import Scores
 from shortv_export.selection.operators import select_operators
 from tests.support.definition import edit_config, frozen_kl
 from tests.support.packages import write_questions
+from tests.support.typed import parse
 
 
 @pytest.fixture
@@ -128,10 +131,7 @@ def test_package_within_a_divergence(run: Any, tiny_base: Any, question_folder: 
         (["--max-kl", -1, "--data", "{data}"], "nats"),
         (["--max-kl", 0.1, "--num-frozen", 2, "--data", "{data}"], "give one of them"),
         (["--max-kl", 0.1], "local files; name them with --data"),
-        (["--max-kl", 0.1, "--data", "{data}", "--max-memory", "cpu=lots"], "is not an amount of memory"),
         (["--max-kl", 0.1, "--data", "{data}", "--num-samples", 8], "besides the 3 that are set apart"),
-        (["--max-kl", 0.1, "--data", "{data}", "--num-samples", 2, "--method", "greedy"], "lc, cosine, random"),
-        (["--method", "random"], "one of --scores"),
     ],
 )
 def test_unusable_choice_is_one_line_and_leaves_nothing(
@@ -236,11 +236,44 @@ def test_rounds_select_by_the_budget(tiny_base: Any, question_folder: Path, tmp_
         pipeline.score(base, output=output, samples=samples, scoring=scoring, budget=Budget(flops_ratio=0.01))
 
 
-def test_choices_are_checked_when_they_are_parsed(run: Any, tmp_path: Path) -> None:
-    for option, choices in (("--divergence", "'forward', 'reverse'"), ("--positions", "'answer', 'first'")):
-        status, out, err = run("score", tmp_path / "nowhere", option, "sideways")
-        assert (status, out) == (2, "")
-        assert choices in " ".join(err.split())
+@pytest.mark.parametrize(
+    ("command", "option", "typed", "words"),
+    [
+        ("score", "--dtype", "bf16", "'bf16' is not one of 'auto', 'float32', 'bfloat16', 'float16'"),
+        ("score", "--divergence", "sideways", "'forward', 'reverse'"),
+        ("score", "--positions", "sideways", "'answer', 'first'"),
+        ("score", "--max-memory", "lots", "is no limit of memory"),
+        ("evaluate", "--max-memory", "cpu=lots", "is not an amount of memory"),
+        ("push", "--weights", "none", "'copy', 'reference'"),
+        ("push", "--card", "both", "'package', 'hub'"),
+        ("package", "--weights", "none", "'copy', 'reference'"),
+        ("package", "--method", "greedy", "'lc', 'cosine', 'random'"),
+        ("package", "--granularity", "head", "'operator', 'layer'"),
+        ("package", "--preset", "mine", "paper"),
+        ("package", "--frozen-layers", "", "the list of frozen layers is empty"),
+        ("package", "--frozen-layers", "one,two", "'one' is not a whole number"),
+        ("package", "--frozen-attention", "1.5", "'1.5' is not a whole number"),
+        ("package", "--frozen-ffn", "5-2", "'5-2' is no range of layers"),
+    ],
+)
+def test_choices_are_checked_when_they_are_parsed(
+    run: Any, tmp_path: Path, command: str, option: str, typed: str, words: str
+) -> None:
+    status, out, err = run(command, tmp_path / "nowhere", *["a/b"] * (command in ("package", "push")), option, typed)
+    assert (status, out) == (2, "")
+    assert err.startswith(f"error: Invalid value for '{option}': ")
+    assert words in err
+    assert err.endswith(f"; see shortv-export {command} --help.\n")
+    assert err.count("\n") == 1
+
+
+def test_ranges_of_layers(run: Any, tiny_base: Any, tmp_path: Path) -> None:
+    options = ("--frozen-layers", "0", "--frozen-attention", "1-2", "--frozen-ffn", "3", "--json")
+    status, out, err = run("package", tiny_base(), tmp_path / "out", *options)
+    assert status == 0, err
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (config["frozen_layers"], config["frozen_attention"], config["frozen_ffn"]) == ([0], [1, 2], [3])
+    assert json.loads(out)["frozen_attention"] == [1, 2]
 
 
 def test_rounds_measure_no_sample_twice(
@@ -265,7 +298,6 @@ def test_rounds_measure_no_sample_twice(
     [
         (["--until-stable", "--num-samples", 5, "--max-samples", 4], "fewer than the first 5"),
         (["--until-stable", "--num-frozen", 9], "cannot freeze 9 of 4 layers"),
-        (["--max-memory", "lots"], "is no limit of memory"),
         (["--stream", "--num-samples", 2, "--max-memory", "cpu=400KB"], "too little memory"),
     ],
 )
@@ -323,13 +355,8 @@ def change_config(**fields: Any) -> Callable[[Path], None]:
     [
         (break_nothing, ["--frozen-layers", "0,4"], ["4", "0"]),
         (break_nothing, ["--frozen-layers", "1,1"], ["1"]),
-        (break_nothing, ["--frozen-layers", ""], ["empty"]),
-        (break_nothing, ["--frozen-layers", "one,two"], ["one"]),
-        (break_nothing, ["--frozen-layers", "1.5"], ["1.5"]),
         (break_nothing, ["--preset", "paper"], ["llava-hf/llava-1.5-7b-hf"]),
-        (break_nothing, ["--preset", "mine"], ["mine", "paper"]),
         (break_nothing, [], ["--scores", "--preset", "--frozen-layers"]),
-        (break_nothing, ["--frozen-layers", "1", "--num-frozen", "1"], ["--num-frozen"]),
         (break_nothing, ["--scores", "{other_scores}"], ["3", "4"]),
         (break_nothing, ["--scores", "{missing}"], ["does not exist"]),
         (only_pickles, ["--frozen-layers", "1"], ["safetensors"]),
@@ -405,17 +432,97 @@ def test_a_traceback_needs_debug(run: Any, tmp_path: Path) -> None:
         run("--debug", *arguments)
 
 
-def test_a_dtype_that_does_not_exist_is_a_usage_error(run: Any, tmp_path: Path) -> None:
-    status, out, err = run("score", tmp_path / "nowhere", "--dtype", "banana")
-    assert (status, out) == (2, "")
-    assert "--dtype" in err
-    assert "'bfloat16'" in err
+COMMANDS = ("score", "package", "verify", "evaluate", "push", "demo")
 
 
-def test_only_commands_with_a_result_print_json(run: Any) -> None:
-    for command in ("score", "package", "verify", "evaluate", "push"):
-        assert "--json" in run(command, "--help")[1]
-    assert "--json" not in run("demo", "--help")[1]
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help(run: Any, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By both names, with an example that can be typed, and each option in a panel."""
+    monkeypatch.setenv("COLUMNS", "200")
+    status, out, err = run(command, "-h")
+    assert (status, err) == (0, "")
+    assert out == run(command, "--help")[1]
+    (example,) = re.findall(r"^ Example: shortv-export (.*?) *$", out, re.MULTILINE)
+    parse(shlex.split(example))
+    assert example.startswith(f"{command} ")
+    for flag in ("--json", "-q", "--quiet"):
+        assert re.search(rf"{flag}\b", out.partition("What is printed")[2])
+    assert ("--token" in out) == (command != "demo")
+    assert re.search(r"--out(put)?\b +-o ", out) or command in ("package", "verify")
+
+
+def test_quiet_is_one_line(run: Any, hub: Any, tiny_base: Any, question_folder: Path, tmp_path: Path) -> None:
+    base, scores, package = tiny_base(), tmp_path / "scores.json", tmp_path / "package"
+    assert run("score", base, "--data", question_folder, "--num-samples", 2, "-o", scores, "-q") == (
+        0,
+        f"{scores}\n",
+        "",
+    )
+    assert Scores.load(scores).num_samples == 2
+    assert run("package", base, package, "--scores", scores, "--quiet") == (0, f"{package}\n", "")
+    assert run("push", package, "loopback/x", "-q") == (0, f"{hub.url}/loopback/x\n", "")
+    status, out, err = run("verify", package, "-q")
+    assert (status, out, err) == (3, "verified except\n", "")
+    result = tmp_path / "evaluation.json"
+    options = ("--data", question_folder, "--num-samples", 2, "--no-speed", "--max-new-tokens", 2, "-o", result)
+    assert run("evaluate", package, *options, "-q") == (0, f"{result}\n", "")
+    assert Evaluation.load(result).max_new_tokens == 2
+    assert run("verify", package, "-q", "--json")[::2] == (
+        2,
+        "error: --quiet does not apply with --json; leave it out.\n",
+    )
+
+
+def test_completion(tmp_path: Path) -> None:
+    """As a shell asks for it, and as it is installed."""
+
+    def shell(*arguments: str, **variables: str) -> str:
+        result = subprocess.run(
+            [sys.executable, "-m", "shortv_export", *arguments],
+            env={**os.environ, "HOME": str(tmp_path), **variables},
+            capture_output=True,
+            text=True,
+        )
+        assert (result.returncode, result.stderr) == (0, "")
+        return result.stdout
+
+    def complete(line: str) -> list[str]:
+        words = {"COMP_WORDS": line, "COMP_CWORD": str(line.count(" "))}
+        return shell(**words, _SHORTV_EXPORT_COMPLETE="complete_bash").split()
+
+    assert complete("shortv-export pac") == ["package"]
+    assert complete("shortv-export push x y --card ") == ["package", "hub"]
+    assert complete("shortv-export score x --num-sa") == ["--num-samples"]
+    unknown = {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}  # which looks at the parent process
+    assert "_SHORTV_EXPORT_COMPLETE=complete_bash" in shell("--show-completion", "bash", **unknown)
+    shell("--install-completion", "bash", **unknown)
+    assert "shortv-export" in (tmp_path / ".bashrc").read_text()
+
+
+def test_token(run: Any, hub: Any, tiny_base: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It counts more than all others, for this command alone, and is shown nowhere, whatever it looks like."""
+    hub.create_repo("loopback/base", files={path.name: path for path in tiny_base().iterdir()}, private=True)
+    good, bad = hub.token, "secret-of-nobody"
+    monkeypatch.setenv("HF_TOKEN", bad)
+    monkeypatch.setenv("HF_OIDC_RESOURCE", "loopback/other")
+    package = ("package", "loopback/base", tmp_path / "out", "--frozen-layers", "1")
+    status, out, err = run(*package, "--token", good)
+    assert status == 0, err
+    assert run("push", tmp_path / "out", "loopback/x", "--token", good)[0] == 0
+    assert (os.environ["HF_TOKEN"], os.environ["HF_OIDC_RESOURCE"]) == (bad, "loopback/other")
+    for path in (path for path in tmp_path.rglob("*") if path.is_file()):
+        assert good.encode() not in path.read_bytes()
+    monkeypatch.setenv("HF_TOKEN", good)
+    status, out, err = run("push", tmp_path / "out", "loopback/x", "--token", bad)
+    assert (status, out) == (1, "")
+    assert "token is not valid" in one_line(err)
+    for typed in ("", "short", f"{bad}\n", f"{bad}\u00e9"):
+        status, out, err = run("push", tmp_path / "out", "loopback/x", "--token", typed)
+        assert (status, out) == (2, "")
+        assert "no token" in one_line(err)
+        assert bad not in err
+    # Also where a library tells afterwards what it sent.
+    assert without_secrets(f"Bad header: {bad}") == "Bad header: hf_***"
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -539,17 +646,24 @@ def test_a_stopped_measurement_goes_on(
 
 
 def test_demo(tmp_path: Path) -> None:
+    """`make demo` shows it as text."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     result = subprocess.run(
-        [sys.executable, "-m", "shortv_export", "demo", "--output", str(tmp_path / "demo")],
+        [sys.executable, "-m", "shortv_export", "demo", "--output", str(tmp_path / "demo"), "--json"],
         cwd=tmp_path,
         env={**environment, "HF_HOME": str(tmp_path / "untouched")},
         capture_output=True,
         text=True,
     )
     assert result.returncode == 0, result.stderr
-    for word in ("score", "package", "verify", "evaluate", "publish", "ShortVLlavaForConditionalGeneration", "answer"):
-        assert word in result.stdout
+    made = json.loads(result.stdout)
+    names = ["base model", "score", "package", "verify", "evaluate", "publish", "load"]
+    assert [step["step"] for step in made["steps"]] == names
+    assert "ShortVLlavaForConditionalGeneration" in made["steps"][-1]["result"]
+    assert made["push"]["tag"] in made["steps"][-2]["result"]
+    assert made["package"] == str(tmp_path / "demo" / "package")
+    assert made["card"] == str(tmp_path / "demo" / "package" / "README.md")
+    assert made["evaluation"] == json.loads((tmp_path / "demo" / "evaluation.json").read_text())
     assert not (tmp_path / "untouched").exists()
     config = json.loads((tmp_path / "demo" / "package" / "config.json").read_text())
     scores = Scores.load(tmp_path / "demo" / "scores.json")

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from tests.support.packages import write_questions
+from tests.support.typed import command_group, parse
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -66,23 +67,6 @@ def own_words(words: list[str]) -> list[str] | None:
         assert words[3] == "--model"
         return ["package", *words[4:]]
     return None
-
-
-def command_group() -> Any:
-    from typer.main import get_command
-
-    from shortv_export.cli import app
-
-    return get_command(app)
-
-
-def parse(arguments: list[str]) -> None:
-    """Parses a command line without running it; raises the parser's error. Works with old and new typer."""
-    group = command_group()
-    context = group.make_context("shortv-export", list(arguments), resilient_parsing=False)
-    rest = [*getattr(context, "_protected_args", ()), *context.args]
-    name, command, rest = group.resolve_command(context, rest)
-    command.make_context(name, rest, parent=context)
 
 
 def command_options() -> dict[str, set[str]]:

@@ -209,7 +209,10 @@ def test_a_dry_run_from_a_base_measures_and_changes_nothing(hub: LoopbackHub, ru
     result = run("push", BASE, REPO, "--dry-run")
     assert result.returncode == 0, result.stderr
     size = len(hub.files(BASE)["model.safetensors"])
-    assert "a new repository" in result.stdout
+    assert ", a new public repository," in result.stdout
+    lines = [" ".join(line.split()) for line in result.stdout.splitlines()]
+    assert f"copied on the Hub model.safetensors {size:,} bytes" in lines
+    assert "made here shortv.json" in lines
     assert "after measuring which layers to freeze" in result.stdout
     assert f"1 files of the base copied on the Hub ({size:,} bytes)" in result.stdout
     forecast = json.loads(run("push", BASE, REPO, "--dry-run", *FROZEN, "--json").stdout)
@@ -221,6 +224,30 @@ def test_a_dry_run_from_a_base_measures_and_changes_nothing(hub: LoopbackHub, ru
     assert not list(tmp_path.rglob("*.safetensors"))
     assert not [request for request in hub.requests if request.method in ("PUT", "DELETE")]
     assert sorted(path.name for path in tmp_path.iterdir()) == PLACES
+
+
+def test_a_dry_run_of_a_package_shows_what_it_would_do(
+    hub: LoopbackHub, run: Any, package: Path, tiny_base: Any, tmp_path: Path
+) -> None:
+    scores = Scores((0.3, 0.02, 0.5, 0.0), (1.5, 2.0, 0.7, 0.1), (0.1, 0.01, 0.1, 0.0), 2)
+    other = make_package(resolve_base(tiny_base()), tmp_path / "other", Selection((3,), 4, "lc"), scores=scores)
+    assert run("push", other, REPO, "--private").returncode == 0
+    refs, sent = dict(hub.repos[REPO].refs), len(hub.requests)
+    result = run("push", package, REPO, "--dry-run")
+    assert (result.returncode, result.stderr) == (0, "")
+    lines = [" ".join(line.split()) for line in result.stdout.splitlines()]
+    assert f"would push to {hub.url}/{REPO}, a private repository, in one commit" in lines[0]
+    assert lines[0].endswith("this replaces the model that is there: a local base with 1 of 4 layers frozen")
+    for name in ("config.json", "shortv.json"):
+        assert f"uploaded {name} {(package / name).stat().st_size:,} bytes" in lines
+    assert "deleted layer_contribution.png" in lines
+    assert not any("model.safetensors" in line for line in lines), "it is there already"
+    plan = json.loads(run("push", package, REPO, "--dry-run", "--json").stdout)
+    assert (plan["exists"], plan["private"], plan["deleted"]) == (True, True, ["layer_contribution.png"])
+    assert {line.split()[1] for line in lines if line.startswith("uploaded ")} == {*plan["sizes"]} == {*plan["added"]}
+    assert hub.repos[REPO].refs == refs
+    assert {request.method for request in hub.requests[sent:]} <= {"GET", "HEAD", "POST"}
+    assert not [request for request in hub.requests[sent:] if "/commit/" in request.path]
 
 
 def test_push_runs_every_step_from_a_base_on_the_hub(

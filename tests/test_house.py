@@ -27,7 +27,7 @@ LEVELS = (
     "cli",
     "optimum_plugin lmms vllm serve demo",
     "pipeline loopback",
-    "publish",
+    "publish usage",
     "evaluation",
     "verification",
     "packaging",

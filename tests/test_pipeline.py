@@ -130,9 +130,9 @@ def test_other_commands_make_each_check_once(
     [
         (Conversion(budget=Budget(num_frozen=9)), "cannot freeze 9 of 4 layers"),
         (Conversion(budget=Budget(max_kl=-1)), "nats"),
-        (Conversion(scoring=Scoring(stream=True), evaluate=2), "`evaluate` runs the whole model"),
+        (Conversion(scoring=Scoring(stream=True), evaluate=2), "`evaluate` does not apply with `stream`"),
         (Conversion(scoring=Scoring(until_stable=True, max_samples=2)), "fewer than the first 40"),
-        (Conversion(contents=Contents(recipe=Path("shortv.json"))), "`recipe` makes a package again"),
+        (Conversion(contents=Contents(recipe=Path("shortv.json"))), "`recipe` does not apply to a base; make"),
         (Conversion(choice=Choice(scores=Path("missing.json"))), "does not exist"),
     ],
 )
@@ -153,7 +153,7 @@ def test_a_push_that_cannot_succeed_fetches_no_weights(
             lambda base, out: pipeline.score(
                 base, output=out, scoring=Scoring(stream=True), placement=Placement(device_map="auto")
             ),
-            "`stream` and `device_map` exclude each other",
+            "`device_map` does not apply with `stream`",
         ),
     ],
     ids=["package", "score"],

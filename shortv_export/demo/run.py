@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,6 +23,7 @@ from ..options import Budget, Choice, Comparison, Help, Placement, Questions, Sa
 
 if TYPE_CHECKING:
     from ..loopback import LoopbackHub
+    from ..publish import Push
     from ..records import Evaluation, Frozen, Scores
 
 logger = logging.getLogger(__name__)
@@ -41,10 +42,31 @@ Table = tuple[str, list[tuple[str, ...]]]
 
 @dataclass(frozen=True)
 class Demo:
-    """The card that was published, and the measurements and steps as tables: a title and rows each."""
+    """What the demo made.
+
+    Attributes:
+        card: the card that was published.
+        tables: the measurements and steps: a title and rows each.
+        evaluation: of the package.
+        push: what was published.
+        steps: name, result and time of each step.
+    """
 
     card: Path
     tables: list[Table]
+    evaluation: Evaluation
+    push: Push
+    steps: list[tuple[str, ...]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As one JSON object."""
+        return {
+            "card": str(self.card),
+            "package": str(self.card.parent),
+            "steps": [dict(zip(("step", "result", "time"), row, strict=True)) for row in self.steps],
+            "evaluation": self.evaluation.to_dict(),
+            "push": asdict(self.push),
+        }
 
 
 class _Steps:
@@ -65,7 +87,7 @@ class _Steps:
 
 def run_demo(
     *,
-    output: Annotated[Path, Help("Folder for everything the demo makes.")] = Path("shortv-demo"),
+    output: Annotated[Path, Help("Folder for everything the demo makes.", short="-o")] = Path("shortv-demo"),
     open: Annotated[bool, Help("Open the card at the end, if run in a terminal.")] = True,
 ) -> Demo:
     """Every step on a small trained model, with a Hub on this machine; no account, no download.
@@ -89,14 +111,14 @@ def run_demo(
         # Set before huggingface_hub is imported, since it reads them once. The user's cache stays as it is.
         quiet = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
         os.environ.update(hub.env(), **quiet, HF_HOME=str((output / "hf-home").resolve()))
-        tables = _run(hub, output)
+        demo = _run(hub, output)
         if hub.errors:
             raise ShortVError(f"the Hub saw a protocol error: {hub.errors[0]}")
-    return Demo(output / "package" / "README.md", tables)
+    return demo
 
 
-def _run(hub: LoopbackHub, output: Path) -> list[Table]:
-    """Runs every step; returns the tables of `Demo`."""
+def _run(hub: LoopbackHub, output: Path) -> Demo:
+    """Runs every step."""
     import torch
 
     from .. import pipeline
@@ -167,7 +189,8 @@ def _run(hub: LoopbackHub, output: Path) -> list[Table]:
         f"{question!r} -> {loaded['answer']!r} (right answer: {sample['answer']!r})"
     )
     contributions = ("KL divergence, in nats, without...", _contributions(scores, recipe.frozen))
-    return [contributions, *tables(evaluation), ("Steps of the demo", steps.rows)]
+    shown = [contributions, *tables(evaluation), ("Steps of the demo", steps.rows)]
+    return Demo(folder / "README.md", shown, evaluation, push, steps.rows)
 
 
 def _results(evaluation: Evaluation) -> str:

@@ -18,7 +18,6 @@ from ..options import Contents
 from ..records import (
     CONFIG_NAME,
     FIGURE_NAME,
-    WEIGHTS,
     Evaluation,
     Recipe,
     Scores,
@@ -74,11 +73,9 @@ class Draft:
         out = Path(os.path.abspath(out))
         _check_empty(out)
         weights = contents.weights
-        if weights not in WEIGHTS:
-            raise ShortVError(f"`weights` is {weights!r}; choose one of: {', '.join(WEIGHTS)}.")
         if weights == "reference" and not (base.repo_id and base.revision):
             raise ShortVError(f"{base.name} is a folder, which others cannot load weights from; leave out `weights`.")
-        inherited = inherited_metadata(base, contents.license)
+        inherited = inherited_metadata(base, contents.license, contents.base_model)
         _check_room(base, out, weights)
         _tell_left_out(base)
         return cls(base, out, inherited, weights)

@@ -27,7 +27,7 @@ from ..records import (
     Recipe,
     Row,
 )
-from .card_metadata import plain_line, recorded_metadata
+from .card_metadata import Inherited, plain_line, recorded_metadata
 from .commands import calibration_facts, evaluate_command, package_commands, sample_facts
 from .seal import UNNAMED, rename_card, seal
 
@@ -61,18 +61,20 @@ def render_card(
     preset = paper["models"].get(base.repo_id) if recipe.selection["method"] == "preset" else None
     calibration = calibration_facts(recipe)
     measured = _measured(evaluation) if evaluation else None
+    inherited = recorded_metadata(recipe.card)
     unit, cost = _cost_table(base.layer_shapes, recipe)
     text = (
         _environment()
         .get_template("model_card.md.jinja")
         .render(
-            metadata=_metadata(base, recipe, calibration["datasets"]),
-            title=f"{(base.repo_id or recipe.family).split('/')[-1]} · {_variant(recipe)}",
+            metadata=_metadata(base, recipe, inherited, calibration["datasets"]),
+            title=f"{_title(base, inherited)} · {_variant(recipe)}",
+            derived_from=inherited.base_model,
             repo_id=UNNAMED,
             base=base,
             recipe=recipe,
             tag=tag,
-            commands=package_commands(base, recipe, recorded_metadata(recipe.card)),
+            commands=package_commands(base, recipe, inherited),
             calibration=calibration,
             videos=bool(calibration["videos"] or (measured and measured["calibration"]["videos"])),
             divergence=_divergence(recipe),
@@ -95,6 +97,15 @@ def render_card(
         )
     )
     return rename_card(seal(text), repo_id or UNNAMED)
+
+
+def _title(base: BaseModel, inherited: Inherited) -> str:
+    """The name of the base, without its owner's; of a folder, what it was derived from, or else its model type."""
+    if base.repo_id:
+        return base.repo_id.split("/")[-1]
+    if inherited.base_model:
+        return f"{inherited.base_model.split('/')[-1]} (derived)"
+    return base.family.model_type
 
 
 def _variant(recipe: Recipe) -> str:
@@ -132,11 +143,11 @@ def prose(text: Any) -> str:
     return re.sub(r"([\\`*_{}\[\]<>#|!&~])", r"\\\1", plain_line(text))
 
 
-def _metadata(base: BaseModel, recipe: Recipe, datasets: list[str]) -> str:
+def _metadata(base: BaseModel, recipe: Recipe, inherited: Inherited, datasets: list[str]) -> str:
     """The card's YAML block. huggingface_hub writes it, so that every value is quoted as needed."""
     from huggingface_hub import ModelCardData
 
-    inherited = recorded_metadata(recipe.card)
+    origin = base.repo_id or inherited.base_model
     return ModelCardData(
         language=list(inherited.language) or None,
         license=inherited.license,
@@ -144,10 +155,10 @@ def _metadata(base: BaseModel, recipe: Recipe, datasets: list[str]) -> str:
         license_link=inherited.license_link,
         library_name="transformers",
         pipeline_tag="image-text-to-text",
-        base_model=base.repo_id,
+        base_model=origin,
         # The Hub knows adapter, finetune, merge and quantized, and guesses if none is given. None of them fits
         # unchanged weights; all other derived models count as "finetune".
-        base_model_relation="finetune" if base.repo_id else None,
+        base_model_relation="finetune" if origin else None,
         datasets=datasets or None,
         tags=["shortv", "custom_code", recipe.family, f"arxiv:{_ARXIV}"],
     ).to_yaml()

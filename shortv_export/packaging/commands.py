@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ..base import BaseModel
-from ..options import Budget, Choice, Comparison, Contents, Placement, Questions, Samples, Scoring, to_words
+from ..options import Budget, Choice, Comparison, Contents, Questions, Samples, Scoring, to_words
 from ..records import HUB_ID, REVERSE, Evaluation, Recipe
 from ..samples import LOCAL_FILES
 from .card_metadata import Inherited, plain_line
@@ -53,7 +53,8 @@ def package_commands(base: BaseModel, recipe: Recipe, inherited: Inherited) -> l
     """The command lines that make this package again."""
     source, revision = base.repo_id or "BASE", ["--revision", base.revision] if base.revision else []
     method, budget = recipe.selection["method"], recipe.selection["budget"]
-    contents = Contents(license=inherited.license if inherited.license_given else None, weights=recipe.weights)
+    license, weights = inherited.license if inherited.license_given else None, cast(Any, recipe.weights)
+    contents = Contents(license=license, base_model=inherited.base_model, weights=weights)
 
     def package(choice: Choice, *more: str) -> str:
         words = ["shortv-export", "package", source, "OUT", *revision, *to_words(choice), *more, *to_words(contents)]
@@ -126,10 +127,9 @@ def evaluate_command(evaluation: Evaluation, repo_id: str) -> str:
         speed=bool(chosen.speed),
         at=tuple((speed.text_tokens, speed.visual_tokens) for speed in chosen.speed if speed.at == "given"),
     )
-    dtype: Any = plain_line(evaluation.dtype)
     words = ["shortv-export", "evaluate", repo_id]
     words += to_words(samples, "data", "num_samples", *(["seed"] if type(seed) is int else []))
-    words += to_words(questions, "max_new_tokens") + to_words(Placement(dtype), "dtype")
+    words += [*to_words(questions, "max_new_tokens"), "--dtype", plain_line(evaluation.dtype)]
     return _command(words + to_words(comparison))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from ..base import FAMILIES, BaseModel, check_code, fetch_weights, resolve_pinned
@@ -226,8 +226,9 @@ class Comparison:
         base = self.found or package.base  # as far as the package's own files describe it
         inherited = recorded_metadata(recipe.card)
         if self.found is not None:
-            wanted = inherited_metadata(base, inherited.license if inherited.license_given else None)
-            if asdict(wanted) != asdict(inherited):
+            license = inherited.license if inherited.license_given else None
+            origin = None if recipe.base.repo_id else inherited.base_model
+            if inherited_metadata(base, license, origin) != inherited:
                 raise ShortVError(f"the recipe has another licence or other languages than the card of {base.name}.")
         if package.evaluation is not None:
             check_evaluation(package.evaluation, recipe)

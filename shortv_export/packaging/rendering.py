@@ -59,7 +59,7 @@ def recipe_fields(
         "selection": selection.to_dict(),
         "scores": asdict(scores) if scores else None,
         "cost": {"text_tokens": text, "visual_tokens": visual, "flops_ratio": ratio},
-        "card": {**asdict(inherited), "template": template_sha256()},
+        "card": {**inherited.to_dict(), "template": template_sha256()},
         "figure": hashlib.sha256(figure).hexdigest() if figure else None,
         "code": code_sha256(base.family),
     }

@@ -11,8 +11,15 @@ from ..hub import cached_repo_id
 from ..records import CARD_NAME, CONFIG_NAME, EVALUATION_NAME, FIGURE_NAME, RECIPE_NAME, WEIGHT_FILES, Selection
 from .card import check_card
 from .ignored import check_ignored
-from .plan import can_be_copied, files_of_base
-from .repository import Repository
+from .plan import (
+    can_be_copied,
+    file_rows,
+    files_of_base,
+    outdated_files,
+    published_recipe,
+    replaced_model,
+)
+from .repository import Repository, describe
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoFile
@@ -25,24 +32,31 @@ class Forecast:
     Attributes:
         repo_id: with its namespace.
         url: of the repository.
-        exists: whether the repository exists.
+        exists, private: whether the repository exists, and whether it is private, or will be.
         frozen_layers: None if they are still to be measured.
         frozen_attention, frozen_ffn: layers that freeze a single operator.
         copied, copied_bytes: names and total size of the base's files that the Hub copies from the base's repository.
         uploaded, uploaded_bytes: those of the base's files that this machine uploads.
         made: names of the files that this tool writes; small, but of unknown size.
+        sizes: bytes of each file of the base that is copied or uploaded.
+        deleted: names of the files that only an earlier package had.
+        replaces: the model that is there, in words, unless it is known to be the same.
         dry_run: True.
     """
 
     repo_id: str
     url: str
     exists: bool
+    private: bool
     frozen_layers: tuple[int, ...] | None
     copied: tuple[str, ...]
     uploaded: tuple[str, ...]
     made: tuple[str, ...]
     copied_bytes: int
     uploaded_bytes: int
+    sizes: dict[str, int]
+    deleted: tuple[str, ...]
+    replaces: str | None
     dry_run: bool = True
     frozen_attention: tuple[int, ...] = ()
     frozen_ffn: tuple[int, ...] = ()
@@ -57,11 +71,19 @@ class Forecast:
             named = [f"{what} {', '.join(map(str, found))}" for what, found in lists.items() if found]
             layers = f"with {' and '.join(named)} frozen"
         return (
-            f"would push to {self.url}{'' if self.exists else ', a new repository,'} in one commit, {layers}: "
+            f"would push to {describe(self)} in one commit, {layers}: "
             f"{len(self.copied)} files of the base copied on the Hub ({self.copied_bytes:,} bytes), "
             f"{len(self.uploaded)} uploaded ({self.uploaded_bytes:,} bytes), "
             f"and {len(self.made)} made here ({', '.join(self.made)})"
+            + (f", {len(self.deleted)} files deleted" if self.deleted else "")
+            + (f"; this replaces the model that is there: {self.replaces}" if self.replaces else "")
         )
+
+    @property
+    def rows(self) -> list[tuple[str, ...]]:
+        """What happens to each file: what, its name and, where it is known, its size."""
+        files = {"copied on the Hub": self.copied, "uploaded": self.uploaded, "made here": self.made}
+        return file_rows({**files, "deleted": self.deleted}, self.sizes)
 
 
 def forecast_push(
@@ -103,10 +125,19 @@ def forecast_push(
     if evaluated:
         made.add(EVALUATION_NAME)
     check_ignored(repository, [*pending, *sorted(made)])
+    there = published_recipe(repository)
+    same = (
+        # The files of a local base are not compared here.
+        base.repo_id is not None
+        and there is not None
+        and selection is not None
+        and (there.base.repo_id, there.base.revision, there.frozen) == (base.repo_id, base.revision, selection.frozen)
+    )
     return Forecast(
         repo_id=repository.repo_id,
         url=repository.url,
         exists=repository.exists,
+        private=repository.private,
         frozen_layers=selection.frozen_layers if selection else None,
         frozen_attention=selection.frozen_attention if selection else (),
         frozen_ffn=selection.frozen_ffn if selection else (),
@@ -115,6 +146,9 @@ def forecast_push(
         made=tuple(sorted(made)),
         copied_bytes=sum(sizes[name] for name in copied),
         uploaded_bytes=sum(sizes[name] for name in uploaded),
+        sizes={name: sizes[name] for name in pending},
+        deleted=tuple(sorted(outdated_files(repository, there) - {*carried, *made})),
+        replaces=None if same else replaced_model(repository, there),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,7 @@ class Plan:
         added, deleted: names of the files that the commit adds and deletes.
         copied: those of `added` that the Hub copies from the base's repository.
         recipe: the package's recipe.
+        replaces: the model that the repository has, in words, if it is another one.
         not_copied: why the Hub did not copy the weights, if it was asked to.
     """
 
@@ -39,6 +40,7 @@ class Plan:
     deleted: tuple[str, ...]
     copied: frozenset[str]
     recipe: Recipe
+    replaces: str | None = None
     not_copied: str | None = None
 
     @property
@@ -106,31 +108,65 @@ def plan_commit(package: Package, repository: Repository) -> Plan:
     if weights and not repository.is_ours and all(content[name].is_at(repository.files.get(name)) for name in carried):
         raise ShortVError(f"{repository.repo_id} holds the base itself; publish under another name.")
     added = tuple(name for name, file in content.items() if not file.is_at(repository.files.get(name)))
-    deleted = tuple(sorted(_outdated(repository) - content.keys()))
+    there = published_recipe(repository)
+    deleted = tuple(sorted(outdated_files(repository, there) - content.keys()))
+    same = there is not None and (there.base.files, there.frozen) == (base.files, package.recipe.frozen)
     at_base = files_of_base(repository.api, base.repo_id, base.revision, [name for name in added if name in carried])
     copied = {name for name, file in at_base.items() if can_be_copied(file) and content[name].is_at(file)}
-    return Plan(package.folder, content, added, deleted, frozenset(copied), package.recipe)
+    replaces = None if same else replaced_model(repository, there)
+    return Plan(package.folder, content, added, deleted, frozenset(copied), package.recipe, replaces)
 
 
-def _outdated(repository: Repository) -> Iterable[str]:
-    """The files to replace: those of the last package, or with `overwrite` all of a foreign repository."""
-    overwrite = repository.target.overwrite
-    everything = set(repository.files) - {GIT_ATTRIBUTES}
+def published_recipe(repository: Repository) -> Recipe | None:
+    """The recipe of the package that a repository holds; None if it holds none.
+
+    Raises:
+        ShortVError: it cannot be read, and `overwrite` is not set.
+    """
     if not repository.is_ours:
-        return everything if overwrite else set()
+        return None
     path = retry(
         lambda: repository.api.hf_hub_download(repository.repo_id, RECIPE_NAME, revision=repository.head),
         f"{repository.repo_id}'s {RECIPE_NAME}",
     )
     try:
-        return expected_files(Recipe.load(Path(path))) & repository.files.keys()
+        return Recipe.load(Path(path))
     except ShortVError:
-        if overwrite:
-            return everything
+        if repository.target.overwrite:
+            return None
         raise ShortVError(
             f"{repository.repo_id} has a {RECIPE_NAME} that this release cannot read; "
             "replace everything in it with `overwrite`."
         ) from None
+
+
+def outdated_files(repository: Repository, there: Recipe | None) -> Set[str]:
+    """The files to replace: those of the package that is there, or with `overwrite` all that a repository holds."""
+    if there is not None:
+        return expected_files(there) & repository.files.keys()
+    return repository.files.keys() - {GIT_ATTRIBUTES} if repository.target.overwrite else set()
+
+
+def replaced_model(repository: Repository, there: Recipe | None) -> str | None:
+    """What a push replaces, in words, if it is not the same model; None if there is nothing."""
+    if there is not None:
+        base = there.base.repo_id or "a local base"
+        return f"{base} with {there.frozen.describe(there.num_layers)}"
+    return "one that this tool did not publish" if outdated_files(repository, None) else None
+
+
+def file_rows(files: Mapping[str, Iterable[str]], sizes: Mapping[str, int]) -> list[tuple[str, ...]]:
+    """What happens to each file, its name and, where it is known, its size.
+
+    Args:
+        files: what happens -> names.
+        sizes: name -> bytes.
+    """
+    return [
+        (what, name, f"{sizes[name]:,} bytes" if name in sizes else "")
+        for what, names in files.items()
+        for name in names
+    ]
 
 
 def files_of_base(api: HfApi, repo_id: str | None, revision: str | None, names: Sequence[str]) -> dict[str, RepoFile]:

@@ -17,8 +17,8 @@ from .card import check_metadata
 from .commit import Commit, make_commit, prepare
 from .ignored import check_ignored
 from .outcome import complete
-from .plan import Plan, plan_commit
-from .repository import Repository
+from .plan import Plan, file_rows, plan_commit
+from .repository import Repository, describe
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,10 @@ class Push:
         tag: pins the package; after a pull request it is missing until the package is pushed again after the merge.
         named_tag: the second tag, as asked for with `tag`.
         changed: whether a commit is needed; False if the repository holds the package already.
-        added, deleted, uploaded_bytes, copied_bytes, not_copied: as in `plan.Plan`.
+        added, deleted, uploaded_bytes, copied_bytes, replaces, not_copied: as in `plan.Plan`.
+        copied: those of `added` that the Hub copies from the base's repository.
+        sizes: bytes of each of `added`.
+        exists, private: whether the repository was there before, and whether it is private.
         dry_run: whether nothing was changed.
     """
 
@@ -48,6 +51,11 @@ class Push:
     copied_bytes: int
     not_copied: str | None
     dry_run: bool
+    copied: tuple[str, ...]
+    sizes: dict[str, int]
+    replaces: str | None
+    exists: bool
+    private: bool
 
     @property
     def summary(self) -> str:
@@ -61,9 +69,17 @@ class Push:
             counts += f", {len(self.deleted)} files deleted"
         if self.not_copied:
             counts += f" (the Hub did not copy the weights: {self.not_copied})"
+        if self.replaces:
+            counts += f"; this replaces the model that is there: {self.replaces}"
         if self.dry_run:
-            return f"would push to {self.url} in one commit, tagged {self._tags}: {counts}"
+            return f"would push to {describe(self)} in one commit, tagged {self._tags}: {counts}"
         return f"pushed to {self.url} in one commit, {self.commit}, tagged {self._tags}: {counts}"
+
+    @property
+    def rows(self) -> list[tuple[str, ...]]:
+        """What happens to each file: what, its name, its size."""
+        uploaded = [name for name in self.added if name not in self.copied]
+        return file_rows({"copied on the Hub": self.copied, "uploaded": uploaded, "deleted": self.deleted}, self.sizes)
 
     @property
     def snippet(self) -> str:
@@ -135,6 +151,11 @@ def _push(package: Package, repository: Repository) -> Push:
         copied_bytes=plan.copied_bytes,
         not_copied=plan.not_copied,
         dry_run=target.dry_run,
+        copied=tuple(name for name in plan.added if name in plan.copied),
+        sizes={name: plan.content[name].size for name in plan.added},
+        replaces=plan.replaces if plan.changed else None,
+        exists=repository.exists,
+        private=repository.private,
     )
 
 

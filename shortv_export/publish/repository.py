@@ -37,6 +37,7 @@ class Repository:
         repo_id: with its namespace; the present name, if the user typed an old one.
         target: where and how to publish.
         exists: whether the repository exists.
+        private: whether it is private, or will be.
         head: the commit to build on; None if the repository does not exist.
         files: the files at `head`, by path.
         tags, branches: name to commit.
@@ -47,6 +48,7 @@ class Repository:
     repo_id: str
     target: Target
     exists: bool
+    private: bool
     head: str | None
     files: dict[str, RepoFile]
     tags: dict[str, str]
@@ -103,6 +105,11 @@ class Repository:
                 )
 
 
+def describe(push: Any) -> str:
+    """Where a `Push` or a `Forecast` goes: the page, whether people can see it, and whether it is new."""
+    return f"{push.url}, a {'' if push.exists else 'new '}{'private' if push.private else 'public'} repository,"
+
+
 def inspect_repository(repo_id: str, target: Target = Target()) -> Repository:
     """Looks at a repository and checks everything that can be checked before a push.
 
@@ -138,7 +145,7 @@ def inspect_repository(repo_id: str, target: Target = Target()) -> Repository:
         raise ShortVError(f"{repo_id} is gated, and the token has no access; ask for it on its Hub page.") from None
     except RepositoryNotFoundError:
         _check_creation(account, repo_id, target)
-        return Repository(api, user, repo_id, target, False, None, {}, {}, {})
+        return Repository(api, user, repo_id, target, False, target.private, None, {}, {}, {})
     repo_id = info.id  # another one if the repository was renamed, or is spelled in other letters
     check_visibility(info, target)
     check_permissions(account, repo_id, exists=True, create_pr=target.create_pr)
@@ -154,19 +161,13 @@ def inspect_repository(repo_id: str, target: Target = Target()) -> Repository:
         )
     if target.tag in branches:
         raise ShortVError(f"{repo_id} has a branch {target.tag}; choose another `tag`.")
-    return Repository(api, user, repo_id, target, True, head, files, tags, branches)
+    return Repository(api, user, repo_id, target, True, bool(info.private), head, files, tags, branches)
 
 
 def _check_target(target: Target) -> None:
-    """Refuses options that contradict each other, and invalid names of tags."""
-    if target.create_pr and target.branch:
-        raise ShortVError("a pull request is opened against main; leave out either `create_pr` or `branch`.")
-    if target.card not in (None, "package", "hub"):
-        raise ShortVError(f"unknown `card` {target.card!r:.40}; choose package or hub.")
+    """Refuses invalid names of tags."""
     if (tag := target.tag) is None:
         return
-    if target.create_pr:
-        raise ShortVError("a pull request is not tagged; push again with `tag` after the merge.")
     if not _TAG.fullmatch(tag) or ".." in tag or tag.endswith((".", ".lock")):
         raise ShortVError(f"{tag!r:.99} is no tag; use letters, digits and . _ + -, such as v1.0.")
 

@@ -60,8 +60,6 @@ def select(
     if choice.preset is None:
         given = {"frozen_attention": choice.frozen_attention or (), "frozen_ffn": choice.frozen_ffn or ()}
         return given_selection(choice.frozen_layers or (), base.num_layers, **given), None
-    if choice.preset != "paper":
-        raise ShortVError(f"unknown `preset` {choice.preset!r}; there is one: paper.")
     return preset_selection(base), None
 
 
@@ -86,8 +84,6 @@ def granularity_of(choice: Choice, budget: Budget, scores: Scores | None) -> str
             )
         if scores is not None:
             scores.operators(scores.positions or "first")
-    elif choice.granularity != "layer":
-        raise ShortVError(f"unknown `granularity` {choice.granularity!r}; choose operator or layer.")
     return choice.granularity
 
 

@@ -430,7 +430,7 @@ def test_packages_that_take_no_evaluation(package: Path, damage: Callable[[Path]
 
 
 def test_a_repository_takes_no_evaluation() -> None:
-    with pytest.raises(ShortVError, match="is no folder, and only a folder's card can be updated"):
+    with pytest.raises(ShortVError, match="which is no folder, and only a folder's card can be updated"):
         pipeline.evaluate("acme/model", update_card=True)
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from shortv_export import cli, pipeline
 from shortv_export.base.resolve import resolve_base
@@ -23,6 +24,8 @@ from shortv_export.errors import ShortVError
 from shortv_export.files.json_file import json_text
 from shortv_export.loopback import LoopbackHub
 from shortv_export.options import Budget
+from shortv_export.packaging.inspection import inspect_package
+from shortv_export.packaging.package import Package
 from shortv_export.records.recipe import Recipe
 from shortv_export.records.scores import Scores
 from shortv_export.selection.budgets import select_layers
@@ -251,3 +254,46 @@ def test_wrong_usage(arguments: list[str], monkeypatch: pytest.MonkeyPatch, tmp_
         cli.main()
     assert caught.value.code == 2
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_local_base_that_was_derived(run: Any, base: Path, tmp_path: Path) -> None:
+    """What it was derived from is on the card and in the recipe; without it, the recipe does not speak of it."""
+    arguments = ("package", base, tmp_path / "out", "--frozen-layers", "1,3")
+    status, _, err = run(*arguments, "--base-model", "acme/origin-7b")
+    assert status == 0, err
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    metadata = yaml.safe_load(card.split("---\n")[1])
+    assert (metadata["base_model"], metadata["base_model_relation"]) == ("acme/origin-7b", "finetune")
+    assert "\n# origin-7b (derived) · ShortV-2\n" in card
+    link = "[acme/origin-7b](https://huggingface.co/acme/origin-7b)"
+    assert f"a local LLaVA-1.5 checkpoint (derived from {link}, as its publisher says) for prompts" in card
+    recipe = tmp_path / "out" / "shortv.json"
+    assert Recipe.load(recipe).card["base_model"] == "acme/origin-7b"
+    # Made again from the recipe, and by the command on the card.
+    (command,) = re.findall(r"^shortv-export package (BASE.*?)\n```", card, flags=re.MULTILINE | re.DOTALL)[:1]
+    words = [
+        {"BASE": base, "OUT": tmp_path / "by-card"}.get(word, word)
+        for word in shlex.split(command.replace("\\\n", ""))
+    ]
+    for again in (("package", base, tmp_path / "by-recipe", "--recipe", recipe), ("package", *words)):
+        status, _, err = run(*again)
+        assert status == 0, err
+    assert hashes(tmp_path / "by-recipe") == hashes(tmp_path / "out") == hashes(tmp_path / "by-card")
+    package = Package.open(tmp_path / "out")
+    assert inspect_package(package, tmp_path / "copy", base=resolve_base(base), weights=True).failed is None
+
+    for text in ("origin 7b", "", "a/b/c", "https://huggingface.co/acme/origin-7b", "../x", "acme/x](http://evil)"):
+        status, out, err = run("package", base, tmp_path / "refused", *arguments[3:], "--base-model", text)
+        assert (status, out, err.count("\n")) == (2, "", 1)
+        assert "is no Hub id" in err
+    changed = json.loads(recipe.read_text("utf-8"))
+    changed["card"]["base_model"] = "acme/x](http://evil)"
+    recipe.write_text(json_text(changed), "utf-8")
+    assert "is not what this tool writes" in run("package", base, tmp_path / "refused", "--recipe", recipe)[2]
+    assert not (tmp_path / "refused").exists()
+
+    assert run("package", base, tmp_path / "plain", *arguments[3:])[0] == 0
+    assert "base_model" not in Recipe.load(tmp_path / "plain" / "shortv.json").card
+    card = (tmp_path / "plain" / "README.md").read_text(encoding="utf-8")
+    assert "base_model" not in card
+    assert "\n# llava · ShortV-2\n" in card

@@ -91,10 +91,6 @@ def test_a_foreign_card(loopback: LoopbackHub, package: Path) -> None:
     assert published(loopback, repo_id="loopback/other") == contents(package, "loopback/other")
 
 
-def test_other_words(loopback: LoopbackHub, package: Path) -> None:
-    assert "unknown `card` 'both'; choose package or hub." in refusal(loopback, package, REPO, card="both")
-
-
 def test_no_card_to_keep(loopback: LoopbackHub, package: Path) -> None:
     assert f"{REPO} has no card to keep; leave out `card`." in refusal(loopback, package, REPO, card="hub")
     loopback.create_repo(REPO)
