@@ -296,6 +296,7 @@ def _show_evaluate(evaluation: Any, package: str, output: Path, update_card: boo
 
 @_command(pipeline.push, "recipe", json=lambda result, **_: asdict(result), line=lambda result, **_: result.url)
 def _show_push(result: Any, target: Any, **_: Any) -> None:
+    _print(result.summary)
     if target.dry_run:
         if result.rows:
             _print_table("Files of the commit", result.rows)

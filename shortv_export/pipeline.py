@@ -266,12 +266,9 @@ def push(
         if target.dry_run:
             contents = conversion.contents
             inherited_metadata(base, contents.license, contents.base_model)
-            logger.info(forecast.summary)
             return forecast
         finished = _convert(base, Path(conversion.out or repo_id.split("/")[-1]), conversion)
-    result = push_package(finished, repository, base=base)
-    logger.info(result.summary)
-    return result
+    return push_package(finished, repository, base=base)
 
 
 # The steps. What could stand in their way has been looked at.

@@ -22,8 +22,8 @@ _failed: list[OSError] = []  # why standard output could not be written to
 
 
 def say(*lines: str) -> None:
-    """Prints lines to standard output."""
-    _write(sys.stdout, "".join(f"{shown(line)}\n" for line in lines))
+    """Prints lines of a result to standard output."""
+    _write_result("".join(f"{shown(line)}\n" for line in lines))
 
 
 def say_error(line: str, *, label: str = "error: ") -> None:
@@ -43,16 +43,16 @@ def say_table(title: str, rows: Sequence[tuple[str, ...]]) -> None:
         table.add_row(*(Text(shown(cell)) for cell in row))
     text = io.StringIO()
     Console(file=text, highlight=False, force_terminal=_is_terminal(sys.stdout)).print(table)
-    _write(sys.stdout, text.getvalue())
+    _write_result("\n".join(line.rstrip() for line in text.getvalue().split("\n")))
 
 
 def say_json(value: Any) -> None:
     """Prints JSON in ASCII, which every encoding has."""
-    _write(sys.stdout, json.dumps(value, indent=2, default=str) + "\n")
+    _write_result(json.dumps(value, indent=2, default=str) + "\n")
 
 
 class LogPrinter(logging.Handler):
-    """Prints what the library logs: warnings to standard error, the rest to standard output.
+    """Prints what the library logs to standard error: it is the way to a result, not the result.
 
     Args:
         words: puts a message into the words of the command line.
@@ -66,8 +66,13 @@ class LogPrinter(logging.Handler):
         message = self.words(record.getMessage())
         if record.levelno >= logging.WARNING:
             say_error(message, label="warning: ")
-        else:
-            say(message)
+        elif is_main_process():
+            _write(sys.stderr, shown(message) + "\n")
+
+
+def is_main_process() -> bool:
+    """Whether this process is the only one of a command, or the first one of torchrun's, which speaks for all."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def run(action: Callable[[], object], *, debug: bool, words: Callable[[str], str] = str) -> int:
@@ -160,6 +165,11 @@ def _no_tracebacks(debug: bool) -> Iterator[None]:
     finally:
         threading.excepthook, sys.unraisablehook, logging.raiseExceptions = before
         logging.setLogRecordFactory(factory)
+
+
+def _write_result(text: str) -> None:
+    if is_main_process():
+        _write(sys.stdout, text)
 
 
 def _write(stream: TextIO | None, text: str) -> None:

@@ -199,13 +199,13 @@ def test_samples_are_added_until_the_selection_is_stable(
     arguments = ["score", base, "--data", question_folder, "--output", scores, "--until-stable"]
 
     # All four layers are selected in every round.
-    status, out, _ = run(*arguments, "--num-samples", 2, "--num-frozen", 4)
+    status, _, err = run(*arguments, "--num-samples", 2, "--num-frozen", 4)
     assert status == 0
     loaded = Scores.load(scores)
     assert loaded.until_stable == {"num_frozen": 4, "rounds": [2, 3, 4], "stable": True}
     assert loaded.num_samples == 4
-    assert "round 3: 4 samples; 0 of 4 selected layers are new" in out
-    assert "the selection is stable" in out
+    assert "round 3: 4 samples; 0 of the 4 selected layers were not selected in the round before" in err
+    assert "the selection is stable" in err
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith("scores")] == ["scores.json"]
     # The scores are those of one measurement of all samples.
     assert run(*arguments[:-1], "--num-samples", 4)[0] == 0
@@ -215,10 +215,10 @@ def test_samples_are_added_until_the_selection_is_stable(
     assert run(*arguments, "--num-samples", 2, "--max-samples", 3)[0] == 0
     assert Scores.load(scores).until_stable == {"num_frozen": 2, "rounds": [2, 3], "stable": False}
     # So are all eight samples.
-    status, out, _ = run(*arguments, "--num-samples", 7)
+    status, _, err = run(*arguments, "--num-samples", 7)
     assert status == 0
     assert Scores.load(scores).until_stable == {"num_frozen": 2, "rounds": [7, 8], "stable": False}
-    assert "not stable after 8 samples" in out
+    assert "may still change after 8 samples: it stayed the same for " in err
 
 
 def test_rounds_select_by_the_budget(tiny_base: Any, question_folder: Path, tmp_path: Path) -> None:
@@ -598,7 +598,7 @@ def test_what_was_measured_is_kept_if_it_cannot_be_written(
         patch.setattr(Scores, "save", full)
         status, _, err = run(*arguments)
     assert status == 1
-    kept = "finished samples are kept (2): run the same command to go on"
+    kept = "2 samples are kept, run the same command to go on"
     assert one_line(err) == f"error: cannot write {output}: File too large; {kept}\n"
     monkeypatch.setattr(Scorer, "_measure", lambda *_: pytest.fail("it was measured again"))
     status, _, err = run(*arguments)
@@ -632,7 +632,7 @@ def test_a_stopped_measurement_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(PartialResults, "add", stop)
         found, _, err = run(*arguments)
-    kept = "finished samples are kept (2): run the same command to go on"
+    kept = "2 samples are kept, run the same command to go on"
     assert (found, err) == (status, f"{word}; {kept}\n")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["photos", "scores.json.partial.jsonl"]
     partial = tmp_path / "scores.json.partial.jsonl"

@@ -39,6 +39,7 @@ LEVELS = (
     "hub",
     "files",
     "terminal",
+    "progress",
     "options __init__ processes engines",
     "errors",
 )

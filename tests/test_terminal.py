@@ -129,11 +129,10 @@ def test_log_messages_and_tables(capsys: pytest.CaptureFixture[str]) -> None:
         logging.getLogger("transformers").removeHandler(other)
     out, err = capsys.readouterr()
     assert [line.rstrip() for line in out.splitlines()] == [
-        f"FOUND {SHOWN.upper()}",
         f"[red]{SHOWN}",
         f"{SHOWN}  :smile: [/red]",
     ]
-    assert err.splitlines() == [f"warning: LEFT OUT {SHOWN.upper()}", rf"{SHOWN} hf_***"]
+    assert err.splitlines() == [f"FOUND {SHOWN.upper()}", f"warning: LEFT OUT {SHOWN.upper()}", rf"{SHOWN} hf_***"]
 
 
 def test_threads_and_libraries_print_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:

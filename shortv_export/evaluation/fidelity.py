@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, get_type_hints
 
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..base.definition import placed
 from ..measure import PartialResults, log_probabilities
+from ..progress import progress
 from ..samples import Encoder, Sample
 from .changes import UNCHANGED, Change, Inputs
 
@@ -77,28 +78,37 @@ def measure_fidelity(
     Raises:
         ShortVError: logits are not finite.
     """
-    from huggingface_hub.utils import tqdm
-
     finished = finished or PartialResults(None, "")
-    for sample in tqdm(samples, desc="Evaluating samples", unit="sample", disable=None):
-        missing = [change for change in changes if finished.get(sample.digest, _key(change)) is None]
-        if missing:
-            inputs = placed(model, encoder(sample))
-            tokens, expected = _answer(model, UNCHANGED, inputs, max_new_tokens)
-            for change in missing:
-                _, found = _answer(model, change, inputs, len(tokens), forced=tokens)
-                own, _ = _answer(model, change, inputs, max_new_tokens)
-                divergences = (expected.exp() * (expected - found)).sum(-1)
-                answers = Answers(
-                    first_token_kl=divergences[0].item(),
-                    answer_kl=divergences.mean().item(),
-                    top1_agreement=bool(expected[0].argmax() == found[0].argmax()),
-                    exact_match=own == tokens,
-                    base=encoder.decode(tokens),
-                    changed=encoder.decode(own),
-                )
-                finished.add(sample.digest, _key(change), asdict(answers))
+    with progress("Evaluating", len(samples), "sample") as advance:
+        for sample in samples:
+            missing = [change for change in changes if finished.get(sample.digest, _key(change)) is None]
+            if missing:
+                for change, answers in zip(
+                    missing, _compared(model, encoder, sample, missing, max_new_tokens), strict=True
+                ):
+                    finished.add(sample.digest, _key(change), asdict(answers))
+            advance(1)
     return [[Answers(**(finished.get(sample.digest, _key(change)) or {})) for sample in samples] for change in changes]
+
+
+def _compared(
+    model: Any, encoder: Encoder, sample: Sample, changes: Sequence[Change], max_new_tokens: int
+) -> Iterator[Answers]:
+    """The answers of each changed model to one sample; the base answers once."""
+    inputs = placed(model, encoder(sample))
+    tokens, expected = _answer(model, UNCHANGED, inputs, max_new_tokens)
+    for change in changes:
+        _, found = _answer(model, change, inputs, len(tokens), forced=tokens)
+        own, _ = _answer(model, change, inputs, max_new_tokens)
+        divergences = (expected.exp() * (expected - found)).sum(-1)
+        yield Answers(
+            first_token_kl=divergences[0].item(),
+            answer_kl=divergences.mean().item(),
+            top1_agreement=bool(expected[0].argmax() == found[0].argmax()),
+            exact_match=own == tokens,
+            base=encoder.decode(tokens),
+            changed=encoder.decode(own),
+        )
 
 
 def _key(change: Change) -> str:

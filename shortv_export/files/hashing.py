@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..errors import ShortVError, shown
+from ..progress import progress
 from .json_file import read_json, write_json
 from .reading import open_regular
 
@@ -66,29 +67,23 @@ def remember_sha256(path: Path, sha256: str) -> None:
 
 
 def read_through(file: BinaryIO, title: str, write: Callable[[bytes], object] | None = None) -> str:
-    """Reads the rest of a file, once, and returns its sha256. A large file shows a progress bar with this title.
+    """Reads the rest of a file, once, and returns its sha256. A large file shows its progress under this title.
 
     Args:
         file: open for reading.
         title: such as ``"Hashing model.safetensors"``.
         write: is given every chunk, while it is hashed.
     """
-    from huggingface_hub.utils import tqdm
-
     digest, hashed = hashlib.sha256(), Future[None]()
     hashed.set_result(None)
     size = os.fstat(file.fileno()).st_size
-    hidden = size < _LARGE or None  # with None, the Hub client's settings decide
-    with (
-        ThreadPoolExecutor(1) as worker,
-        tqdm(total=size, unit="B", unit_scale=True, desc=title, disable=hidden) as bar,
-    ):
+    with ThreadPoolExecutor(1) as worker, progress(title, size, "B", hidden=size < _LARGE) as advance:
         while chunk := file.read(_CHUNK):
             hashed.result()
             hashed = worker.submit(digest.update, chunk)
             if write:
                 write(chunk)
-            bar.update(len(chunk))
+            advance(len(chunk))
     return digest.hexdigest()
 
 

@@ -94,7 +94,7 @@ class PartialResults:
         except BaseException as error:
             self._close()
             if self.path is not None and (number := len({sample for sample, _ in self.values})):
-                add_note(error, f"finished samples are kept ({number}): run the same command to go on")
+                add_note(error, f"{number} samples are kept, run the same command to go on")
             raise
 
     def delete(self) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..base import BaseModel, load_base
 from ..errors import ShortVError
 from ..options import Placement, Scoring
+from ..progress import progress
 from ..records import FORWARD, REVERSE, Ablation, Frozen, Scores, library_versions
 from ..samples import DrawnSamples, Encoder, Sample
 from .layer_contribution import MAX_ANSWER_TOKENS, Contributions, layer_contributions
@@ -100,7 +101,7 @@ class Scorer:
             with self.finished.kept(), running(self.base):
                 if self.model is None:
                     self._load(missing)
-                self._measure(missing, len(share))
+                self._measure(missing, len(samples.samples))
 
         # Each process fills in its own share. Adding zeros is exact, so the sum is what one process would have.
         values = torch.zeros(len(samples.samples), sum(self.sizes.values()), dtype=torch.float64)
@@ -127,23 +128,17 @@ class Scorer:
         self.finished.delete()
 
     def _measure(self, samples: Sequence[Sample], total: int) -> None:
-        from huggingface_hub.utils import tqdm
-
-        bar = tqdm(
-            desc="Scoring samples",
-            unit="sample",
-            initial=total - len(samples),
-            total=total,
-            disable=None if self.process.is_main_process else True,  # None: no bar unless at a terminal
-        )
+        # One process tells of all: each has as many samples as it, or one less.
+        each, main = self.process.num_processes, self.process.is_main_process
+        shown = progress("Scoring", total, "sample", done=max(0, total - len(samples) * each), hidden=not main)
         queue = iter(samples)
 
         def on_sample(values: Contributions) -> None:
             found = {name: each.tolist() for name, each in values.items()}
             self.finished.add(next(queue).digest, _MEASUREMENT, found)
-            bar.update()
+            advance(each)
 
-        with bar:
+        with shown as advance:
             layer_contributions(
                 self.model,
                 map(self.encoder, samples),
@@ -278,12 +273,16 @@ def score_in_rounds(
             selected, what = _parts(selections[-1])
             news = ""
             if len(selections) > 1:
-                news = f"; {len(selected - _parts(selections[-2])[0])} of {len(selected)} selected {what} are new"
+                new = len(selected - _parts(selections[-2])[0])
+                news = f"; {new} of the {len(selected)} selected {what} were not selected in the round before"
             logger.info("round %d: %d samples%s", len(rounds), found, news)
         stable = len(selections) > 2 and len({*selections[-3:]}) == 1
         if stable or found < number or number >= most:
-            verdict = "the selection is stable" if stable else "the selection is not stable"
-            logger.info("%s after %d samples", verdict, rounds[-1])
+            steady = next(n for n in range(len(selections)) if len({*selections[n:]}) == 1)
+            rest = len(selections) - 1 - steady
+            verdict = "the selection is stable" if stable else "the selection may still change"
+            reason = f"it stayed the same for {rest} round{'s' if rest != 1 else ''}; 2 are asked for"
+            logger.info("%s after %d samples%s", verdict, rounds[-1], "" if stable else f": {reason}")
             record = {"num_frozen": len(selected), "rounds": rounds, "stable": stable}
             return replace(scores, until_stable=record)
         number = min(most, number + max(1, number // 2))

@@ -79,6 +79,7 @@ def verify_package(package: Package, *, base: BaseModel | None = None, timeout: 
         timeout: seconds for the fresh process.
     """
     with scratch_folder("shortv-verify") as temporary:
+        logger.info("comparing the files of %s with its recipe and its base", package.name)
         inspection = inspect_package(package, temporary / "package", base=base, fetch=True)
         checks = list(inspection.checks)
         if inspection.failed is None:
@@ -94,6 +95,7 @@ def _run(inspection: Inspection, folder: Path, timeout: float) -> list[Check]:
     logger.info(memory.detail)
     if not memory.passed:
         return [memory]
+    logger.info("loading it in a fresh process, and comparing what it computes with its definition")
     checks = [memory, *run_isolated(inspection, folder, resident_layers, timeout)]
     try:
         inspection.check_unchanged()

@@ -188,7 +188,7 @@ def test_an_exception_says_what_is_kept_and_lets_another_run_go_on(output: Path)
     for error in (KeyboardInterrupt(), ShortVError("the disk is full.")):
         with pytest.raises(type(error)):
             add_and_fail(one, error)
-        assert notes_of(error) == ["finished samples are kept (3): run the same command to go on"]
+        assert notes_of(error) == ["3 samples are kept, run the same command to go on"]
         results(output).add("d", "lc", VALUES)
     for nothing in (PartialResults(None, ""), results(output.with_name("other.json"))):
         error = KeyboardInterrupt()
@@ -204,7 +204,7 @@ def test_a_full_disk(output: Path) -> None:
         found = results(output)
         with pytest.raises(ShortVError, match=r"partial\.jsonl: File too large\.") as raised, found.kept():
             found.add("c", "lc", VALUES)
-        assert notes_of(raised.value) == ["finished samples are kept (2): run the same command to go on"]
+        assert notes_of(raised.value) == ["2 samples are kept, run the same command to go on"]
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     again = results(output)

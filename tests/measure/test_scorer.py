@@ -7,14 +7,14 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from huggingface_hub.utils import tqdm
 from PIL import Image
 
 from shortv_export.base.model import BaseModel, load_base
@@ -81,21 +81,23 @@ def input_ids(base: BaseModel, samples: DrawnSamples) -> list[Any]:
 
 @pytest.fixture
 def progress(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """What the progress bars show, one after the other: samples done, samples in all."""
+    """What is shown, one after the other: samples done, samples in all."""
     shown: list[tuple[int, int]] = []
-    start = tqdm.__init__
+    show = scorer_module.progress
 
-    def started(self: tqdm, *, desc: str, initial: int, total: int, **options: Any) -> None:
-        assert desc == "Scoring samples"
-        start(self, desc=desc, initial=initial, total=total, **options)
-        shown.append((initial, total))
+    @contextmanager
+    def shows(description: str, total: int, unit: str, *, done: int, hidden: bool) -> Iterator[Any]:
+        assert (description, unit, hidden) == ("Scoring", "sample", False)
+        shown.append((done, total))
+        with show(description, total, unit, done=done) as advance:
 
-    def updated(self: tqdm) -> None:
-        done, total = shown[-1]
-        shown.append((done + 1, total))
+            def advances(count: int) -> None:
+                shown.append((shown[-1][0] + count, total))
+                advance(count)
 
-    monkeypatch.setattr(tqdm, "__init__", started)
-    monkeypatch.setattr(tqdm, "update", updated)
+            yield advances
+
+    monkeypatch.setattr(scorer_module, "progress", shows)
     return shown
 
 
@@ -321,12 +323,11 @@ def test_two_processes_equal_one(tiny_base: Callable[..., Path], tmp_path: Path)
     script.write_text(
         "import sys; from pathlib import Path\n"
         "sys.path.insert(0, sys.argv[1])\n"
-        "from tests.measure.test_scorer import calibration, resolve_base, score, tqdm\n"
-        "start = tqdm.__init__\n"
-        "def started(self, total, disable, **options):\n"
-        "    print(f'share {total} {disable}\\n', end='')\n"
-        "    start(self, total=total, disable=disable, **options)\n"
-        "tqdm.__init__ = started\n"
+        "import logging\n"
+        "from shortv_export import progress\n"
+        "from tests.measure.test_scorer import calibration, resolve_base, score\n"
+        "logging.basicConfig(level='INFO', format='%(message)s')\n"
+        "progress.INTERVAL = -1\n"
         "score(resolve_base(sys.argv[2]), calibration(), output=Path(sys.argv[3]))\n"
     )
     output = tmp_path / "out" / "scores.json"
@@ -339,7 +340,9 @@ def test_two_processes_equal_one(tiny_base: Callable[..., Path], tmp_path: Path)
         timeout=120,
     )
     assert result.returncode == 0, result.stderr
-    assert set(re.findall(r"share \d \w+", result.stdout)) == {"share 3 None", "share 2 True"}
+    # The first process, which has three of the five samples, speaks for both.
+    shown = re.findall(r"^Scoring: (\d) of (\d) samples$", result.stderr, re.MULTILINE)
+    assert shown == [("2", "5"), ("4", "5"), ("5", "5")]
     assert [path.name for path in output.parent.iterdir()] == ["scores.json"]
     one, two = score(base, calibration()), Scores.load(output)
     np.testing.assert_allclose(two.visual, one.visual, rtol=1e-6)
