@@ -117,7 +117,8 @@ class _Checked:
     """A dataclass whose values are among the choices that their types name."""
 
     def __post_init__(self) -> None:
-        for name, choices in _choices(type(self)).items():
+        kind: Any = type(self)
+        for name, choices in _choices(kind).items():
             if getattr(self, name) not in choices:
                 *first, last = (choice for choice in choices if choice is not None)
                 listed = f"{', '.join(first)} or {last}" if first else last

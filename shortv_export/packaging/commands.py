@@ -100,7 +100,7 @@ def package_commands(base: BaseModel, recipe: Recipe, inherited: Inherited) -> l
         # Where operators would be chosen by default and were not even compared, layers were asked for.
         layers = ablations and budget.keys() & {"flops_ratio", "max_kl"}
         asked = method == "lc" and layers and "joint" not in recipe.selection["evidence"]
-        choice = replace(choice, method=plain_line(method), granularity="layer" if asked else None)
+        choice = replace(choice, method=cast(Any, method), granularity="layer" if asked else None)
     return [_command(score), package(choice, *more)]
 
 
