@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..records import CONTROL_TOLERANCE, LEAST_SAMPLES, NO_CPU_MEMORY, TOO_FEW, Estimate, Evaluation, Pair, Row
+from ..records import NO_CPU_MEMORY, NO_WIDTH, SINGLE_SAMPLE, Estimate, Evaluation, Pair, Row
 from ..samples import DrawnSamples
 
 
@@ -21,9 +21,11 @@ def notes_on(
     """
     notes = []
     number = len(samples.samples)
-    groups = (group for row in rows for group in (row.accuracy, *row.groups.values()) if group)
-    if min([number, *(group.num_samples for group in groups)]) < LEAST_SAMPLES:
-        notes.append(TOO_FEW)
+    if number == 1:
+        notes.append(SINGLE_SAMPLE)
+    shares = [share for row in rows for share in (row.fidelity.top1_agreement, row.fidelity.exact_match)]
+    if any(share.has_no_width for share in shares):
+        notes.append(NO_WIDTH)
     overlap = samples.record.get("overlap", 0)
     if overlap is None:
         notes.append("It is not known which samples the layers were chosen by; these may be among them.")
@@ -32,13 +34,6 @@ def notes_on(
     answered = rows[0].accuracy.num_samples if rows[0].accuracy else number
     if answered < number:
         notes.append(f"Accuracy is over the {answered} of {number} samples that have an answer.")
-    void = [speed for row in rows for speed in row.speed if speed.is_void]
-    if void:
-        control = max((speed.control for speed in void), key=lambda value: abs(value - 1))
-        notes.append(
-            f"Void: the base seemed {control:.2f} times as fast as itself, more than {CONTROL_TOLERANCE:.0%} off, so "
-            "the machine was too busy for these times to say anything. Measure again on a quiet one."
-        )
     if rows[0].speed and on_cpu:
         notes.append(NO_CPU_MEMORY)
     if baselines := [row.name for row in rows if row.baseline]:
@@ -72,12 +67,8 @@ def tables(evaluation: Evaluation) -> list[tuple[str, list[tuple[str, ...]]]]:
         for timed in row.speed:
             tokens = f"{timed.text_tokens}+{timed.visual_tokens}"
             times = (_milliseconds(timed.first_token_seconds), _milliseconds(timed.prefill_seconds))
-            low, high = timed.speed_up_range
-            faster = f"{timed.speed_up:.2f}x\n[{low:.2f},\N{NO-BREAK SPACE}{high:.2f}]"
-            reached = f"{timed.share_of_limit:.0%}"
-            limit = f"{timed.limit:.2f}x"
-            found_speed = ("void", limit, "-") if timed.is_void else (faster, limit, reached)
-            speed.append((name, tokens, *times, *found_speed))
+            limit = (f"{timed.speed_up:.2f}x", f"{timed.limit:.2f}x", f"{timed.share_of_limit:.0%}")
+            speed.append((name, tokens, *times, *limit))
     found_tables = (("Fidelity to the base", fidelity), ("Accuracy", accuracy), ("Prefill speed", speed))
     return [(title, lines) for title, lines in found_tables if len(lines) > 1]
 

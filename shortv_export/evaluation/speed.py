@@ -46,7 +46,7 @@ def measure_speed(
     first_token = None
     if inputs is not None:
         visual = visual_tokens(model.config, inputs["input_ids"])
-        first_token, *_ = _seconds(model, change, placed(model, inputs), repeats)
+        first_token = _seconds(model, change, placed(model, inputs), repeats)
     else:
         assert tokens is not None
         visual = torch.zeros(1, sum(tokens), dtype=torch.bool)
@@ -55,7 +55,7 @@ def measure_speed(
     num_visual = int(visual.sum())
     num_text = visual.numel() - num_visual
     prompt = _embeddings(model, visual.to(input_device(model)))
-    prefill, ratios, control = _seconds(model, change, prompt, repeats)
+    prefill = _seconds(model, change, prompt, repeats)
     counted = Pair(count_flops(model, UNCHANGED, prompt), count_flops(model, change, prompt))
     expected = difference = None
     if change.flops is not None:
@@ -78,8 +78,6 @@ def measure_speed(
         expected_flops=expected,
         flops_difference=difference,
         speed_up=speed_up,
-        speed_up_range=(min(ratios), max(ratios)),
-        control=control,
         limit=limit,
         share_of_limit=speed_up / limit,
     )
@@ -148,26 +146,20 @@ def _prefill(model: Any, inputs: Inputs) -> None:
     model(**inputs, use_cache=True, logits_to_keep=1)
 
 
-def _seconds(model: Any, change: Change, inputs: Inputs, repeats: int) -> tuple[Pair, list[float], float]:
-    """Times a prefill of the base, of the changed model and of the base again, in turn.
-
-    Returns:
-        The median seconds; the speed-up of each round; and the control, which is the base over the base again.
-    """
-    seconds: tuple[list[float], ...] = [], [], []
+def _seconds(model: Any, change: Change, inputs: Inputs, repeats: int) -> Pair:
+    """Median seconds of a prefill, with the base and the changed model in turn."""
+    seconds: tuple[list[float], list[float]] = [], []
     devices = accelerators(model)
     for _ in range(repeats + 1):
-        for times, side in zip(seconds, (UNCHANGED, change, UNCHANGED), strict=True):
+        for times, side in zip(seconds, (UNCHANGED, change), strict=True):
             with torch.inference_mode(), side.apply(model, inputs):
                 _synchronize(devices)
                 start = time.perf_counter()
                 _prefill(model, inputs)
                 _synchronize(devices)
                 times.append(time.perf_counter() - start)
-    rounds = [times[1:] for times in seconds]  # the first round warms up
-    base, changed, again = map(statistics.median, rounds)
-    ratios = [before / after for before, after in zip(rounds[0], rounds[1], strict=True)]
-    return Pair(base, changed), ratios, base / again
+    base, changed = (statistics.median(times[1:]) for times in seconds)  # the first round warms up
+    return Pair(base, changed)
 
 
 def _peak_memory(model: Any, change: Change, inputs: Inputs) -> Pair | None:

@@ -17,16 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ..base import BaseModel, LayerShape, model_flops
 from ..engines import VLLM_FAMILIES
 from ..files import model_cards_dir, read_json
-from ..records import (
-    LEAST_SAMPLES,
-    TEMPLATES_FOLDER,
-    TOKENIZER_CONFIG_NAME,
-    Accuracy,
-    Evaluation,
-    Frozen,
-    Recipe,
-    Row,
-)
+from ..records import TEMPLATES_FOLDER, TOKENIZER_CONFIG_NAME, Evaluation, Frozen, Recipe, Row
 from .card_metadata import Inherited, plain_line, recorded_metadata
 from .commands import calibration_facts, evaluate_command, package_commands, sample_facts
 from .seal import UNNAMED, rename_card, seal
@@ -188,64 +179,11 @@ def _measured(evaluation: Evaluation) -> dict[str, Any]:
         "row": evaluation.chosen,
         "calibration": sample_facts(evaluation.data),
         "groups": groups,
-        "lead": _lead(evaluation, groups),
-        "verdict": _verdict(evaluation.chosen.accuracy, groups),
+        "worse": [(name, found) for name, found in groups if (found.difference.high or 0) < 0],
         "command": evaluate_command(evaluation, UNNAMED),
         "sweep_text": _sweep_text(evaluation.sweep) if evaluation.sweep else None,
         "baselines": [row for row in evaluation.rows if row.baseline],
     }
-
-
-def _lead(evaluation: Evaluation, groups: Sequence[tuple[str, Accuracy]]) -> str:
-    """What was measured, in a line or two: what is gained beside the worst loss."""
-    row, number = evaluation.chosen, evaluation.chosen.fidelity.num_samples
-    if number < LEAST_SAMPLES:
-        return f"[Measured](#measured) on {number} sample{'s' if number > 1 else ''} only, too few for a claim."
-
-    def fall(found: Accuracy) -> str:
-        return f"from {found.base.mean:.1%} to {found.changed.mean:.1%}".replace("%", " %")
-
-    lines = [f"[Measured](#measured) on {number} samples: **{row.fidelity.exact_match.mean:.0%}".replace("%", " %")]
-    lines[0] += " of answers are the same as the base's**."
-    if row.accuracy and row.accuracy.difference.mean < 0:
-        lines.append(f"Right answers fall {fall(row.accuracy)}")
-        name, worst = groups[0] if groups else ("", row.accuracy)
-        if groups and worst.difference.mean < row.accuracy.difference.mean and worst.num_samples >= LEAST_SAMPLES:
-            lines[-1] += f", most in {code_span(name)}: {fall(worst)}"
-        lines[-1] += "."
-    elif row.accuracy:
-        lines.append(f"Right answers go {fall(row.accuracy)}.")
-    if row.speed and not row.speed[0].is_void:
-        low, high = row.speed[0].speed_up_range
-        lines.append(
-            f"The language model processes a prompt **{row.speed[0].speed_up:.2f} times as fast** ({low:.2f} to "
-            f"{high:.2f} in {row.speed[0].repeats} rounds) on {code_span(evaluation.device)}."
-        )
-    return " ".join(lines)
-
-
-def _verdict(accuracy: Accuracy | None, groups: Sequence[tuple[str, Accuracy]]) -> str:
-    """Where accuracy fell beyond chance; empty without answers. Each of several groups has a stricter test to pass."""
-    if accuracy is None:
-        return ""
-    if accuracy.p_value is None:
-        return f"{accuracy.num_samples} samples with an answer are too few to say whether accuracy fell beyond chance."
-    test = "exact McNemar test, p < 0.05"
-    if not accuracy.fell():
-        text = f"Over all samples, no fall of accuracy beyond chance was found ({test})."
-    else:
-        text = f"Over all samples, accuracy fell beyond chance ({test}): {_points(accuracy)}."
-    tested = [(name, found) for name, found in groups if found.p_value is not None]
-    fallen = [(name, found) for name, found in tested if found.fell(comparisons=len(tested))]
-    if len(tested) > 1:
-        names = ", ".join(f"{code_span(name)} ({_points(found)})" for name, found in fallen) or "none"
-        text += f" Of the {len(tested)} groups with at least {LEAST_SAMPLES} samples, it fell beyond chance in {names}"
-        text += f" (the same test, p < 0.05 / {len(tested)})."
-    return text
-
-
-def _points(found: Accuracy) -> str:
-    return f"{100 * found.difference.mean:+.1f} points"
 
 
 def _sweep_text(sweep: tuple[Row, ...]) -> str:
@@ -261,7 +199,7 @@ def _sweep_text(sweep: tuple[Row, ...]) -> str:
         f"Fidelity to the base against the number of frozen layers: {same} of answers are the same at the chosen "
         f"{len(chosen.frozen_layers or ())}, and {same_at_last} at {len(sweep[-1].frozen_layers or ())}."
     )
-    if chosen.speed and not chosen.speed[0].is_void:
+    if chosen.speed:
         text += f" Prefill is {chosen.speed[0].speed_up:.2f} times as fast at the chosen number."
     return text
 

@@ -16,7 +16,6 @@ VISUAL = "#d9691e"
 TEXT = "#4285d6"
 ATTENTION = "#8a63d2"
 FFN = "#1f9e7a"
-SPEED = "#8a63d2"
 
 
 def draw_scores(scores: Scores, frozen: Frozen) -> bytes:
@@ -45,8 +44,6 @@ def draw_scores(scores: Scores, frozen: Frozen) -> bytes:
             zero = [layer for layer in layers if values[layer] < floor]
             # A log scale has no zero: open markers on the floor stand for it.
             axes.plot(zero, [floor] * len(zero), marker, color=color, markerfacecolor="white", markersize=6)
-        if any(value < floor for values, *_ in curves for value in values):
-            axes.plot([], [], "o", color=INK, markerfacecolor="white", markersize=6, label="open: zero")
         axes.set_yscale("log")
         axes.set_ylabel("KL divergence (nats)" if below else "Layer Contribution (nats)", color=INK)
         for marks in below:
@@ -96,7 +93,7 @@ def draw_sweep(rows: tuple[Row, ...]) -> bytes:
     for whole layers.
     """
     chosen = next(row for row in rows if row.chosen)
-    timed = all(row.speed and not row.speed[0].is_void for row in rows)
+    timed = all(row.speed for row in rows)
     by_flops = bool(chosen.frozen.operators)
     with _figure(2 if timed else 1) as (png, panels):
         for index, axes in enumerate(panels):
@@ -120,8 +117,7 @@ def draw_sweep(rows: tuple[Row, ...]) -> bytes:
             limits = [row.speed[0].limit for row in ordered]
             panels[1].plot(amounts, limits, color=INK, linewidth=1.4, linestyle="--", label="limit by FLOPs")
             speed_ups = [row.speed[0].speed_up for row in ordered]
-            style = {"color": SPEED, "marker": "D", "markersize": 4.5, "linewidth": 1.6}
-            panels[1].plot(amounts, speed_ups, label="speed-up", **style)
+            panels[1].plot(amounts, speed_ups, color=TEXT, marker="D", markersize=4.5, linewidth=1.6, label="speed-up")
             panels[1].set_ylabel("prefill, times as fast", color=INK)
     return png.getvalue()
 
@@ -150,8 +146,7 @@ def _draw_fidelity(
     found = [row.fidelity.exact_match if measure == "same answer" else row.fidelity.top1_agreement for row in rows]
     amounts, means = [_amount(row, by_flops) for row in rows], [estimate.mean for estimate in found]
     style = {"color": color, "marker": marker, "markersize": 4.5, "linewidth": 1.6}
-    line = "-" if marker == "o" else (0, (5, 1.5))  # told apart without colours, too
-    axes.errorbar(amounts, means, yerr=_bars(found), label=name, elinewidth=0.9, capsize=2.5, linestyle=line, **style)
+    axes.errorbar(amounts, means, yerr=_bars(found), label=name, elinewidth=0.9, capsize=2.5, **style)
     axes.yaxis.set_major_formatter(PercentFormatter(1))
 
 
@@ -188,7 +183,7 @@ def _figure(panels: int, *, marks: bool = False) -> Iterator[tuple[io.BytesIO, l
 
 
 def _bars(estimates: list[Estimate]) -> list[list[float]]:
-    """The lengths of the error bars below and above the means; 0 where there is no interval."""
+    """The lengths of the error bars below and above the means; 0 for a single sample."""
     ends = [(estimate.mean, estimate.low, estimate.high) for estimate in estimates]
     low = [mean - (mean if low is None else min(low, mean)) for mean, low, _ in ends]
     high = [(mean if high is None else max(high, mean)) - mean for mean, _, high in ends]

@@ -1,10 +1,9 @@
 """The values that are saved as JSON, checked when they are read: scores, recipes and evaluations."""
 
 from .evaluation import (
-    CONTROL_TOLERANCE,
-    LEAST_SAMPLES,
     NO_CPU_MEMORY,
-    TOO_FEW,
+    NO_WIDTH,
+    SINGLE_SAMPLE,
     Accuracy,
     Estimate,
     Evaluation,

@@ -11,28 +11,28 @@ from ..files import read_json, write_json
 from .frozen import Frozen
 from .validation import STRICT, validated
 
-FORMAT = 2
-LEAST_SAMPLES = 20
-"""With fewer, there are neither intervals nor verdicts."""
-CONTROL_TOLERANCE = 0.05
-"""How far the base may seem faster or slower than itself before a measured speed-up says nothing."""
-TOO_FEW = f"Fewer than {LEAST_SAMPLES} samples say little about others: they get no intervals and no verdict."
+FORMAT = 1
+SINGLE_SAMPLE = "A single sample says nothing about others: there are no confidence intervals."
+NO_WIDTH = "An interval without width means that all samples agree, not that others would."
 NO_CPU_MEMORY = "Peak memory is not measured on a CPU, where one process cannot tell it for each side."
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over samples, with its 95 % confidence interval.
-
-    Intervals of shares are exact (Clopper-Pearson); others come from a BCa bootstrap over the samples.
+    """A mean over samples, with its 95 % confidence interval by the percentile bootstrap over the samples.
 
     Attributes:
-        low, high: the interval; None below `LEAST_SAMPLES`.
+        low, high: the interval; None for a single sample.
     """
 
     mean: float
     low: float | None
     high: float | None
+
+    @property
+    def has_no_width(self) -> bool:
+        """Whether all samples have the same value, so that the interval has zero width."""
+        return self.low is not None and self.low == self.high
 
 
 @dataclass(frozen=True)
@@ -70,19 +70,12 @@ class Accuracy:
     Attributes:
         num_samples: number of samples with an answer.
         difference: changed - base, with the interval of the paired differences.
-        p_value: of the exact McNemar test, two-sided: how likely samples that only one model answers right would
-            split at least as unevenly by chance; None below `LEAST_SAMPLES`.
     """
 
     num_samples: int
     base: Estimate
     changed: Estimate
     difference: Estimate
-    p_value: float | None
-
-    def fell(self, *, comparisons: int = 1) -> bool:
-        """Whether the changed model is less accurate beyond chance: p < 0.05, divided among several comparisons."""
-        return self.p_value is not None and self.p_value < 0.05 / comparisons and self.difference.mean < 0
 
 
 @dataclass(frozen=True)
@@ -103,8 +96,6 @@ class Speed:
         expected_flops: by the cost model (`base.model_flops`); None for a change that the cost model does not cover.
         flops_difference: the larger relative difference between `flops` and `expected_flops`.
         speed_up: base over changed, of `prefill_seconds`.
-        speed_up_range: the smallest and the largest of the rounds.
-        control: the base's prefill over its own, run once more in each round; 1 on a quiet machine.
         limit: base over changed, of `flops`.
         share_of_limit: `speed_up` over `limit`.
     """
@@ -121,15 +112,8 @@ class Speed:
     expected_flops: Pair | None
     flops_difference: float | None
     speed_up: float
-    speed_up_range: tuple[float, float]
-    control: float
     limit: float
     share_of_limit: float
-
-    @property
-    def is_void(self) -> bool:
-        """Whether the control is off, so that the times say nothing."""
-        return not 1 - CONTROL_TOLERANCE <= self.control <= 1 + CONTROL_TOLERANCE
 
 
 @dataclass(frozen=True)

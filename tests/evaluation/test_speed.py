@@ -91,8 +91,6 @@ def test_a_change_costs_the_changed_side_only(load: Callable[..., Any]) -> None:
     speed = measure_speed(model, Change("sleep", sleep), tokens=(8, 16), repeats=2)
     assert speed.prefill_seconds.changed > 0.1 > speed.prefill_seconds.base
     assert speed.speed_up == pytest.approx(speed.prefill_seconds.base / speed.prefill_seconds.changed)
-    assert speed.speed_up_range[0] <= speed.speed_up <= speed.speed_up_range[1] < 1
-    assert speed.control > 5 * speed.speed_up  # the base against itself, which does not sleep
     assert (speed.expected_flops, speed.flops_difference) == (None, None)
     assert speed.flops.base == speed.flops.changed
     assert speed.first_token_seconds is None

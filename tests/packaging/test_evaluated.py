@@ -67,8 +67,6 @@ def speed(text: int, visual: int, times: tuple[float, float], at: str = "given")
         expected_flops=Pair(3.8e12, 2.0e12),
         flops_difference=0.00123,
         speed_up=ratio,
-        speed_up_range=(ratio - 0.05, ratio + 0.04),
-        control=1.01,
         limit=limit,
         share_of_limit=ratio / limit,
     )
@@ -76,7 +74,7 @@ def speed(text: int, visual: int, times: tuple[float, float], at: str = "given")
 
 def row(frozen: tuple[int, ...] | None, shift: float, **fields: Any) -> Row:
     """Numbers that all differ, and by `shift` from those of other rows."""
-    accuracy = Accuracy(48, estimate(0.711), estimate(0.711 - shift), estimate(-shift), 0.03)
+    accuracy = Accuracy(48, estimate(0.711), estimate(0.711 - shift), estimate(-shift))
     values: dict[str, Any] = {
         "name": f"{len(frozen or ())} of 4",
         "frozen_layers": frozen,
@@ -99,8 +97,8 @@ def row(frozen: tuple[int, ...] | None, shift: float, **fields: Any) -> Row:
 
 def evaluation_of(recipe: Recipe, **fields: Any) -> Evaluation:
     groups = {
-        "text | in *images*": Accuracy(24, estimate(0.8), estimate(0.6), estimate(-0.2), 0.001),
-        "colour": Accuracy(32, estimate(0.7), estimate(0.71), estimate(0.01), 0.9),
+        "text | in *images*": Accuracy(16, estimate(0.8), estimate(0.6), estimate(-0.2)),
+        "colour": Accuracy(32, estimate(0.7), estimate(0.71), estimate(0.01)),
     }
     values: dict[str, Any] = {
         "package": {"repo_id": None, "revision": None},
@@ -205,8 +203,7 @@ def test_the_card_shows_the_files_numbers(package: Path) -> None:
         percent = [(100 * each.mean,) for each in (value.base, value.changed, value.difference)]
         assert same(accuracy[name], (value.num_samples,), *percent, ends(value.difference, 100))
     worse = section(card, "What gets worse")
-    assert "accuracy fell beyond chance (exact McNemar test, p < 0.05): -4.2 points." in worse
-    assert "Of the 2 groups with at least 20 samples, it fell beyond chance in `text / in *images*` (-20.0" in worse
+    assert "in `text / in *images*` (-20.0 points)." in worse
     assert "colour" not in worse
 
     timed = table(card, "Prefill speed")
@@ -219,8 +216,7 @@ def test_the_card_shows_the_files_numbers(package: Path) -> None:
                 (value.peak_memory, 1e-9),
             )
         )
-        faster = (value.speed_up, *value.speed_up_range)
-        numbers = (first, prefill, faster, (value.control,), (value.limit,), (100 * value.share_of_limit,), memory)
+        numbers = (first, prefill, (value.speed_up,), (value.limit,), (100 * value.share_of_limit,), memory)
         assert same(timed[name], *numbers)
     speed_section = section(card, "Prefill speed")
     assert "`An Accelerator (80 GB)`" in speed_section
@@ -277,44 +273,6 @@ def test_only_what_was_measured(package: Path) -> None:
     assert failures(package) == []
 
 
-def lead(package: Path) -> str:
-    """The line above the sections that tells what was measured."""
-    card = (package / "README.md").read_text(encoding="utf-8")
-    return next(line for line in card.splitlines() if line.startswith("[Measured](#measured)"))
-
-
-def test_the_lead_names_the_worst_loss_beside_the_gain(package: Path) -> None:
-    evaluate(package)
-    assert lead(package) == (
-        "[Measured](#measured) on 64 samples: **85 % of answers are the same as the base's**. Right answers fall from "
-        "71.1 % to 66.9 %, most in `text / in *images*`: from 80.0 % to 60.0 %. The language model processes a prompt "
-        "**1.61 times as fast** (1.56 to 1.65 in 7 rounds) on `An Accelerator (80 GB)`."
-    )
-
-
-def test_a_busy_machine_voids_the_speed(package: Path) -> None:
-    """The base seems 1.14 times as fast as itself: no speed-up stands anywhere."""
-    chosen = row(FROZEN, 0.0417, chosen=True)
-    void = tuple(replace(each, control=1.14) for each in chosen.speed)
-    assert all(each.is_void for each in void)
-    evaluate(package, rows=(row((), 0.0), replace(chosen, speed=void)))
-    assert "times as fast" not in (package / "README.md").read_text(encoding="utf-8")
-    timed = table((package / "README.md").read_text(encoding="utf-8"), "Prefill speed")
-    assert [cells[2:4] for cells in timed.values()] == [[[], ["1.14"]]] * 2
-    assert failures(package) == []
-
-
-def test_no_claim_and_no_verdict_from_a_handful(package: Path) -> None:
-    alone = Estimate(0.5, None, None)
-    few = Accuracy(2, Estimate(1.0, None, None), alone, Estimate(-0.5, None, None), None)
-    chosen = row(FROZEN, 0.0, chosen=True, fidelity=Fidelity(2, *[alone] * 4), accuracy=few, groups={"a": few})
-    evaluate(package, rows=(chosen,))
-    assert lead(package) == "[Measured](#measured) on 2 samples only, too few for a claim."
-    card = (package / "README.md").read_text(encoding="utf-8")
-    assert "2 samples with an answer are too few to say whether accuracy fell beyond chance." in card
-    assert failures(package) == []
-
-
 def test_hostile_text_stays_text(package: Path) -> None:
     hostile = "x\n# Evil <script>alert(1)</script> [a](javascript:b) | ` ```"
     data = {
@@ -325,7 +283,7 @@ def test_hostile_text_stays_text(package: Path) -> None:
         "group_by": hostile,
     }
     named = row((), 0.1, name=hostile, baseline=True)
-    chosen = row(FROZEN, 0.1, chosen=True, groups={hostile: Accuracy(1, *[Estimate(0.5, 0.4, 0.6)] * 3, None)})
+    chosen = row(FROZEN, 0.1, chosen=True, groups={hostile: Accuracy(1, *[Estimate(0.5, 0.4, 0.6)] * 3)})
     evaluate(
         package,
         rows=(chosen, named),

@@ -14,7 +14,7 @@ from shortv_export.errors import ShortVError
 from shortv_export.records.evaluation import Accuracy, Estimate, Evaluation, Fidelity, Pair, Row, Speed
 
 ESTIMATE = Estimate(0.5, 0.25, None)
-ACCURACY = Accuracy(2, ESTIMATE, ESTIMATE, ESTIMATE, None)
+ACCURACY = Accuracy(2, ESTIMATE, ESTIMATE, ESTIMATE)
 PAIR = Pair(2.0, 1.0)
 ROW = Row(
     name="2 of 4",
@@ -25,7 +25,7 @@ ROW = Row(
     fidelity=Fidelity(2, ESTIMATE, ESTIMATE, ESTIMATE, ESTIMATE),
     accuracy=ACCURACY,
     groups={"Katzen für alle": ACCURACY},
-    speed=(Speed("data", 3, 4, 7, None, PAIR, PAIR, None, PAIR, PAIR, 1e-5, 2.0, (1.9, 2.2), 1.01, 2.1, 0.95),),
+    speed=(Speed("data", 3, 4, 7, None, PAIR, PAIR, None, PAIR, PAIR, 1e-5, 2.0, 2.1, 0.95),),
 )
 EVALUATION = Evaluation(
     package={"repo_id": None, "revision": None},
@@ -60,8 +60,8 @@ def rows(**fields: Any) -> Callable[[dict[str, Any]], None]:
     [
         (lambda data: data.update(more=1), "unknown field 'more'"),
         (lambda data: data.pop("device"), "'device': field required"),
-        (lambda data: data.pop("format"), "of format 2"),
-        (lambda data: data.update(format=1), "of format 2"),
+        (lambda data: data.pop("format"), "of format 1"),
+        (lambda data: data.update(format=2), "of format 1"),
         (lambda data: data.update(rows=[]), "with one chosen row"),
         (lambda data: data.update(num_layers=True), "'num_layers'"),
         (lambda data: data.update(versions={"torch": None}), "'versions.torch'"),
