@@ -196,7 +196,9 @@ def _run(hub: LoopbackHub, output: Path) -> Demo:
 def _results(evaluation: Evaluation) -> str:
     """Accuracy and speed in one line."""
     speed, accuracy = evaluation.chosen.speed[0], evaluation.chosen.accuracy
-    faster = f"prefill {speed.speed_up:.2f}x as fast ({speed.limit:.2f}x if time followed FLOPs)"
+    faster = "the machine was too noisy to measure speed"
+    if not speed.too_noisy:
+        faster = f"prefill {speed.speed_up:.2f}x as fast ({speed.limit:.2f}x if time followed FLOPs)"
     if accuracy is None:
         return faster
     right = f"{accuracy.base.mean:.1%} -> {accuracy.changed.mean:.1%}"

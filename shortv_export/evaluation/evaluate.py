@@ -26,7 +26,7 @@ from .changes import Change, Inputs, frozen_lists, shortv
 from .fidelity import is_answers, measure_fidelity
 from .report import notes_on
 from .speed import accelerators, device_name, measure_speed
-from .summary import accuracy_by_group, accuracy_of, fidelity_of
+from .summary import STATISTICS, accuracy_by_group, accuracy_of, fidelity_of
 
 logger = logging.getLogger(__name__)
 
@@ -147,7 +147,8 @@ def evaluate_package(
         max_new_tokens=max_new_tokens,
         dtype=str(model.dtype).removeprefix("torch."),
         device=device,
-        versions=library_versions(),
+        statistics=STATISTICS,
+        versions=library_versions("scipy"),
         notes=notes_on(samples, rows, *size[1:], on_cpu=not accelerators(model)),
         rows=rows,
     )

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..records import NO_CPU_MEMORY, NO_WIDTH, SINGLE_SAMPLE, Estimate, Evaluation, Pair, Row
+from ..records import (
+    ALL_EQUAL,
+    FEW_SAMPLES,
+    MIN_SAMPLES,
+    NO_CPU_MEMORY,
+    TOO_NOISY,
+    Accuracy,
+    Estimate,
+    Evaluation,
+    Pair,
+    Row,
+    Speed,
+)
 from ..samples import DrawnSamples
 
 
@@ -21,11 +33,15 @@ def notes_on(
     """
     notes = []
     number = len(samples.samples)
-    if number == 1:
-        notes.append(SINGLE_SAMPLE)
-    shares = [share for row in rows for share in (row.fidelity.top1_agreement, row.fidelity.exact_match)]
-    if any(share.has_no_width for share in shares):
-        notes.append(NO_WIDTH)
+    compared = [found for row in rows for found in (row.accuracy, *row.groups.values()) if found]
+    if min([number, *(found.num_samples for found in compared)]) < MIN_SAMPLES:
+        notes.append(FEW_SAMPLES)
+    means = [(number, kl) for row in rows for kl in (row.fidelity.first_token_kl, row.fidelity.answer_kl)]
+    means += [(found.num_samples, found.difference) for found in compared]
+    if any(size >= MIN_SAMPLES and estimate.low is None for size, estimate in means):
+        notes.append(ALL_EQUAL)
+    if any(speed.too_noisy for row in rows for speed in row.speed):
+        notes.append(TOO_NOISY)
     overlap = samples.record.get("overlap", 0)
     if overlap is None:
         notes.append("It is not known which samples the layers were chosen by; these may be among them.")
@@ -51,9 +67,9 @@ def tables(evaluation: Evaluation) -> list[tuple[str, list[tuple[str, ...]]]]:
     fidelity: list[tuple[str, ...]] = [
         ("frozen", "FLOPs", "KL first token", "same first token", "KL answer", "same answer")
     ]
-    accuracy: list[tuple[str, ...]] = [("frozen", "group", "samples", "base", "changed", "difference")]
+    accuracy: list[tuple[str, ...]] = [("frozen", "group", "samples", "base", "changed", "difference", "p")]
     speed: list[tuple[str, ...]] = [
-        ("frozen", "tokens", "first token, ms", "prefill, ms", "speed-up", "limit", "reached")
+        ("frozen", "tokens", "first token, ms", "prefill, ms", "speed-up", "control", "limit", "reached")
     ]
     for row in evaluation.rows:
         name = f"{row.name} *" if row.chosen and len(evaluation.rows) > 1 else row.name
@@ -63,12 +79,11 @@ def tables(evaluation: Evaluation) -> list[tuple[str, list[tuple[str, ...]]]]:
         answered = {"all": row.accuracy} if row.accuracy else {}
         for group, value in (answered | (row.groups if row.chosen else {})).items():
             means = (_shown(value.base), _shown(value.changed), _shown(value.difference))
-            accuracy.append((name, group, str(value.num_samples), *means))
+            accuracy.append((name, group, str(value.num_samples), *means, _p_value(value)))
         for timed in row.speed:
             tokens = f"{timed.text_tokens}+{timed.visual_tokens}"
             times = (_milliseconds(timed.first_token_seconds), _milliseconds(timed.prefill_seconds))
-            limit = (f"{timed.speed_up:.2f}x", f"{timed.limit:.2f}x", f"{timed.share_of_limit:.0%}")
-            speed.append((name, tokens, *times, *limit))
+            speed.append((name, tokens, *times, *_speed_up(timed)))
     found_tables = (("Fidelity to the base", fidelity), ("Accuracy", accuracy), ("Prefill speed", speed))
     return [(title, lines) for title, lines in found_tables if len(lines) > 1]
 
@@ -77,7 +92,25 @@ def _shown(estimate: Estimate, digits: int = 3) -> str:
     text = f"{estimate.mean:.{digits}f}"
     if estimate.low is None:
         return text
-    return f"{text}\n[{estimate.low:.{digits}f},\N{NO-BREAK SPACE}{estimate.high:.{digits}f}]"
+    return f"{text} [{estimate.low:.{digits}f},{estimate.high:.{digits}f}]"  # a table breaks lines at spaces
+
+
+def _p_value(accuracy: Accuracy) -> str:
+    if accuracy.p_value is None:
+        return "-"
+    return "<0.001" if accuracy.p_value < 0.001 else f"{accuracy.p_value:.3f}"
+
+
+def _speed_up(speed: Speed) -> tuple[str, ...]:
+    """The speed-up and the control with the ranges of their rounds, the limit and what was reached of it."""
+    times, control = (
+        f"{median:.2f}x [{min(ratios):.2f},{max(ratios):.2f}]"
+        for median, ratios in ((speed.speed_up, speed.ratios), (speed.control, speed.control_ratios))
+    )
+    limit = f"{speed.limit:.2f}x"
+    if speed.too_noisy:
+        return "too noisy", control, limit, "-"
+    return times, control, limit, f"{speed.share_of_limit:.0%}"
 
 
 def _milliseconds(seconds: Pair | None) -> str:

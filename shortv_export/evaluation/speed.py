@@ -1,6 +1,7 @@
 """Time, memory and FLOPs of the prefill, for a base and a changed model.
 
-Both are the same loaded weights and run in turn, so that a slow moment of the machine affects both.
+Both are the same loaded weights and run in turn, so that a slow moment of the machine affects both. The language model
+is also timed with nothing frozen, in the same rounds: a control, which shows how far the machine itself is off.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..base import layer_shapes, model_flops
 from ..base.definition import input_device, placed, text_decoder, visual_tokens
 from ..errors import ShortVError
-from ..records import Pair, Speed
-from .changes import UNCHANGED, Change, Inputs
+from ..records import Frozen, Pair, Speed
+from .changes import UNCHANGED, Change, Inputs, shortv
 
 
 def measure_speed(
@@ -46,7 +47,9 @@ def measure_speed(
     first_token = None
     if inputs is not None:
         visual = visual_tokens(model.config, inputs["input_ids"])
-        first_token = _seconds(model, change, placed(model, inputs), repeats)
+        first_token = Pair(
+            *map(statistics.median, _seconds(model, (UNCHANGED, change), placed(model, inputs), repeats))
+        )
     else:
         assert tokens is not None
         visual = torch.zeros(1, sum(tokens), dtype=torch.bool)
@@ -55,7 +58,12 @@ def measure_speed(
     num_visual = int(visual.sum())
     num_text = visual.numel() - num_visual
     prompt = _embeddings(model, visual.to(input_device(model)))
-    prefill = _seconds(model, change, prompt, repeats)
+    base_times, times, control_times = _seconds(model, (UNCHANGED, change, shortv(Frozen(), 0)), prompt, repeats)
+    prefill = Pair(statistics.median(base_times), statistics.median(times))
+    ratios, control_ratios = (
+        tuple(before / after for before, after in zip(base_times, side, strict=True))
+        for side in (times, control_times)
+    )
     counted = Pair(count_flops(model, UNCHANGED, prompt), count_flops(model, change, prompt))
     expected = difference = None
     if change.flops is not None:
@@ -64,7 +72,7 @@ def measure_speed(
         expected = Pair(float(base), float(change.flops(shapes, num_text, num_visual)))
         sides = ((counted.base, expected.base), (counted.changed, expected.changed))
         difference = max(abs(count - cost) / cost for count, cost in sides)
-    speed_up, limit = prefill.base / prefill.changed, counted.base / counted.changed
+    speed_up, limit = statistics.median(ratios), counted.base / counted.changed
     return Speed(
         at="given" if inputs is None else "data",
         text_tokens=num_text,
@@ -77,7 +85,10 @@ def measure_speed(
         flops=counted,
         expected_flops=expected,
         flops_difference=difference,
+        ratios=ratios,
+        control_ratios=control_ratios,
         speed_up=speed_up,
+        control=statistics.median(control_ratios),
         limit=limit,
         share_of_limit=speed_up / limit,
     )
@@ -146,20 +157,19 @@ def _prefill(model: Any, inputs: Inputs) -> None:
     model(**inputs, use_cache=True, logits_to_keep=1)
 
 
-def _seconds(model: Any, change: Change, inputs: Inputs, repeats: int) -> Pair:
-    """Median seconds of a prefill, with the base and the changed model in turn."""
-    seconds: tuple[list[float], list[float]] = [], []
+def _seconds(model: Any, sides: Sequence[Change], inputs: Inputs, repeats: int) -> list[list[float]]:
+    """Seconds of a prefill with each of these changes in turn: one list for each, of all rounds."""
+    seconds: list[list[float]] = [[] for _ in sides]
     devices = accelerators(model)
     for _ in range(repeats + 1):
-        for times, side in zip(seconds, (UNCHANGED, change), strict=True):
+        for times, side in zip(seconds, sides, strict=True):
             with torch.inference_mode(), side.apply(model, inputs):
                 _synchronize(devices)
                 start = time.perf_counter()
                 _prefill(model, inputs)
                 _synchronize(devices)
                 times.append(time.perf_counter() - start)
-    base, changed = (statistics.median(times[1:]) for times in seconds)  # the first round warms up
-    return Pair(base, changed)
+    return [times[1:] for times in seconds]  # the first round warms up
 
 
 def _peak_memory(model: Any, change: Change, inputs: Inputs) -> Pair | None:

@@ -17,7 +17,17 @@ from typing import TYPE_CHECKING, Any
 from ..base import BaseModel, LayerShape, model_flops
 from ..engines import VLLM_FAMILIES
 from ..files import model_cards_dir, read_json
-from ..records import TEMPLATES_FOLDER, TOKENIZER_CONFIG_NAME, Evaluation, Frozen, Recipe, Row
+from ..records import (
+    CONTROL_TOLERANCE,
+    LEVEL,
+    MIN_SAMPLES,
+    TEMPLATES_FOLDER,
+    TOKENIZER_CONFIG_NAME,
+    Evaluation,
+    Frozen,
+    Recipe,
+    Row,
+)
 from .card_metadata import Inherited, plain_line, recorded_metadata
 from .commands import calibration_facts, evaluate_command, package_commands, sample_facts
 from .seal import UNNAMED, rename_card, seal
@@ -84,6 +94,8 @@ def render_card(
             elsewhere=preset or paper["models"]["llava-hf/llava-v1.6-vicuna-7b-hf"],
             evaluation=evaluation,
             measured=measured,
+            level=LEVEL,
+            control_tolerance=CONTROL_TOLERANCE,
             arxiv=_ARXIV,
         )
     )
@@ -173,13 +185,23 @@ def _divergence(recipe: Recipe) -> dict[str, str] | None:
 
 
 def _measured(evaluation: Evaluation) -> dict[str, Any]:
-    """What the measured sections show beside the evaluation itself."""
-    groups = sorted(evaluation.chosen.groups.items(), key=lambda item: item[1].difference.mean)
+    """What the measured sections and the card's lead show beside the evaluation itself."""
+    chosen = evaluation.chosen
+    groups = sorted(chosen.groups.items(), key=lambda item: item[1].difference.mean)
+    judged = [
+        (name, found) for name, found in ((None, chosen.accuracy), *groups) if found and found.p_value is not None
+    ]
+    # The worst group, if it lost more than all samples together.
+    worst = min(judged, key=lambda item: item[1].difference.mean, default=(None, None))
     return {
-        "row": evaluation.chosen,
+        "row": chosen,
+        "enough": chosen.fidelity.num_samples >= MIN_SAMPLES,
         "calibration": sample_facts(evaluation.data),
         "groups": groups,
-        "worse": [(name, found) for name, found in groups if (found.difference.high or 0) < 0],
+        "judged": judged,
+        "unjudged": [name for name, found in groups if found.p_value is None],
+        "worse": [(name, found) for name, found in judged if found.fell],
+        "worst": None if worst[0] is None else worst,
         "command": evaluate_command(evaluation, UNNAMED),
         "sweep_text": _sweep_text(evaluation.sweep) if evaluation.sweep else None,
         "baselines": [row for row in evaluation.rows if row.baseline],
@@ -199,7 +221,7 @@ def _sweep_text(sweep: tuple[Row, ...]) -> str:
         f"Fidelity to the base against the number of frozen layers: {same} of answers are the same at the chosen "
         f"{len(chosen.frozen_layers or ())}, and {same_at_last} at {len(sweep[-1].frozen_layers or ())}."
     )
-    if chosen.speed:
+    if chosen.speed and not chosen.speed[0].too_noisy:
         text += f" Prefill is {chosen.speed[0].speed_up:.2f} times as fast at the chosen number."
     return text
 

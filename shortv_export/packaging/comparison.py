@@ -13,6 +13,7 @@ from ..errors import ShortVError, UnavailableError
 from ..files import file_identity, file_sha256, open_regular, read_json, read_regular
 from ..hub import LocalFile, hub_error
 from ..records import CARD_NAME, CONFIG_NAME, FOREIGN_FILES, RECIPE_NAME, BaseRecord, Recipe, library_versions
+from .card import template_sha256
 from .card_metadata import inherited_metadata, plain_line, recorded_metadata
 from .contents import carried_files, code_sha256, expected_files, frozen_problem
 from .derived import derive_fields
@@ -230,6 +231,8 @@ class Comparison:
             origin = None if recipe.base.repo_id else inherited.base_model
             if inherited_metadata(base, license, origin) != inherited:
                 raise ShortVError(f"the recipe has another licence or other languages than the card of {base.name}.")
+        if recipe.card.get("template") != template_sha256():  # its evaluation may be unreadable, too
+            raise ShortVError(f"the recipe's card would be different with this release; {its_release(recipe)}.")
         if package.evaluation is not None:
             check_evaluation(package.evaluation, recipe)
         figures = {}

@@ -10,12 +10,15 @@ from typing import Any
 
 from ..records import Estimate, Frozen, Row, Scores
 
-# Readable on white and on dark pages.
+# Readable on white and on dark pages, and apart from each other for colour-blind eyes where they meet in a figure.
 INK = "#7a828e"
 VISUAL = "#d9691e"
 TEXT = "#4285d6"
 ATTENTION = "#8a63d2"
 FFN = "#1f9e7a"
+SPEED = "#1f9e7a"
+
+_CURVE: dict[str, Any] = {"markersize": 4.5, "linewidth": 1.6, "elinewidth": 0.9, "capsize": 2.5}
 
 
 def draw_scores(scores: Scores, frozen: Frozen) -> bytes:
@@ -44,6 +47,8 @@ def draw_scores(scores: Scores, frozen: Frozen) -> bytes:
             zero = [layer for layer in layers if values[layer] < floor]
             # A log scale has no zero: open markers on the floor stand for it.
             axes.plot(zero, [floor] * len(zero), marker, color=color, markerfacecolor="white", markersize=6)
+        if any(value < floor for values, *_ in curves for value in values):
+            axes.plot([], [], "o", color=INK, markerfacecolor="white", markersize=6, label="zero")
         axes.set_yscale("log")
         axes.set_ylabel("KL divergence (nats)" if below else "Layer Contribution (nats)", color=INK)
         for marks in below:
@@ -104,21 +109,15 @@ def draw_sweep(rows: tuple[Row, ...]) -> bytes:
         if by_flops:
             whole = tuple(row for row in rows if not row.frozen.operators)
             single = tuple(row for row in rows if row.frozen.operators or row.frozen == Frozen())
-            curves = [(whole, answer, "whole layers", TEXT, "s"), (single, answer, "single operators", VISUAL, "o")]
+            curves = [(whole, answer, "whole layers", TEXT, "s:"), (single, answer, "single operators", VISUAL, "o-")]
         else:
-            curves = [(rows, first, first, TEXT, "s"), (rows, answer, answer, VISUAL, "o")]
+            curves = [(rows, first, first, TEXT, "s:"), (rows, answer, answer, VISUAL, "o-")]
         for curve in curves:
             _draw_fidelity(panels[0], *curve, by_flops=by_flops)
         panels[0].set_ylim(-0.03, 1.03)
         panels[0].set_ylabel("same answer as the base's" if by_flops else "samples, against the base", color=INK)
         if timed:
-            ordered = sorted(rows, key=lambda row: _amount(row, by_flops))
-            amounts = [_amount(row, by_flops) for row in ordered]
-            limits = [row.speed[0].limit for row in ordered]
-            panels[1].plot(amounts, limits, color=INK, linewidth=1.4, linestyle="--", label="limit by FLOPs")
-            speed_ups = [row.speed[0].speed_up for row in ordered]
-            panels[1].plot(amounts, speed_ups, color=TEXT, marker="D", markersize=4.5, linewidth=1.6, label="speed-up")
-            panels[1].set_ylabel("prefill, times as fast", color=INK)
+            _draw_speed(panels[1], tuple(sorted(rows, key=lambda row: _amount(row, by_flops))), by_flops)
     return png.getvalue()
 
 
@@ -138,16 +137,27 @@ def _label_amounts(axes: Any, by_flops: bool) -> None:
 
 
 def _draw_fidelity(
-    axes: Any, rows: tuple[Row, ...], measure: str, name: str, color: str, marker: str, *, by_flops: bool
+    axes: Any, rows: tuple[Row, ...], measure: str, name: str, color: str, style: str, *, by_flops: bool
 ) -> None:
     from matplotlib.ticker import PercentFormatter
 
     rows = tuple(sorted(rows, key=lambda row: _amount(row, by_flops)))
     found = [row.fidelity.exact_match if measure == "same answer" else row.fidelity.top1_agreement for row in rows]
     amounts, means = [_amount(row, by_flops) for row in rows], [estimate.mean for estimate in found]
-    style = {"color": color, "marker": marker, "markersize": 4.5, "linewidth": 1.6}
-    axes.errorbar(amounts, means, yerr=_bars(found), label=name, elinewidth=0.9, capsize=2.5, **style)
+    axes.errorbar(amounts, means, yerr=_bars(found), fmt=style, label=name, color=color, **_CURVE)
     axes.yaxis.set_major_formatter(PercentFormatter(1))
+
+
+def _draw_speed(axes: Any, rows: tuple[Row, ...], by_flops: bool) -> None:
+    """The speed-ups with the ranges of their rounds, and their limits. Those that are void are left out."""
+    amounts, limits = [_amount(row, by_flops) for row in rows], [row.speed[0].limit for row in rows]
+    axes.plot(amounts, limits, color=INK, linewidth=1.4, linestyle="--", label="limit by FLOPs")
+    if timed := [(_amount(row, by_flops), row.speed[0]) for row in rows if not row.speed[0].too_noisy]:
+        found = [Estimate(speed.speed_up, min(speed.ratios), max(speed.ratios)) for _, speed in timed]
+        means = [estimate.mean for estimate in found]
+        style = {"fmt": "D-.", "label": "speed-up", "color": SPEED, **_CURVE}
+        axes.errorbar([amount for amount, _ in timed], means, yerr=_bars(found), **style)
+    axes.set_ylabel("prefill, times as fast", color=INK)
 
 
 @contextmanager

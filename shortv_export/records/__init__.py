@@ -1,9 +1,14 @@
 """The values that are saved as JSON, checked when they are read: scores, recipes and evaluations."""
 
 from .evaluation import (
+    ALL_EQUAL,
+    CONTROL_TOLERANCE,
+    FEW_SAMPLES,
+    LEVEL,
+    MIN_SAMPLES,
     NO_CPU_MEMORY,
-    NO_WIDTH,
-    SINGLE_SAMPLE,
+    RESAMPLES,
+    TOO_NOISY,
     Accuracy,
     Estimate,
     Evaluation,

@@ -11,28 +11,39 @@ from ..files import read_json, write_json
 from .frozen import Frozen
 from .validation import STRICT, validated
 
-FORMAT = 1
-SINGLE_SAMPLE = "A single sample says nothing about others: there are no confidence intervals."
-NO_WIDTH = "An interval without width means that all samples agree, not that others would."
+FORMAT = 2
+LEVEL = 0.95
+"""Of confidence; a test's p-value below 1 - LEVEL is a verdict."""
+MIN_SAMPLES = 20
+"""Below so many samples there is no interval and no verdict."""
+RESAMPLES = 9999
+"""Of each bootstrap."""
+CONTROL_TOLERANCE = 0.05
+"""How far a control's speed-up may be from 1; beyond that, the speed-up that was measured beside it is void."""
+FEW_SAMPLES = f"Below {MIN_SAMPLES} samples there is no interval and no verdict."
+ALL_EQUAL = (
+    "Where all samples have the same value there is no interval: they do not tell how much others would differ."
+)
+TOO_NOISY = (
+    "The machine was too noisy to measure speed: the package with nothing frozen, timed in turn with its base, was "
+    f"more than {CONTROL_TOLERANCE:.0%} faster or slower. Such speed-ups are void; measure again on an idle machine."
+)
 NO_CPU_MEMORY = "Peak memory is not measured on a CPU, where one process cannot tell it for each side."
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over samples, with its 95 % confidence interval by the percentile bootstrap over the samples.
+    """A mean over samples, with its 95 % confidence interval.
+
+    A share of samples has the exact interval of Clopper and Pearson, any other mean that of a BCa bootstrap.
 
     Attributes:
-        low, high: the interval; None for a single sample.
+        low, high: the interval; None below `MIN_SAMPLES` samples, or if a bootstrap finds all values equal.
     """
 
     mean: float
     low: float | None
     high: float | None
-
-    @property
-    def has_no_width(self) -> bool:
-        """Whether all samples have the same value, so that the interval has zero width."""
-        return self.low is not None and self.low == self.high
 
 
 @dataclass(frozen=True)
@@ -70,17 +81,30 @@ class Accuracy:
     Attributes:
         num_samples: number of samples with an answer.
         difference: changed - base, with the interval of the paired differences.
+        lost, gained: numbers of samples that only the base, and only the changed model answers right.
+        p_value: of McNemar's exact test, two-sided, whether losses and gains are equally likely; None below
+            `MIN_SAMPLES` samples.
     """
 
     num_samples: int
     base: Estimate
     changed: Estimate
     difference: Estimate
+    lost: int
+    gained: int
+    p_value: float | None
+
+    @property
+    def fell(self) -> bool:
+        """Whether the accuracy fell by more than chance explains."""
+        return self.p_value is not None and self.p_value < 1 - LEVEL and self.lost > self.gained
 
 
 @dataclass(frozen=True)
 class Speed:
     """The prefill of one sequence by both models, which take turns in one process. All times are medians.
+
+    A control runs in the same rounds: the base with nothing frozen, which should be as fast as the base.
 
     Attributes:
         at: ``"data"``, the token counts of the sample with the median length, or ``"given"``.
@@ -95,7 +119,10 @@ class Speed:
         flops: of the decoder layers, by torch's counter, which counts causal attention as full attention.
         expected_flops: by the cost model (`base.model_flops`); None for a change that the cost model does not cover.
         flops_difference: the larger relative difference between `flops` and `expected_flops`.
-        speed_up: base over changed, of `prefill_seconds`.
+        ratios: base over changed, of the time of the language model, in each round.
+        control_ratios: base over control, likewise.
+        speed_up: the median of `ratios`.
+        control: the median of `control_ratios`.
         limit: base over changed, of `flops`.
         share_of_limit: `speed_up` over `limit`.
     """
@@ -111,9 +138,21 @@ class Speed:
     flops: Pair
     expected_flops: Pair | None
     flops_difference: float | None
+    ratios: tuple[float, ...]
+    control_ratios: tuple[float, ...]
     speed_up: float
+    control: float
     limit: float
     share_of_limit: float
+
+    def __post_init__(self) -> None:
+        if not len(self.ratios) == len(self.control_ratios) == self.repeats > 0:
+            raise ShortVError("a speed must hold one ratio for each of its rounds ('repeats').")
+
+    @property
+    def too_noisy(self) -> bool:
+        """Whether the control voids the speed-up."""
+        return abs(self.control - 1) > CONTROL_TOLERANCE
 
 
 @dataclass(frozen=True)
@@ -164,6 +203,7 @@ class Evaluation:
         max_new_tokens: the length limit of answers.
         dtype: of the weights.
         device: its name.
+        statistics: how the intervals and verdicts were made: the level, the limits and the bootstrap's seed.
         versions: the versions of the libraries used.
         notes: limits of the numbers, for their readers.
         rows: first ShortV, by number of frozen layers, then the baselines.
@@ -177,6 +217,7 @@ class Evaluation:
     max_new_tokens: int
     dtype: str
     device: str
+    statistics: dict[str, int | float]
     versions: dict[str, str]
     notes: tuple[str, ...]
     rows: tuple[Row, ...]
@@ -224,7 +265,10 @@ class Evaluation:
         Raises:
             ShortVError: `data` is not valid.
         """
-        evaluation = validated(cls, data, f"{name} is not an evaluation", "write one with `shortv-export evaluate`")
-        if data.get("format") != FORMAT or [row.chosen for row in evaluation.rows].count(True) != 1:
-            raise ShortVError(f"{name} is not an evaluation of format {FORMAT} with one chosen row.")
+        advice = "evaluate again with `shortv-export evaluate`"
+        if isinstance(data, dict) and data.get("format") != FORMAT:
+            raise ShortVError(f"{name} is not an evaluation of format {FORMAT}; {advice}.")
+        evaluation = validated(cls, data, f"{name} is not an evaluation", advice)
+        if [row.chosen for row in evaluation.rows].count(True) != 1:
+            raise ShortVError(f"{name} is not an evaluation with one chosen row; {advice}.")
         return evaluation

@@ -6,13 +6,16 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch.nn import functional
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -24,14 +27,15 @@ from shortv_export.evaluation import evaluate as evaluation
 from shortv_export.evaluation.changes import frozen_lists, shortv
 from shortv_export.evaluation.evaluate import load_package, require_evaluable
 from shortv_export.evaluation.fidelity import Answers, measure_fidelity
-from shortv_export.evaluation.report import tables
+from shortv_export.evaluation.report import notes_on, tables
 from shortv_export.evaluation.summary import accuracy_of, fidelity_of, mean_interval, normalised
 from shortv_export.options import Comparison, Questions, Samples, parse_sweep
 from shortv_export.packaging.package import Package
-from shortv_export.records.evaluation import NO_WIDTH, SINGLE_SAMPLE, Evaluation
+from shortv_export.records.evaluation import FEW_SAMPLES, TOO_NOISY, Estimate, Evaluation
 from shortv_export.records.frozen import Frozen
 from shortv_export.records.scores import Scores
 from shortv_export.records.selection import Selection
+from shortv_export.samples import Sample
 from shortv_export.samples.draw import DrawnSamples, draw_samples
 from shortv_export.samples.encode import Encoder, encode_samples
 from tests.support import packages
@@ -159,11 +163,62 @@ def test_means_and_paired_differences(questions: Path) -> None:
     assert accuracy is not None
     assert (accuracy.num_samples, accuracy.base.mean, accuracy.changed.mean) == (4, 0.75, 0.5)
     assert accuracy.difference.mean == -0.25
-    assert accuracy.difference.low is not None
-    assert accuracy.difference.high is not None
-    # No sample got better, so no resample does; only a paired interval shows that.
-    assert accuracy.difference.low < accuracy.difference.high <= 0
+    assert (accuracy.lost, accuracy.gained) == (1, 0)
     assert accuracy_of(answers[4:], samples[4:]) is None
+    # Below 20 samples, no interval and no verdict.
+    estimates = (*vars(fidelity).values(), accuracy.base, accuracy.changed, accuracy.difference)
+    assert {(each.low, each.high) for each in estimates if isinstance(each, Estimate)} == {(None, None)}
+    assert (accuracy.p_value, accuracy.fell) == (None, False)
+
+
+def right_and_wrong(lost: int, gained: int, both: int) -> tuple[list[Answers], list[Sample]]:
+    """Samples that only the base answers right, only the changed model, and both."""
+    pairs = [("cat", "dog")] * lost + [("dog", "cat")] * gained + [("cat", "cat")] * both
+    answers = [
+        Answers(0.1 * n, 0.2, base == changed, base == changed, base, changed)
+        for n, (base, changed) in enumerate(pairs)
+    ]
+    return answers, [SimpleNamespace(answer="cat", group=None)] * len(pairs)  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize(
+    ("lost", "gained", "both", "p_value", "fell"),
+    [
+        # Two-sided: twice the tail of a binomial with 1/2, by hand.
+        (6, 0, 14, 2 / 2**6, True),
+        (5, 0, 15, 2 / 2**5, False),
+        (0, 6, 14, 2 / 2**6, False),  # it rose
+        (9, 1, 30, 2 * (1 + 10) / 2**10, True),
+        (3, 3, 20, 1.0, False),
+        (0, 0, 20, 1.0, False),
+        (19, 0, 0, None, False),  # too few samples
+    ],
+)
+def test_the_verdict_on_accuracy(lost: int, gained: int, both: int, p_value: float | None, fell: bool) -> None:
+    found = accuracy_of(*right_and_wrong(lost, gained, both))
+    assert found is not None
+    assert (found.num_samples, found.lost, found.gained) == (lost + gained + both, lost, gained)
+    assert found.p_value == (None if p_value is None else pytest.approx(p_value))
+    assert found.fell == fell
+
+
+def test_intervals_are_scipys() -> None:
+    """Shares by Clopper and Pearson, from quantiles of the beta distribution; other means by scipy's BCa bootstrap."""
+    answers, samples = right_and_wrong(9, 1, 30)
+    found = accuracy_of(answers, samples)
+    assert found is not None
+    for estimate, right in ((found.base, 39), (found.changed, 31), (fidelity_of(answers).exact_match, 30)):
+        expected = stats.beta.ppf([0.025, 0.975], [right, right + 1], [41 - right, 40 - right])
+        assert (estimate.low, estimate.high) == pytest.approx(tuple(expected))
+    everything = fidelity_of(right_and_wrong(0, 0, 20)[0]).exact_match
+    assert (everything.low, everything.high) == pytest.approx((0.025 ** (1 / 20), 1))
+    for estimate, values in (
+        (found.difference, [-1.0] * 9 + [1.0] + [0.0] * 30),
+        (fidelity_of(answers).first_token_kl, [0.1 * n for n in range(40)]),
+    ):
+        result = stats.bootstrap((values,), np.mean, method="BCa", n_resamples=9999, rng=np.random.default_rng(5))
+        assert (estimate.low, estimate.high) == pytest.approx(tuple(result.confidence_interval), abs=0.04)
+    assert found == accuracy_of(answers, samples)  # seeded
 
 
 @pytest.mark.parametrize(
@@ -190,13 +245,21 @@ def test_different_answers(one: str, other: str) -> None:
 
 def test_interval_of_a_mean() -> None:
     values = torch.randn(400, generator=torch.Generator().manual_seed(0)).double() * 3 + 1
-    interval = mean_interval(values.tolist(), resamples=4000)
+    interval = mean_interval(values.tolist())
     assert interval is not None
     # For many samples, close to the normal approximation.
     half = 1.96 * values.std().item() / 20
     assert interval == pytest.approx((values.mean().item() - half, values.mean().item() + half), abs=0.03)
-    assert mean_interval([1.0]) is None
-    assert mean_interval([2.0, 2.0]) == (2.0, 2.0)
+    assert mean_interval([1.0, 2.0] * 9 + [1.0]) is None  # 19
+    assert mean_interval([1.0, 2.0] * 10) is not None
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("values", [[0.0] * 20, [2.5] * 300, [0.0] * 19 + [1.0], [0.0] * 299 + [1e-12]])
+def test_values_that_are_almost_all_equal(values: list[float]) -> None:
+    interval = mean_interval(values)
+    assert (interval is None) == (len({*values}) == 1)
+    assert interval is None or (0 <= interval[0] <= sum(values) / len(values) <= interval[1])
 
 
 def run_evaluation(package: str, data: Path, output: Path | None = None, **options: Any) -> Evaluation:
@@ -291,7 +354,7 @@ def test_a_single_sample(make_package: Callable[..., str], questions: Path) -> N
     result = run_evaluation(make_package(), questions, num_samples=1)
     fidelity = result.chosen.fidelity
     assert (fidelity.num_samples, fidelity.answer_kl.low, fidelity.answer_kl.high) == (1, None, None)
-    assert result.notes[0] == SINGLE_SAMPLE
+    assert result.notes[0] == FEW_SAMPLES
 
 
 def test_answers_and_groups(make_package: Callable[..., str], questions: Path, tmp_path: Path) -> None:
@@ -324,7 +387,7 @@ def test_sweep(make_package: Callable[..., str], questions: Path) -> None:
     alone = run_evaluation(package, questions)
     assert result.chosen.fidelity == alone.chosen.fidelity == alone.rows[0].fidelity
     assert result.rows[0].fidelity.answer_kl.mean == 0
-    assert NO_WIDTH in result.notes
+    assert FEW_SAMPLES in result.notes
     for counts, words in (([5], "`sweep` has 5; give numbers from 0 to 4."), ([-1], "`sweep` has -1; ")):
         with pytest.raises(ShortVError, match=words):
             run_evaluation(package, questions, sweep=counts)
@@ -420,11 +483,21 @@ def test_result_files(make_package: Callable[..., str], questions: Path, tmp_pat
     speeds = result.chosen.speed
     assert [(speed.at, speed.visual_tokens) for speed in speeds] == [("data", 16), ("given", 32)]
     assert "2 of 4" in str(tables(result))
+    assert all(cell.isprintable() for _, lines in tables(result) for line in lines for cell in line)
+    # What a noisy machine measured is not shown, and a note says why.
+    quiet, noisy = (
+        replace(result.chosen, speed=(replace(speeds[0], speed_up=1.75, control=control),)) for control in (0.96, 0.94)
+    )
+    drawn = draw_samples(Samples(str(questions), num_samples=3))
+    for row, is_shown in ((quiet, True), (noisy, False)):
+        ((_, lines),) = [found for found in tables(replace(result, rows=(row,))) if found[0] == "Prefill speed"]
+        assert ("too noisy" in lines[1], "1.75x" in str(lines)) == (not is_shown, is_shown)
+        assert (TOO_NOISY in notes_on(drawn, (row,), 8, 16, on_cpu=True)) == (not is_shown)
     good = json.loads(output.read_text("utf-8"))
     row = good["rows"][0]
     for bad in (
         [],
-        good | {"format": 2},
+        good | {"format": 1},
         good | {"rows": []},
         good | {"more": 1},
         good | {"rows": [row | {"chosen": "yes"}]},

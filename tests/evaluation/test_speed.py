@@ -90,7 +90,10 @@ def test_a_change_costs_the_changed_side_only(load: Callable[..., Any]) -> None:
 
     speed = measure_speed(model, Change("sleep", sleep), tokens=(8, 16), repeats=2)
     assert speed.prefill_seconds.changed > 0.1 > speed.prefill_seconds.base
-    assert speed.speed_up == pytest.approx(speed.prefill_seconds.base / speed.prefill_seconds.changed)
+    assert len(speed.ratios) == len(speed.control_ratios) == speed.repeats == 2
+    assert speed.speed_up == pytest.approx(sum(speed.ratios) / 2)
+    assert speed.control == pytest.approx(sum(speed.control_ratios) / 2)
+    assert max(speed.ratios) < min(speed.control_ratios)  # the control does not sleep
     assert (speed.expected_flops, speed.flops_difference) == (None, None)
     assert speed.flops.base == speed.flops.changed
     assert speed.first_token_seconds is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -66,7 +67,10 @@ def speed(text: int, visual: int, times: tuple[float, float], at: str = "given")
         flops=Pair(3.8e12, 2.0e12),
         expected_flops=Pair(3.8e12, 2.0e12),
         flops_difference=0.00123,
+        ratios=(*(ratio - 0.07,) * 3, ratio, *(ratio + 0.05,) * 3),
+        control_ratios=(*(0.943,) * 3, 1.011, *(1.084,) * 3),
         speed_up=ratio,
+        control=1.011,
         limit=limit,
         share_of_limit=ratio / limit,
     )
@@ -74,7 +78,7 @@ def speed(text: int, visual: int, times: tuple[float, float], at: str = "given")
 
 def row(frozen: tuple[int, ...] | None, shift: float, **fields: Any) -> Row:
     """Numbers that all differ, and by `shift` from those of other rows."""
-    accuracy = Accuracy(48, estimate(0.711), estimate(0.711 - shift), estimate(-shift))
+    accuracy = Accuracy(48, estimate(0.711), estimate(0.711 - shift), estimate(-shift), 7, 5, 0.774)
     values: dict[str, Any] = {
         "name": f"{len(frozen or ())} of 4",
         "frozen_layers": frozen,
@@ -97,8 +101,11 @@ def row(frozen: tuple[int, ...] | None, shift: float, **fields: Any) -> Row:
 
 def evaluation_of(recipe: Recipe, **fields: Any) -> Evaluation:
     groups = {
-        "text | in *images*": Accuracy(16, estimate(0.8), estimate(0.6), estimate(-0.2)),
-        "colour": Accuracy(32, estimate(0.7), estimate(0.71), estimate(0.01)),
+        "text | in *images*": Accuracy(30, estimate(0.8), estimate(0.6), estimate(-0.2), 6, 0, 0.03125),
+        "colour": Accuracy(32, estimate(0.7), estimate(0.71), estimate(0.01), 2, 3, 1.0),
+        "few": Accuracy(
+            19, Estimate(0.9, None, None), Estimate(0.4, None, None), Estimate(-0.5, None, None), 9, 0, None
+        ),
     }
     values: dict[str, Any] = {
         "package": {"repo_id": None, "revision": None},
@@ -109,6 +116,7 @@ def evaluation_of(recipe: Recipe, **fields: Any) -> Evaluation:
         "max_new_tokens": 32,
         "dtype": "bfloat16",
         "device": "An Accelerator (80 GB)",
+        "statistics": {"level": 0.95, "seed": 0},
         "versions": {"shortv-export": "0.1.0", "torch": "2.13.0"},
         "notes": ("Something that a reader must know.",),
         "rows": (row((), 0.0), row(FROZEN, 0.0417, chosen=True, groups=groups), row((0, 1, 3), 0.0733)),
@@ -197,14 +205,23 @@ def test_the_card_shows_the_files_numbers(package: Path) -> None:
     assert len(fidelity) == 4
 
     accuracy = table(card, "Accuracy")
-    assert list(accuracy) == ["all", "`text / in *images*`", "`colour`"]  # the worst group first
+    assert list(accuracy) == ["all", "`few`", "`text / in *images*`", "`colour`"]  # the worst group first
     for name, value in (("all", chosen.accuracy), ("`colour`", chosen.groups["colour"])):
         assert value is not None
         percent = [(100 * each.mean,) for each in (value.base, value.changed, value.difference)]
-        assert same(accuracy[name], (value.num_samples,), *percent, ends(value.difference, 100))
+        tested = ((value.lost,), (value.gained,), (value.p_value,))
+        assert same(accuracy[name], (value.num_samples,), *percent, ends(value.difference, 100), *tested)
+    assert accuracy["`few`"][4:] == [[], ["9"], ["0"], []]
     worse = section(card, "What gets worse")
-    assert "in `text / in *images*` (-20.0 points)." in worse
+    assert "fell in `text / in *images*` (-20.0 points)." in worse
+    assert "Too few samples for a verdict: `few`." in worse
     assert "colour" not in worse
+    lead = card.split("## Use")[0]
+    assert (
+        "on 48 samples: **accuracy goes from 71.1 % to 66.9 %, which chance may explain; the most is lost in "
+        "`text / in *images*`, from 80.0 % to 60.0 %**. 84.9 % of answers are the same"
+    ) in lead
+    assert "a prompt **1.61 times as fast** (1.54 to 1.66 in 7 rounds) on `An Accelerator (80 GB)`." in lead
 
     timed = table(card, "Prefill speed")
     for name, value in zip(("35 + 576, the median sample", "64 + 2880"), chosen.speed, strict=True):
@@ -216,7 +233,11 @@ def test_the_card_shows_the_files_numbers(package: Path) -> None:
                 (value.peak_memory, 1e-9),
             )
         )
-        numbers = (first, prefill, (value.speed_up,), (value.limit,), (100 * value.share_of_limit,), memory)
+        speed_up, control = (
+            (median, min(ratios), max(ratios))
+            for median, ratios in ((value.speed_up, value.ratios), (value.control, value.control_ratios))
+        )
+        numbers = (first, prefill, speed_up, control, (value.limit,), (100 * value.share_of_limit,), memory)
         assert same(timed[name], *numbers)
     speed_section = section(card, "Prefill speed")
     assert "`An Accelerator (80 GB)`" in speed_section
@@ -267,10 +288,73 @@ def test_only_what_was_measured(package: Path) -> None:
         assert title not in card
     assert "| same answer, token for token | 50.0 % | - |" in card
     assert "1 sample of the publisher's own data. Both" in card
+    lead = card.split("## Use")[0]
+    assert "on 1 sample only: **too few to say how often its answers are worse than the base's**." in lead
+    assert "50.0 %" not in lead
+    assert "times as fast" not in lead
     assert "--data DATA --num-samples 1" in card
     assert "--no-speed" in card
     assert not (package / "frozen_layers_sweep.png").exists()
     assert failures(package) == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "says", "never"),
+    [
+        (
+            {"accuracy": Accuracy(48, estimate(0.9), estimate(0.6), estimate(-0.3), 15, 1, 0.0005)},
+            ["**accuracy falls from 90.0 % to 60.0 %**.", "accuracy fell over all samples (-30.0 points)."],
+            ["most is lost"],
+        ),
+        (
+            {"accuracy": Accuracy(48, estimate(0.9), estimate(0.9), estimate(0), 2, 2, 1.0)},
+            ["**accuracy stays at 90.0 %**.", "fell nowhere by more than chance explains"],
+            ["from 90.0 %"],
+        ),
+        (
+            {"accuracy": None},
+            ["**10.9 % of answers differ from the base's**; whether"],
+            ["accuracy fell", "ccuracy g"],
+        ),
+        (
+            {"accuracy": Accuracy(19, *[Estimate(0.5, None, None)] * 3, 9, 0, None)},
+            ["**10.9 % of answers differ from the base's**; whether"],
+            ["accuracy fell", "ccuracy goes"],
+        ),
+        (
+            {"fidelity": Fidelity(19, *[Estimate(0.5, None, None)] * 4), "accuracy": None},
+            ["on 19 samples only: **too few"],
+            ["50.0 % of answers"],
+        ),
+    ],
+    ids=["fell", "same", "no answers", "few answers", "few samples"],
+)
+def test_the_lead_names_the_loss(package: Path, fields: dict[str, Any], says: list[str], never: list[str]) -> None:
+    evaluate(package, rows=(row(FROZEN, 0.0, chosen=True, **fields),), data={"sources": []})
+    card = (package / "README.md").read_text(encoding="utf-8")
+    for words in says:
+        assert words in card
+    for words in never:
+        assert words not in card
+
+
+def test_a_noisy_machine_voids_the_speed(package: Path) -> None:
+    """A control off by 14 %: the card shows that, and nowhere the speed-up that was measured beside it."""
+    quiet = speed(35, 576, (0.125, 0.0862), "data")
+    noisy = replace(quiet, control_ratios=(1.0, 1.0, 1.1, 1.14, 1.2, 1.2, 1.2), control=1.14)
+    assert (quiet.too_noisy, noisy.too_noisy) == (False, True)
+    assert replace(quiet, control=0.93).too_noisy
+    rows = (row((), 0.0, speed=(quiet,)), row(FROZEN, 0.05, chosen=True, speed=(noisy,)))
+    evaluate(package, rows=rows)
+    card = (package / "README.md").read_text(encoding="utf-8")
+    lead = card.split("## Use")[0]
+    assert "could not be measured](#prefill-speed): the machine was too noisy." in lead
+    assert "times as fast" not in card
+    assert not re.search(r"1\.45|1\.38|1\.50", section(card, "Prefill speed"))
+    line = next(line for line in card.splitlines() if line.startswith("| 35 + 576, the median sample"))
+    assert "| too noisy | 1.14 (1.00 to 1.20) | 1.90 | - |" in line
+    assert table(card, "Other numbers of frozen layers")["**2**"][-2:] == [[], ["1.90"]]
+    assert draw_sweep(rows) != draw_sweep((rows[0], replace(rows[1], speed=(quiet,))))
 
 
 def test_hostile_text_stays_text(package: Path) -> None:
@@ -283,7 +367,9 @@ def test_hostile_text_stays_text(package: Path) -> None:
         "group_by": hostile,
     }
     named = row((), 0.1, name=hostile, baseline=True)
-    chosen = row(FROZEN, 0.1, chosen=True, groups={hostile: Accuracy(1, *[Estimate(0.5, 0.4, 0.6)] * 3)})
+    chosen = row(
+        FROZEN, 0.1, chosen=True, groups={hostile: Accuracy(30, *[Estimate(-0.5, -0.6, -0.4)] * 3, 9, 0, 0.004)}
+    )
     evaluate(
         package,
         rows=(chosen, named),
@@ -492,6 +578,26 @@ def test_damage_is_found(package: Path, damage: Callable[[Path], object], words:
     damage(package)
     (found,) = failures(package)
     assert words in found
+
+
+def test_a_package_of_an_older_release(package: Path) -> None:
+    """Evaluating it again would not help: its card is another one. So that is what is said, not that a file is old."""
+    evaluate(package)
+    old = json.loads((package / "evaluation.json").read_text("utf-8")) | {"format": 1}
+    (package / "evaluation.json").write_text(json.dumps(old), encoding="utf-8")
+    recipe = json.loads((package / "shortv.json").read_text("utf-8"))
+    recipe["measured"]["evaluation.json"] = hashlib.sha256((package / "evaluation.json").read_bytes()).hexdigest()
+    for template, words in (
+        (
+            recipe["card"]["template"],
+            r"not an evaluation of format 2; evaluate again with `shortv-export evaluate`\.$",
+        ),
+        ("0" * 64, r"the recipe's card would be different with this release; install "),
+    ):
+        recipe["card"]["template"] = template
+        (package / "shortv.json").write_text(json.dumps(recipe), encoding="utf-8")
+        (found,) = failures(package)
+        assert re.search(words, found)
 
 
 @pytest.mark.parametrize("name", ["../evil.json", "evil.py", ".eval_results/../evil.yaml", "model.safetensors"])

@@ -14,7 +14,7 @@ from shortv_export.errors import ShortVError
 from shortv_export.records.evaluation import Accuracy, Estimate, Evaluation, Fidelity, Pair, Row, Speed
 
 ESTIMATE = Estimate(0.5, 0.25, None)
-ACCURACY = Accuracy(2, ESTIMATE, ESTIMATE, ESTIMATE)
+ACCURACY = Accuracy(2, ESTIMATE, ESTIMATE, ESTIMATE, 1, 0, None)
 PAIR = Pair(2.0, 1.0)
 ROW = Row(
     name="2 of 4",
@@ -25,7 +25,7 @@ ROW = Row(
     fidelity=Fidelity(2, ESTIMATE, ESTIMATE, ESTIMATE, ESTIMATE),
     accuracy=ACCURACY,
     groups={"Katzen für alle": ACCURACY},
-    speed=(Speed("data", 3, 4, 7, None, PAIR, PAIR, None, PAIR, PAIR, 1e-5, 2.0, 2.1, 0.95),),
+    speed=(Speed("data", 3, 4, 1, None, PAIR, PAIR, None, PAIR, PAIR, 1e-5, (2.0,), (1.0,), 2.0, 1.0, 2.1, 0.95),),
 )
 EVALUATION = Evaluation(
     package={"repo_id": None, "revision": None},
@@ -36,6 +36,7 @@ EVALUATION = Evaluation(
     max_new_tokens=32,
     dtype="bfloat16",
     device="cpu",
+    statistics={"seed": 0, "level": 0.95},
     versions={"torch": "2.13.0"},
     notes=("A note.",),
     rows=(ROW, replace(ROW, frozen_layers=None, chosen=False, baseline=True, accuracy=None, groups={}, speed=())),
@@ -60,8 +61,8 @@ def rows(**fields: Any) -> Callable[[dict[str, Any]], None]:
     [
         (lambda data: data.update(more=1), "unknown field 'more'"),
         (lambda data: data.pop("device"), "'device': field required"),
-        (lambda data: data.pop("format"), "of format 1"),
-        (lambda data: data.update(format=2), "of format 1"),
+        (lambda data: data.pop("format"), "of format 2; evaluate again with `shortv-export evaluate`."),
+        (lambda data: data.update(format=1), "of format 2; evaluate again with `shortv-export evaluate`."),
         (lambda data: data.update(rows=[]), "with one chosen row"),
         (lambda data: data.update(num_layers=True), "'num_layers'"),
         (lambda data: data.update(versions={"torch": None}), "'versions.torch'"),
@@ -74,6 +75,7 @@ def rows(**fields: Any) -> Callable[[dict[str, Any]], None]:
         (rows(flops_ratio=10**400), "'rows.0.flops_ratio': input should be a"),
         (rows(speed={}), "'rows.0.speed'"),
         (rows(accuracy={"num_samples": 2}), "'rows.0.accuracy.base'"),
+        (lambda data: data["rows"][0]["speed"][0].update(ratios=[]), "one ratio for each of its rounds ('repeats')"),
         (rows(**{"more\nlines": 1}), r"unknown field 'rows.0.more\nlines'"),
         (lambda data: data["rows"][0]["fidelity"].update(answer_kl=None), "'rows.0.fidelity.answer_kl'"),
         (lambda data: data["rows"][0]["speed"][0]["flops"].update(more=1), "'rows.0.speed.0.flops.more'"),
