@@ -76,16 +76,21 @@ def server(hub: LoopbackHub, folder: Path) -> Iterator[tuple[Any, str]]:
             command, env=environment(folder, hub), stdout=output, stderr=subprocess.STDOUT, cwd=folder
         ) as process,
     ):
-        for _ in range(240):
-            try:
-                urllib.request.urlopen(f"http://localhost:{port}/health", timeout=5)
-                break
-            except OSError:
+        try:
+            while not is_up(port):
                 assert process.poll() is None, log.read_text()[-3000:]
                 time.sleep(0.5)
-        with openai.OpenAI(base_url=f"http://localhost:{port}/v1", api_key="none", max_retries=0) as client:
-            yield client, log.read_text()
-        process.terminate()
+            with openai.OpenAI(base_url=f"http://localhost:{port}/v1", api_key="none", max_retries=0) as client:
+                yield client, log.read_text()
+        finally:  # also where the test's time is over
+            process.terminate()
+
+
+def is_up(port: int) -> bool:
+    try:
+        return bool(urllib.request.urlopen(f"http://localhost:{port}/health", timeout=5))
+    except OSError:
+        return False
 
 
 def chat(picture: Any) -> list[dict[str, Any]]:

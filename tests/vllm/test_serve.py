@@ -72,15 +72,20 @@ def server(hub: LoopbackHub, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         ) as process,
     ):
         address = f"http://127.0.0.1:{port}"
-        for _ in range(300):
-            try:
-                urllib.request.urlopen(f"{address}/health", timeout=5)
-                break
-            except OSError:
+        try:
+            while not is_up(address):
                 assert process.poll() is None, log.read_text()[-5000:]
                 time.sleep(1)
-        yield address, log
-        process.terminate()
+            yield address, log
+        finally:  # also where the test's time is over
+            process.terminate()
+
+
+def is_up(address: str) -> bool:
+    try:
+        return bool(urllib.request.urlopen(f"{address}/health", timeout=5))
+    except OSError:
+        return False
 
 
 def ask(address: str, seed: int) -> list[int]:
