@@ -7,5 +7,5 @@ from .evaluation_files import check_task
 from .inspection import Check, Inspection, inspect_package, require_intact
 from .package import Package
 from .rendering import MOST_BYTES
-from .seal import is_as_made, rename_card
+from .seal import is_as_made, rename_card, unpin_card
 from .update import add_evaluation, require_updatable

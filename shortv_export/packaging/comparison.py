@@ -20,7 +20,7 @@ from .derived import derive_fields
 from .evaluation_files import check_evaluation
 from .package import Package
 from .rendering import DRAWN_WITH, MOST_BYTES, check_same_recipe, its_release, remake
-from .seal import named_in
+from .seal import is_pinned, named_in, unpin_card
 
 _WEIGHTS = ".safetensors"
 
@@ -142,8 +142,11 @@ class Comparison:
         return f"{len(names)} figures, as they are drawn here"
 
     def card(self) -> str:
+        pinned = is_pinned(self._text())
+        if not pinned:  # it came by a pull request
+            self.made[CARD_NAME] = unpin_card(self.made[CARD_NAME].decode(), self.package.tag).encode()
         self._compare([CARD_NAME])
-        return f"for {self._named()}"
+        return f"for {self._named()}{'' if pinned else ', without a tag: push the package again to pin it'}"
 
     def weights(self) -> str:
         recipe = self.package.recipe
@@ -267,7 +270,10 @@ class Comparison:
                 raise ShortVError(f"{name} was changed: it is not what this release makes of the recipe and the base.")
 
     def _named(self) -> str:
-        return named_in(self._content(CARD_NAME).decode("utf-8", "replace"))
+        return named_in(self._text())
+
+    def _text(self) -> str:
+        return self._content(CARD_NAME).decode("utf-8", "replace")
 
     def _small(self) -> dict[str, dict[str, int | str]]:
         """The files of the base that the package holds unchanged, without weights."""

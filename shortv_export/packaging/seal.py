@@ -14,6 +14,8 @@ UNNAMED = "your-name/your-model"
 """Stands for the repository's name until the package is published."""
 
 _SEAL = "<!-- shortv-export: sha256 of the text above: {} -->\n"
+_PINNED = 'revision = "{}"  # pins weights, frozen layers and code'
+_UNPINNED = 'revision = "main"  # the newest version; no tag pins one yet'
 _NAME = re.compile(rf'^model_id = "({HUB_ID.pattern})"$', re.ASCII | re.MULTILINE)
 
 
@@ -43,6 +45,22 @@ def rename_card(text: str, repo_id: str) -> str:
     made, body = is_as_made(text), _unsealed(text)
     renamed = place.sub(lambda found: found[1] + repo_id, body if made else text)
     return seal(renamed) if made else renamed
+
+
+def is_pinned(text: str) -> bool:
+    """Whether a card tells to load a tag, and not the newest version."""
+    return _UNPINNED not in text
+
+
+def unpin_card(text: str, tag: str) -> str:
+    """The card that tells to load the newest version, for a pull request: nobody but its merger can set the tag.
+
+    It is sealed again, unless somebody edited it.
+    """
+    made, body = is_as_made(text), _unsealed(text)
+    loose = (body if made else text).replace(_PINNED.format(tag), _UNPINNED)
+    loose = loose.replace(f"  --revision {tag} ", "  --revision main ")
+    return seal(loose) if made else loose
 
 
 def _unsealed(text: str) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from ..errors import ShortVError, one_line
 from ..files import read_regular
 from ..hub import retry
-from ..packaging import Package, is_as_made, rename_card
+from ..packaging import Package, is_as_made, rename_card, unpin_card
 from ..records import CARD_NAME
 from .repository import Repository
 
@@ -33,7 +33,10 @@ def card_to_publish(package: Package, repository: Repository) -> bytes:
             f"the {CARD_NAME} of {package.name} was edited; publish it as it is with `card` package, "
             "or package the base again."
         )
-    return rename_card(text, repository.repo_id).encode()
+    named = rename_card(text, repository.repo_id)
+    # Who proposes sets no tag; what the card tells to load must be there after the merge.
+    unpinned = repository.target.create_pr and package.tag not in repository.tags
+    return (unpin_card(named, package.tag) if unpinned else named).encode()
 
 
 def check_card(repository: Repository) -> None:

@@ -29,7 +29,7 @@ class Push:
         repo_id: with its namespace.
         url: of the repository, or of the pull request.
         commit: holds the package; None for a dry run that would make one.
-        tag: pins the package; after a pull request it is missing until the package is pushed again after the merge.
+        tag: pins the package; None for a pull request, until the package is pushed again after the merge.
         named_tag: the second tag, as asked for with `tag`.
         changed: whether a commit is needed; False if the repository holds the package already.
         added, deleted, uploaded_bytes, copied_bytes, replaces, not_copied: as in `plan.Plan`.
@@ -42,7 +42,7 @@ class Push:
     repo_id: str
     url: str
     commit: str | None
-    tag: str
+    tag: str | None
     named_tag: str | None
     changed: bool
     added: tuple[str, ...]
@@ -61,7 +61,7 @@ class Push:
     def summary(self) -> str:
         """The push in one line."""
         if not self.changed:
-            return f"{self.url} holds this package already, at {self._tags}: no commit"
+            return f"{self.url} holds this package already, at {self._tags or self.commit}: no commit"
         counts = f"{len(self.added)} files, {self.uploaded_bytes:,} bytes uploaded"
         if self.copied_bytes:
             counts += f", {self.copied_bytes:,} bytes copied on the Hub"
@@ -72,7 +72,12 @@ class Push:
         if self.replaces:
             counts += f"; this replaces the model that is there: {self.replaces}"
         if self.dry_run:
-            return f"would push to {describe(self)} in one commit, tagged {self._tags}: {counts}"
+            tagged = f", tagged {self._tags}" if self._tags else ", without a tag"
+            return f"would push to {describe(self)} in one commit{tagged}: {counts}"
+        if self.tag is None:
+            return (
+                f"proposed in {self.url}, one commit, {self.commit}: {counts}; once merged, push again to set the tag"
+            )
         return f"pushed to {self.url} in one commit, {self.commit}, tagged {self._tags}: {counts}"
 
     @property
@@ -83,11 +88,11 @@ class Push:
 
     @property
     def snippet(self) -> str:
-        """Python code that loads exactly this model."""
+        """Python code that loads exactly this model; of a pull request, at the commit that it proposes."""
         return (
             "from transformers import AutoModel, AutoProcessor\n"
             "\n"
-            f'model_id, revision = "{self.repo_id}", "{self.tag}"\n'
+            f'model_id, revision = "{self.repo_id}", "{self.tag or self.commit}"\n'
             "processor = AutoProcessor.from_pretrained(model_id, revision=revision, trust_remote_code=True)\n"
             "model = AutoModel.from_pretrained(model_id, revision=revision, trust_remote_code=True, "
             'dtype="auto", device_map="auto")'
@@ -95,7 +100,7 @@ class Push:
 
     @property
     def _tags(self) -> str:
-        return f"{self.tag} and {self.named_tag}" if self.named_tag else self.tag
+        return " and ".join(filter(None, (self.tag, self.named_tag)))
 
 
 def push_package(package: Package, repository: Repository, *, base: BaseModel | None = None) -> Push:
@@ -142,7 +147,7 @@ def _push(package: Package, repository: Repository) -> Push:
         repo_id=repository.repo_id,
         url=commit.url,
         commit=None if target.dry_run and plan.changed else commit.sha,
-        tag=recipe_tag,
+        tag=None if target.create_pr and recipe_tag not in repository.tags else recipe_tag,
         named_tag=target.tag,
         changed=plan.changed,
         added=plan.added,

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,13 +16,14 @@ from typing import Any
 import pytest
 from huggingface_hub import HfApi
 
+from shortv_export import pipeline
 from shortv_export.base.resolve import resolve_base
 from shortv_export.errors import ShortVError
 from shortv_export.loopback import LoopbackHub, Request
 from shortv_export.loopback.routes import commits
 from shortv_export.options import Target
 from shortv_export.packaging.package import Package
-from shortv_export.packaging.seal import UNNAMED
+from shortv_export.packaging.seal import UNNAMED, is_as_made
 from shortv_export.publish.forecast import forecast_push
 from shortv_export.publish.push import push_package
 from shortv_export.publish.repository import inspect_repository
@@ -146,16 +151,61 @@ def test_branch_of_a_new_repository(loopback: LoopbackHub, package: Path) -> Non
     assert published(loopback, "next") == contents(package)
 
 
-def test_pull_request(loopback: LoopbackHub, package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pull_request(loopback: LoopbackHub, package: Path, tmp_path: Path) -> None:
     loopback.create_repo("acme/model")
     push = publish(package, "acme/model", create_pr=True)
     assert push.url.endswith("/acme/model/discussions/1")
     assert published(loopback, repo_id="acme/model") == {}
-    assert published(loopback, "refs/pr/1", "acme/model") == contents(package, "acme/model")
+    proposed = contents(package, "acme/model")
+    card = proposed["README.md"].decode()
+    assert f'revision = "{Package.open(package).tag}"' in card
+    # No tag, so the card names none.
+    found = published(loopback, "refs/pr/1", "acme/model")
+    assert {name for name in found if found[name] != proposed[name]} == {"README.md"}
+    loose = found["README.md"].decode()
+    assert is_as_made(loose)
+    assert Package.open(package).tag not in loose
+    assert 'revision = "main"  # the newest version; no tag pins one yet' in loose
+    assert (push.tag, push.snippet.count(f'"{push.commit}"')) == (None, 1)
     assert tags(loopback, "acme/model") == {}
     again = publish(package, "acme/model", create_pr=True)
     assert (again.url, again.commit) == (push.url, push.commit)
     assert len(loopback.repos["acme/model"].discussions) == 1
+
+    # Merged, it loads as its card says, in a fresh process, and it is verified.
+    merge(loopback, "acme/model", 1)
+    assert published(loopback, repo_id="acme/model") == found
+    assert snippet_result(loopback, loose, tmp_path) == [*Package.open(package).recipe.frozen_layers]
+    states = [check.passed for check in pipeline.verify("acme/model").checks if check.name == "card"]
+    assert states == [True]
+    # Pushed again by somebody who may, it gets the tag, and its card the pin.
+    last = publish(package, "acme/model")
+    assert (last.added, tags(loopback, "acme/model")) == (("README.md",), {last.tag: last.commit})
+    assert published(loopback, repo_id="acme/model") == proposed
+    assert not publish(package, "acme/model", create_pr=True).changed
+
+
+def merge(loopback: LoopbackHub, repo_id: str, number: int) -> None:
+    """What the Hub does when somebody merges a pull request."""
+    repo = loopback.repos[repo_id]
+    repo.refs["refs/heads/main"] = repo.refs[f"refs/pr/{number}"]
+    repo.discussions[number - 1] = replace(repo.discussions[number - 1], status="merged")
+
+
+def snippet_result(loopback: LoopbackHub, card: str, folder: Path) -> Any:
+    """What a fresh process has frozen that loads the model as a card says, up to the question."""
+    (code,) = re.findall(r"^```python\n(from PIL.*?)^question", card, re.DOTALL | re.MULTILINE)
+    code += "\nimport json; print(json.dumps(model.config.frozen_layers))"
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        env=kept | loopback.env() | {"HF_HOME": str(folder / "home")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    return json.loads(ran.stdout)
 
 
 def test_dry_run(loopback: LoopbackHub, packages: dict[str, Path]) -> None:
@@ -359,7 +409,7 @@ def test_fine_grained_token_for_a_pull_request(loopback: LoopbackHub, package: P
     assert "open a pull request in acme/there: it lacks the permission discussion.write" in message
     loopback.add_token("hf_proposes", "someone", "fineGrained", permissions={"": ["discussion.write"]})
     publish(package, "acme/there", token="hf_proposes", create_pr=True)
-    assert published(loopback, "refs/pr/1", "acme/there") == contents(package, "acme/there")
+    assert published(loopback, "refs/pr/1", "acme/there").keys() == contents(package).keys()
 
 
 def test_foreign_repository(loopback: LoopbackHub, package: Path) -> None:
@@ -489,7 +539,8 @@ def test_any_request_of_a_pull_request_may_fail_once(loopback: LoopbackHub, pack
         loopback.faults.clear()
         loopback.fail(nth=nth, when=when, status=503)
         push = publish(package, repo_id, create_pr=True)
-        assert published(loopback, "refs/pr/1", repo_id) == contents(package, repo_id)
+        found, proposed = published(loopback, "refs/pr/1", repo_id), contents(package, repo_id)
+        assert {name for name in proposed.keys() | found if found.get(name) != proposed.get(name)} == {"README.md"}
         assert push.url.endswith("/discussions/1")
         assert len(loopback.repos[repo_id].discussions) == 1
 
