@@ -152,37 +152,37 @@ def test_branch_of_a_new_repository(loopback: LoopbackHub, package: Path) -> Non
 
 
 def test_pull_request(loopback: LoopbackHub, package: Path, tmp_path: Path) -> None:
-    loopback.create_repo("acme/model")
-    push = publish(package, "acme/model", create_pr=True)
-    assert push.url.endswith("/acme/model/discussions/1")
-    assert published(loopback, repo_id="acme/model") == {}
-    proposed = contents(package, "acme/model")
+    loopback.create_repo(REPO)
+    push = publish(package, REPO, create_pr=True)
+    assert push.url.endswith("/discussions/1")
+    assert published(loopback, repo_id=REPO) == {}
+    proposed = contents(package, REPO)
     card = proposed["README.md"].decode()
     assert f'revision = "{Package.open(package).tag}"' in card
     # No tag, so the card names none.
-    found = published(loopback, "refs/pr/1", "acme/model")
+    found = published(loopback, "refs/pr/1", REPO)
     assert {name for name in found if found[name] != proposed[name]} == {"README.md"}
     loose = found["README.md"].decode()
     assert is_as_made(loose)
     assert Package.open(package).tag not in loose
     assert 'revision = "main"  # the newest version; no tag pins one yet' in loose
     assert (push.tag, push.snippet.count(f'"{push.commit}"')) == (None, 1)
-    assert tags(loopback, "acme/model") == {}
-    again = publish(package, "acme/model", create_pr=True)
+    assert tags(loopback, REPO) == {}
+    again = publish(package, REPO, create_pr=True)
     assert (again.url, again.commit) == (push.url, push.commit)
-    assert len(loopback.repos["acme/model"].discussions) == 1
+    assert len(loopback.repos[REPO].discussions) == 1
 
     # Merged, it loads as its card says, in a fresh process, and it is verified.
-    merge(loopback, "acme/model", 1)
-    assert published(loopback, repo_id="acme/model") == found
+    merge(loopback, REPO, 1)
+    assert published(loopback, repo_id=REPO) == found
     assert snippet_result(loopback, loose, tmp_path) == [*Package.open(package).recipe.frozen_layers]
-    states = [check.passed for check in pipeline.verify("acme/model").checks if check.name == "card"]
+    states = [check.passed for check in pipeline.verify(REPO).checks if check.name == "card"]
     assert states == [True]
     # Pushed again by somebody who may, it gets the tag, and its card the pin.
-    last = publish(package, "acme/model")
-    assert (last.added, tags(loopback, "acme/model")) == (("README.md",), {last.tag: last.commit})
-    assert published(loopback, repo_id="acme/model") == proposed
-    assert not publish(package, "acme/model", create_pr=True).changed
+    last = publish(package, REPO)
+    assert (last.added, tags(loopback, REPO)) == (("README.md",), {last.tag: last.commit})
+    assert published(loopback, repo_id=REPO) == proposed
+    assert not publish(package, REPO, create_pr=True).changed
 
 
 def merge(loopback: LoopbackHub, repo_id: str, number: int) -> None:
