@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -94,6 +95,21 @@ def test_refused(
     assert words in message
     assert "\n" not in message
     assert message.endswith(".")
+
+
+def test_every_quantisation_is_refused_by_its_name(base: Path) -> None:
+    """All methods that transformers knows, as it writes them into a config; also for a part of the model."""
+    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
+
+    assert {"awq", "gptq", "fp8", "compressed-tensors", "torchao"} <= AUTO_QUANTIZATION_CONFIG_MAPPING.keys()
+    config = json.loads((base / "config.json").read_text())
+    for method in AUTO_QUANTIZATION_CONFIG_MAPPING:
+        for place in ("text_config", "vision_config", None):
+            changed = json.loads(json.dumps(config))
+            (changed[place] if place else changed)["quantization_config"] = {"quant_method": method, "bits": 4}
+            (base / "config.json").write_text(json.dumps(changed))
+            with pytest.raises(ShortVError, match=rf"its weights are quantised \({re.escape(method)}\), which is not"):
+                resolve_base(str(base), weights=False)
 
 
 @pytest.mark.parametrize("dtype", ["float8_e4m3fn", "int8", "uint8"])
