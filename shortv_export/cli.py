@@ -8,6 +8,7 @@ import inspect
 import logging
 import os
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -315,7 +316,14 @@ def _show_demo(demo: Any, **_: Any) -> None:
         _print("")
         _print_table(title, lines)
     _print("", f"Look at {demo.card}, the card, and {demo.card.with_name('layer_contribution.png')}.")
-    _print("Next: shortv-export push llava-hf/llava-1.5-7b-hf USER/NAME --preset paper")
+    _print(f"Next: {_program()} push llava-hf/llava-1.5-7b-hf USER/NAME --preset paper")
+
+
+def _program() -> str:
+    """This command as it can be typed here: `make demo` does not put it on the PATH."""
+    if shutil.which("shortv-export") or not Path(sys.argv[0]).is_file():
+        return "shortv-export"
+    return os.path.relpath(sys.argv[0])
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ import sys
 import sysconfig
 import zipfile
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,8 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("environment")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
     site = next(folder.glob("lib*/python*/site-packages"))
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(site)
+    pip = [sys.executable, "-m", "pip", "--python", str(folder / "bin" / "python"), "install", "--quiet"]
+    subprocess.run([*pip, "--no-deps", "--no-index", str(wheel)], check=True, capture_output=True)
     _link(Path(sysconfig.get_path("purelib")), site)
     return folder / "bin" / "python"
 
@@ -66,6 +67,12 @@ def test_content(wheel: Path) -> None:
     # An `__init__.py` would hide the other parts of optimum's namespace package (PEP 420).
     assert not any(name.startswith("optimum/") and name.endswith("__init__.py") for name in names)
     assert any(name.endswith("licenses/LICENSE") for name in information)
+
+
+def test_the_wheel_installs_a_command(installed: Path, tmp_path: Path) -> None:
+    command = [installed.with_name("shortv-export"), "--version"]
+    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == version("shortv-export")
 
 
 @pytest.mark.parametrize("kind", ["wheel", "checkout"])
@@ -114,7 +121,7 @@ def test_options_are_those_of_the_package_command() -> None:
     ShortVExportCommand.parse_args(parser)
     theirs = {option for action in parser._actions for option in action.option_strings if option.startswith("--")}
     assert "--num-frozen" in parser.format_help()  # fails if a help text has a bare percent sign
-    assert theirs - {"--model", "--help"} == options - {"--recipe", "--json", "--help"}
+    assert theirs - {"--model", "--help"} == options - {"--recipe", "--json", "--quiet", "--token", "--help"}
 
 
 def test_optimum_starts_without_heavy_imports() -> None:

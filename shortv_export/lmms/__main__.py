@@ -17,7 +17,7 @@ def main() -> None:
     try:
         from lmms_eval import __main__ as command_line
     except ImportError as error:
-        sys.exit(f"error: lmms-eval cannot be loaded ({one_line(error)}); pip install 'shortv-export[lmms]'.")
+        sys.exit(f"error: lmms-eval cannot be loaded ({one_line(error)}); install the extra lmms of shortv-export.")
     evaluate = command_line.cli_evaluate_single
 
     def strict(args: Any) -> Any:

@@ -202,7 +202,7 @@ def check_same_recipe(made: Recipe, recipe: Recipe) -> None:
 def its_release(recipe: Recipe) -> str:
     """What to do about a recipe of another release."""
     release = plain_line(recipe.versions["shortv-export"])
-    return f"install the release that wrote it: pip install shortv-export=={release}"
+    return f"install the release that wrote it, shortv-export {release}"
 
 
 def _encoded(text: str, what: str) -> bytes:

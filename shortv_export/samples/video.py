@@ -81,8 +81,7 @@ def read_clip(file: BinaryIO, max_frames: int) -> Clip:
 
     if find_spec("av") is None:
         raise ShortVError(
-            "reading video files needs PyAV: pip install 'shortv-export[video]'; or give each video as a list of its "
-            "frames' images."
+            "reading video files needs PyAV: pip install av; or give each video as a list of its frames' images."
         )
     limits = {**_LIMITS, "chosen": max_frames}
     with tempfile.TemporaryFile() as copy, tempfile.TemporaryFile() as output:

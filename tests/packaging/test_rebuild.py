@@ -217,7 +217,7 @@ def test_edited_recipes(
 def test_another_release(base: Path, package: Path, tmp_path: Path) -> None:
     """Which release to install is said; text from the recipe is one harmless line."""
     recipe = edit(package, lambda r: r["code"].clear() or r["versions"].update({"shortv-export": "0.0.1\nevil"}))
-    assert "pip install shortv-export==0.0.1 evil." in refusal(recipe, tmp_path / "out", base)
+    assert "install the release that wrote it, shortv-export 0.0.1 evil." in refusal(recipe, tmp_path / "out", base)
 
 
 def test_the_recipe_pins_the_card(base: Path, tmp_path: Path) -> None:

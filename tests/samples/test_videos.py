@@ -297,4 +297,4 @@ def test_films_without_pyav(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setitem(sys.modules, "av", None)
     (tmp_path / "a.mp4").write_bytes(b"a film")
     message = refusal(tmp_path, num_samples=1)
-    assert "reading video files needs PyAV: pip install 'shortv-export[video]'; or give each video as" in message
+    assert "reading video files needs PyAV: pip install av; or give each video as" in message
