@@ -7,6 +7,7 @@ the rooms; here each verb looks at everything that could stand in its way, and t
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -31,6 +32,7 @@ from .usage import refuse_unused
 
 if TYPE_CHECKING:
     from .base import BaseModel
+    from .journal import Journal
     from .packaging import Draft, Package
     from .publish import Forecast, Push
     from .records import Evaluation, Scores
@@ -245,20 +247,18 @@ def push(
         source: the folder of a finished package, or a base model (Hub id or folder).
         repo_id: ``user/name``, or ``name`` for the token's user.
         target: where and how to publish.
-        conversion: for a base, how it becomes a package. The package's folder stays, so that a failed upload is
-            continued by pushing it.
+        conversion: for a base, how it becomes a package. An interrupted push goes on when it is called again with
+            the same arguments (see `journal`). The package's folder stays.
 
     Raises:
         ShortVError: a step failed; what is finished stays for the next try.
     """
     refuse_unused(push, locals())
+    from .journal import Journal, asked_for
     from .packaging import Package, inherited_metadata
     from .publish import forecast_push, inspect_repository, push_package
 
-    if Package.is_at(source):
-        base, finished = None, Package.open(source)
-        repository = inspect_repository(repo_id, target)
-    else:
+    if not Package.is_at(source):
         repository = inspect_repository(repo_id, target)
         base, selection = _look_at_base(source, conversion)
         evaluated = conversion.evaluate is not None
@@ -267,8 +267,14 @@ def push(
             contents = conversion.contents
             inherited_metadata(base, contents.license, contents.base_model)
             return forecast
-        finished = _convert(base, Path(conversion.out or repo_id.split("/")[-1]), conversion)
-    return push_package(finished, repository, base=base)
+        out = Path(os.path.abspath(conversion.out or repo_id.split("/")[-1]))
+        journal = Journal(out.with_name(f"{out.name}.push.json"), asked_for(base, conversion))
+        with journal.kept():
+            result = push_package(_convert(base, out, conversion, journal), repository, base=base)
+        journal.delete()
+        return result
+    finished = Package.open(source)
+    return push_package(finished, inspect_repository(repo_id, target))
 
 
 # The steps. What could stand in their way has been looked at.
@@ -290,40 +296,69 @@ def _look_at_base(source: str, conversion: Conversion) -> tuple[BaseModel, Any]:
     return base, preview_selection(base, choice, budget, seed=samples.seed)
 
 
-def _convert(base: BaseModel, out: Path, conversion: Conversion) -> Package:
-    """From a base to a verified package, evaluated if that was asked for."""
+def _convert(base: BaseModel, out: Path, conversion: Conversion, journal: Journal) -> Package:
+    """From a base to a verified package, evaluated if that was asked for. Finished steps are not made again."""
+    from .base import fetch_weights
+    from .files import check_writable
+    from .packaging import Package
+    from .records import RECIPE_NAME
+    from .verification import verify_package
+
+    recipe_file, output = out / RECIPE_NAME, out.with_name(f"{out.name}.evaluation.json")
+    check_writable(output)
+    # A folder that appears is whole; it may have come just before an interruption.
+    made = journal.began("package") and Package.is_at(out)
+    if made:
+        logger.info("going on from %s, which an interrupted push made", out)
+        fetch_weights(base)
+        package = Package.open(out)
+    else:
+        package = _make(base, out, conversion, journal)
+    if not (journal.finished("verification", recipe_file) or journal.finished("evaluation", recipe_file)):
+        verification = verify_package(package, base=base)
+        verification.raise_if_failed()
+        if verification.not_made:
+            raise ShortVError(f"{out} is {verification.summary}; to publish it all the same, push that folder.")
+        logger.info(verification.summary)
+        journal.finish("verification", recipe_file)
+    if (number := conversion.evaluate) is not None and not journal.finished("evaluation", recipe_file):
+        held_out, place = replace(conversion.samples, num_samples=number), conversion.placement
+        _, package = _evaluate(package, output, held_out, Questions(), Comparison(), place, update_card=True)
+        logger.info("evaluated on %d samples: %s", number, output)
+        journal.finish("evaluation", recipe_file)
+    return package
+
+
+def _make(base: BaseModel, out: Path, conversion: Conversion, journal: Journal) -> Package:
+    """From a base to a package, through scores if none are given."""
     from .base import fetch_weights
     from .files import check_writable
     from .packaging import Draft
+    from .records import RECIPE_NAME
     from .selection import may_be_operators
-    from .verification import verify_package
 
     choice, budget, samples, placement = conversion.choice, conversion.budget, conversion.samples, conversion.placement
     draft = Draft.of(base, out, conversion.contents)
-    scores_file, output = (draft.out.with_name(f"{draft.out.name}.{name}.json") for name in ("scores", "evaluation"))
-    for file in (scores_file, output):
-        check_writable(file)
+    scores_file = out.with_name(f"{out.name}.scores.json")
+    check_writable(scores_file)
     if choice.sources:
         fetch_weights(base)
     else:
-        scoring = replace(
-            conversion.scoring, operators=may_be_operators(choice, budget) and conversion.scoring.operators
-        )
-        scores = _score(base, scores_file, samples, budget, scoring, placement)
-        logger.info("scored %d layers on %d samples: %s", len(scores.visual), scores.num_samples, scores_file)
+        if journal.finished("scores", scores_file):
+            logger.info("going on from %s, which an interrupted push measured", scores_file)
+            fetch_weights(base)
+        else:
+            operators = may_be_operators(choice, budget) and conversion.scoring.operators
+            scoring = replace(conversion.scoring, operators=operators)
+            scores = _score(base, scores_file, samples, budget, scoring, placement)
+            logger.info("scored %d layers on %d samples: %s", len(scores.visual), scores.num_samples, scores_file)
+            journal.finish("scores", scores_file)
         choice = replace(choice, scores=scores_file)
+    journal.begin("package")
     package = _package(draft, choice, budget, samples, placement, whole=not conversion.scoring.stream)
     recipe = package.recipe
     logger.info("packaged with %s: %s", recipe.frozen.describe(recipe.num_layers), out)
-    verification = verify_package(package, base=base)
-    verification.raise_if_failed()
-    if verification.not_made:
-        raise ShortVError(f"{out} is {verification.summary}; to publish it all the same, push that folder.")
-    logger.info(verification.summary)
-    if (number := conversion.evaluate) is not None:
-        held_out = replace(samples, num_samples=number)
-        _, package = _evaluate(package, output, held_out, Questions(), Comparison(), placement, update_card=True)
-        logger.info("evaluated on %d samples: %s", number, output)
+    journal.finish("package", out / RECIPE_NAME)
     return package
 
 

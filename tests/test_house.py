@@ -27,6 +27,7 @@ LEVELS = (
     "cli",
     "optimum_plugin lmms vllm serve demo",
     "pipeline loopback",
+    "journal",
     "publish usage",
     "evaluation",
     "verification",
