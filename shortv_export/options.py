@@ -286,6 +286,7 @@ class Contents(_Checked):
     recipe: Annotated[
         Path | None, Help("Make the package of this shortv.json again, byte for byte; BASE may then be left out.")
     ] = None
+    handler: Annotated[bool, Help("Add a handler.py, by which Inference Endpoints serve the package.")] = False
     base_model: Annotated[
         str | None, Help("What BASE, a folder, was derived from: a Hub id, such as llava-hf/llava-1.5-7b-hf.")
     ] = None

@@ -262,7 +262,7 @@ def push(
         repository = inspect_repository(repo_id, target)
         base, selection = _look_at_base(source, conversion)
         evaluated = conversion.evaluate is not None
-        forecast = forecast_push(base, repository, selection, weights=conversion.contents.weights, evaluated=evaluated)
+        forecast = forecast_push(base, repository, selection, contents=conversion.contents, evaluated=evaluated)
         if target.dry_run:
             contents = conversion.contents
             inherited_metadata(base, contents.license, contents.base_model)

@@ -26,6 +26,7 @@ _SIGNALS = {"SIGINT": "interrupted", "SIGTERM": "terminated", "SIGHUP": "hung up
 
 stopping = threading.Event()
 """Set by the first signal. Threads that nobody waits for look at it."""
+_stops: list[Stopped] = []
 
 
 class Stopped(KeyboardInterrupt):
@@ -42,6 +43,11 @@ class Stopped(KeyboardInterrupt):
         self.status = 128 + number
 
 
+def stop_before() -> Stopped | None:
+    """The signal that came before a failure: libraries swallow its exception, and then fail at what was cut short."""
+    return _stops[0] if _stops and stopping.is_set() else None
+
+
 @contextmanager
 def stopped_by_signals() -> Iterator[None]:
     """Inside the context, SIGINT, SIGTERM and SIGHUP raise `Stopped`. One that is ignored, as by `nohup`, stays so.
@@ -55,9 +61,11 @@ def stopped_by_signals() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
             return os.kill(os.getpid(), number)
         stopping.set()
-        raise Stopped(number)
+        _stops.append(Stopped(number))
+        raise _stops[-1]
 
     stopping.clear()
+    _stops.clear()
     before: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
         numbers = [getattr(signal, name) for name in _SIGNALS if hasattr(signal, name)]

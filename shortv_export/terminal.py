@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
 from .errors import ShortVError, UsageError, notes_of, one_line, shown, without_secrets
-from .processes import Stopped, stopped_by_signals
+from .processes import Stopped, stop_before, stopped_by_signals
 
 _RED = "\x1b[31m{}\x1b[0m"
 _failed: list[OSError] = []  # why standard output could not be written to
@@ -108,6 +108,9 @@ def run(action: Callable[[], object], *, debug: bool, words: Callable[[str], str
     except Exception as error:
         if debug:
             raise
+        if (stop := stop_before()) is not None:
+            say_error(_with_notes(stop.word, error), label="")
+            return stop.status
         return _tell(error, words)
     if status == 0 and _failed:
         say_error(f"the output could not be written: {_failed[0].strerror}.")

@@ -61,6 +61,14 @@ def pytest_collection_finish() -> None:
     gc.freeze()  # what was imported stays; looking through it for garbage takes a tenth of the time of all tests
 
 
+@pytest.fixture(autouse=True)
+def no_signal_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A signal that one test sends must not stop the requests of the next."""
+    yield
+    if (processes := sys.modules.get("shortv_export.processes")) is not None:
+        processes.stopping.clear()
+
+
 @pytest.fixture
 def matrix(record_property: Callable[[str, Any], None]) -> Callable[[str, str, Any], None]:
     """``matrix(family, column, value)``: fills a cell of the table; the worst value of several is kept."""

@@ -127,7 +127,8 @@ def imported(tree: ast.Module) -> set[str]:
 
 def test_published_code_imports_torch_and_transformers_only() -> None:
     for path in (ROOT / "modeling").glob("*.py"):
-        assert imported(ast.parse(path.read_text())) <= {"torch", "transformers"}, path.name
+        allowed = {"torch", "transformers"} | ({"PIL"} if path.name == "handler.py" else set())
+        assert imported(ast.parse(path.read_text())) <= allowed, path.name
 
 
 def test_serving_needs_nothing_but_vllm() -> None:

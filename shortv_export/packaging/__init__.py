@@ -2,7 +2,7 @@
 
 from .build import Draft, build_package, rebuild_package
 from .card_metadata import inherited_metadata
-from .contents import carried_files, expected_files
+from .contents import HANDLER_NAME, carried_files, expected_files
 from .evaluation_files import check_task
 from .inspection import Check, Inspection, inspect_package, require_intact
 from .package import Package

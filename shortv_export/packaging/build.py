@@ -55,12 +55,14 @@ class Draft:
         out: the folder to make, absolute; missing or empty.
         inherited: what the card takes over from the base's card.
         weights: ``"copy"``, or ``"reference"`` for a package whose code loads the weights from the base on the Hub.
+        handler: whether it has one for Inference Endpoints.
     """
 
     base: BaseModel
     out: Path
     inherited: Inherited
     weights: str
+    handler: bool = False
 
     @classmethod
     def of(cls, base: BaseModel, out: Path, contents: Contents = Contents()) -> Draft:
@@ -78,7 +80,7 @@ class Draft:
         inherited = inherited_metadata(base, contents.license, contents.base_model)
         _check_room(base, out, weights)
         _tell_left_out(base)
-        return cls(base, out, inherited, weights)
+        return cls(base, out, inherited, weights, contents.handler)
 
 
 def build_package(draft: Draft, selection: Selection, scores: Scores | None = None) -> Package:
@@ -94,7 +96,7 @@ def build_package(draft: Draft, selection: Selection, scores: Scores | None = No
     """
     base = draft.base
     check_fit(base, selection, scores)
-    fields, figure = recipe_fields(base, selection, scores, draft.inherited)
+    fields, figure = recipe_fields(base, selection, scores, draft.inherited, handler=draft.handler)
     derived = derive_fields(base)
     with new_folder(draft.out) as folder:
         # Copying hashes, too, so that the weights are read once.

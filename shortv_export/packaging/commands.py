@@ -12,6 +12,7 @@ from ..options import Budget, Choice, Comparison, Contents, Questions, Samples, 
 from ..records import HUB_ID, REVERSE, Evaluation, Recipe
 from ..samples import LOCAL_FILES
 from .card_metadata import Inherited, plain_line
+from .contents import HANDLER_NAME
 
 _COMMAND_WIDTH = 78  # what the Hub's page shows without scrolling, minus room for a backslash
 
@@ -54,7 +55,8 @@ def package_commands(base: BaseModel, recipe: Recipe, inherited: Inherited) -> l
     source, revision = base.repo_id or "BASE", ["--revision", base.revision] if base.revision else []
     method, budget = recipe.selection["method"], recipe.selection["budget"]
     license, weights = inherited.license if inherited.license_given else None, cast(Any, recipe.weights)
-    contents = Contents(license=license, base_model=inherited.base_model, weights=weights)
+    handler = HANDLER_NAME in recipe.code
+    contents = Contents(license=license, base_model=inherited.base_model, weights=weights, handler=handler)
 
     def package(choice: Choice, *more: str) -> str:
         words = ["shortv-export", "package", source, "OUT", *revision, *to_words(choice), *more, *to_words(contents)]

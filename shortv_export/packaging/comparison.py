@@ -15,7 +15,7 @@ from ..hub import LocalFile, hub_error
 from ..records import CARD_NAME, CONFIG_NAME, FOREIGN_FILES, RECIPE_NAME, BaseRecord, Recipe, library_versions
 from .card import template_sha256
 from .card_metadata import inherited_metadata, plain_line, recorded_metadata
-from .contents import carried_files, code_sha256, expected_files, frozen_problem
+from .contents import HANDLER_NAME, carried_files, code_sha256, expected_files, frozen_problem
 from .derived import derive_fields
 from .evaluation_files import check_evaluation
 from .package import Package
@@ -112,7 +112,8 @@ class Comparison:
         raise NotMade(f"the files are those of {_place(base)}; whether it is {recorded.repo_id} was not looked up")
 
     def remote_code(self) -> str:
-        recipe, ours = self.package.recipe, code_sha256(self.package.family)
+        recipe = self.package.recipe
+        ours = code_sha256(self.package.family, handler=HANDLER_NAME in recipe.code)
         for name, sha256 in ours.items():
             found = hashlib.sha256(self._content(name)).hexdigest()
             if found != recipe.code[name]:
@@ -329,7 +330,8 @@ def look_at_recipe(recipe: Recipe) -> str:
         raise ShortVError(f"{RECIPE_NAME}: {reason}.")
     if recipe.weights == "reference" and not (recipe.base.repo_id and recipe.base.revision):
         raise ShortVError(f"{RECIPE_NAME} refers to the weights of a base without saying where they are.")
-    if recipe.code.keys() != (ours := code_sha256(FAMILIES[recipe.family])).keys():
+    ours = code_sha256(FAMILIES[recipe.family], handler=HANDLER_NAME in recipe.code)
+    if recipe.code.keys() != ours.keys():
         theirs = ", ".join(sorted(recipe.code.keys() ^ ours.keys()))
         raise ShortVError(
             f"{RECIPE_NAME} lists other remote code than this release's ({theirs}); {its_release(recipe)}."

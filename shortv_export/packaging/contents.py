@@ -23,9 +23,14 @@ def carried_files(recipe: Recipe) -> dict[str, dict[str, Any]]:
     return carried
 
 
-def code_sha256(family: Family) -> dict[str, str]:
-    """The sha256 of each file of this release's remote code."""
-    return {name: hashlib.sha256(family.source(name).encode()).hexdigest() for name in family.code}
+HANDLER_NAME = "handler.py"
+"""What Inference Endpoints run, in packages that ask for it."""
+
+
+def code_sha256(family: Family, *, handler: bool) -> dict[str, str]:
+    """The sha256 of each file of this release's remote code, and of the handler if there is one."""
+    names = (*family.code, *((HANDLER_NAME,) if handler else ()))
+    return {name: hashlib.sha256(family.source(name).encode()).hexdigest() for name in names}
 
 
 def own_fields(family: Family, recipe: Recipe) -> dict[str, Any]:

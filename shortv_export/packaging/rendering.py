@@ -27,7 +27,7 @@ from ..records import (
 )
 from .card import render_card, template_sha256
 from .card_metadata import Inherited, plain_line
-from .contents import carried_files, code_sha256, frozen_problem, own_fields
+from .contents import HANDLER_NAME, carried_files, code_sha256, frozen_problem, own_fields
 from .derived import derived_text
 from .evaluation_files import evaluation_files
 from .figures import draw_scores
@@ -39,7 +39,13 @@ MOST_BYTES = 256 << 20
 
 
 def recipe_fields(
-    base: BaseModel, selection: Selection, scores: Scores | None, inherited: Inherited, figure: bytes | None = None
+    base: BaseModel,
+    selection: Selection,
+    scores: Scores | None,
+    inherited: Inherited,
+    figure: bytes | None = None,
+    *,
+    handler: bool = False,
 ) -> tuple[dict[str, Any], bytes | None]:
     """The recipe's fields that follow from a base and a selection; and the card's figure, if there are scores.
 
@@ -47,6 +53,7 @@ def recipe_fields(
         base, selection, scores: that the package is made of.
         inherited: what the card takes over from the base's card.
         figure: instead of drawing it.
+        handler: whether the package has one for Inference Endpoints.
     """
     figure = (figure or draw_scores(scores, selection.frozen)) if scores else None
     text = selection.budget.get("text_tokens", TEXT_TOKENS)
@@ -61,7 +68,7 @@ def recipe_fields(
         "cost": {"text_tokens": text, "visual_tokens": visual, "flops_ratio": ratio},
         "card": {**inherited.to_dict(), "template": template_sha256()},
         "figure": hashlib.sha256(figure).hexdigest() if figure else None,
-        "code": code_sha256(base.family),
+        "code": code_sha256(base.family, handler=handler),
     }
     return fields, figure
 
@@ -145,7 +152,8 @@ def remake(
     base = replace(base, repo_id=recorded.repo_id, revision=recorded.revision, files=tuple(sorted(recorded.files)))
     check_fit(base, selection, scores)
     given = dict(figures or {})
-    fields, figure = recipe_fields(base, selection, scores, inherited, given.get(FIGURE_NAME))
+    handler = HANDLER_NAME in recipe.code
+    fields, figure = recipe_fields(base, selection, scores, inherited, given.get(FIGURE_NAME), handler=handler)
     if figure:
         given[FIGURE_NAME] = figure
     made = replace(recipe, **fields)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from ..base import BaseModel
 from ..errors import ShortVError
 from ..hub import cached_repo_id
+from ..options import Contents
+from ..packaging import HANDLER_NAME
 from ..records import CARD_NAME, CONFIG_NAME, EVALUATION_NAME, FIGURE_NAME, RECIPE_NAME, WEIGHT_FILES, Selection
 from .card import check_card
 from .ignored import check_ignored
@@ -91,7 +93,7 @@ def forecast_push(
     repository: Repository,
     selection: Selection | None,
     *,
-    weights: str = "copy",
+    contents: Contents = Contents(),
     evaluated: bool = False,
 ) -> Forecast:
     """What `push_package` would do with a package of this base. Changes nothing and needs no weights.
@@ -100,7 +102,7 @@ def forecast_push(
         base: from `resolve_base`, with or without weights.
         repository: where to publish, from `inspect_repository`.
         selection: which layers are frozen; None if they are still to be measured.
-        weights: as `options.Contents.weights`.
+        contents: what the package will hold.
         evaluated: whether the package is evaluated before it is pushed.
 
     Raises:
@@ -109,7 +111,7 @@ def forecast_push(
     """
     check_card(repository)
     repository.check_base(base.repo_id or cached_repo_id(base.path))
-    carried = [name for name in base.files if weights == "copy" or not name.endswith(WEIGHT_FILES)]
+    carried = [name for name in base.files if contents.weights == "copy" or not name.endswith(WEIGHT_FILES)]
     remote = files_of_base(repository.api, base.repo_id, base.revision, carried)
     pending = [name for name in carried if name not in remote or not _same(remote[name], repository.files.get(name))]
     copied = tuple(name for name in pending if name in remote and can_be_copied(remote[name]))
@@ -122,6 +124,8 @@ def forecast_push(
     made = {*base.family.code, CONFIG_NAME, RECIPE_NAME, CARD_NAME}
     if selection is None or selection.method in ("lc", "cosine"):
         made.add(FIGURE_NAME)
+    if contents.handler:
+        made.add(HANDLER_NAME)
     if evaluated:
         made.add(EVALUATION_NAME)
     check_ignored(repository, [*pending, *sorted(made)])

@@ -183,11 +183,11 @@ SHA = "0" * 64
     [
         (lambda r: r["code"].update({"shortv_layers.py": SHA}), "recipe's code would be different"),
         (lambda r: r["card"].update(template=SHA), "recipe's card would be different"),
-        (lambda r: r["card"].update(license="mit\nevil: 1"), "licence or languages are not valid"),
-        (lambda r: r["card"].update(license_link="javascript:alert(1)"), "licence or languages are not valid"),
-        (lambda r: r["card"].update(language=["en\n---"]), "licence or languages are not valid"),
-        (lambda r: r["card"].update(more=1), "licence or languages are not valid"),
-        (lambda r: r["card"].pop("license"), "licence or languages are not valid"),
+        (lambda r: r["card"].update(license="mit\nevil: 1"), "licence, languages or base are not valid"),
+        (lambda r: r["card"].update(license_link="javascript:alert(1)"), "licence, languages or base are not valid"),
+        (lambda r: r["card"].update(language=["en\n---"]), "licence, languages or base are not valid"),
+        (lambda r: r["card"].update(more=1), "licence, languages or base are not valid"),
+        (lambda r: r["card"].pop("license"), "licence, languages or base are not valid"),
         (lambda r: r.update(frozen_layers=[0, 1]), "recipe's frozen_layers would be different"),
         (lambda r: r.update(num_layers=5), "recipe's num_layers would be different"),
         (lambda r: r["cost"].update(flops_ratio=0.1), "recipe's cost would be different"),
@@ -266,7 +266,7 @@ def test_a_local_base_that_was_derived(run: Any, base: Path, tmp_path: Path) -> 
     assert (metadata["base_model"], metadata["base_model_relation"]) == ("acme/origin-7b", "finetune")
     assert "\n# origin-7b (derived) · ShortV-2\n" in card
     link = "[acme/origin-7b](https://huggingface.co/acme/origin-7b)"
-    assert f"a local LLaVA-1.5 checkpoint (derived from {link}, as its publisher says) for prompts" in card
+    assert f"a local LLaVA-1.5 checkpoint (derived from {link}, as its publisher says) that computes" in card
     recipe = tmp_path / "out" / "shortv.json"
     assert Recipe.load(recipe).card["base_model"] == "acme/origin-7b"
     # Made again from the recipe, and by the command on the card.

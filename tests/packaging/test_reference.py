@@ -232,7 +232,7 @@ def test_a_base_that_cannot_be_had(package: Path, machine: Machine, tmp_path: Pa
 
 def test_folders_cannot_be_referenced(tiny_base: Callable[..., Path], tmp_path: Path) -> None:
     base = resolve_base(tiny_base())
-    for weights, reason in (("reference", "others cannot load weights from"), ("link", "copy, reference")):
+    for weights, reason in (("reference", "others cannot load weights from"), ("link", "copy or reference")):
         with pytest.raises(ShortVError, match=reason) as caught:
             make_package(base, tmp_path / "out", Selection((1,), 4, "given"), weights=weights)
         assert "\n" not in str(caught.value)

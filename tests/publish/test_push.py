@@ -21,7 +21,7 @@ from shortv_export.base.resolve import resolve_base
 from shortv_export.errors import ShortVError
 from shortv_export.loopback import LoopbackHub, Request
 from shortv_export.loopback.routes import commits
-from shortv_export.options import Target
+from shortv_export.options import Contents, Target
 from shortv_export.packaging.package import Package
 from shortv_export.packaging.seal import UNNAMED, is_as_made
 from shortv_export.publish.forecast import forecast_push
@@ -290,7 +290,9 @@ def test_forecast(loopback: LoopbackHub, tiny_base: Callable[..., Path], tmp_pat
     for other in (Selection((2,), 4, "given"), None):
         instead = forecast_push(outline, inspect_repository(REPO), other)
         assert instead.replaces == "acme/base with 1 of 4 layers frozen"
-    reference = forecast_push(outline, inspect_repository("loopback/other"), selection, weights="reference")
+    reference = forecast_push(
+        outline, inspect_repository("loopback/other"), selection, contents=Contents(weights="reference")
+    )
     assert (reference.copied, reference.copied_bytes) == ((), 0)
     assert reference.uploaded == tuple(name for name in forecast.uploaded if "safetensors" not in name)
     local = forecast_push(resolve_base(folder, weights=False), inspect_repository("loopback/other"), None)

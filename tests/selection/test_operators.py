@@ -196,9 +196,10 @@ def test_from_scores_to_a_verified_package(
     options = ("--scores", scores, "--flops-ratio", "0.9", "--license", "mit", *data)
     status, out, err = run("package", base, folder, *options)
     assert status == 0, err
-    assert "stability: " in out
-    assert "operators: " in out
-    assert "layers: " in out
+    assert "stability: " in err
+    assert "operators: " in err
+    assert "layers: " in err
+    assert out.startswith(f"{folder}: ")
     recipe = Recipe.load(folder / "shortv.json")
     joint = recipe.selection["evidence"]["joint"]
     error = (joint["operators"]["standard_error"] ** 2 + joint["layers"]["standard_error"] ** 2) ** 0.5

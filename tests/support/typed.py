@@ -1,4 +1,4 @@
-"""Command lines, parsed without running them."""
+"""Command lines, parsed without running them, and what commands say."""
 
 from __future__ import annotations
 
@@ -20,3 +20,11 @@ def parse(arguments: list[str]) -> None:
     rest = [*getattr(context, "_protected_args", ()), *context.args]
     name, command, rest = group.resolve_command(context, rest)
     command.make_context(name, rest, parent=context)
+
+
+def one_line(err: str) -> str:
+    """The reason of a command that failed: the last line on standard error, after what was said on the way."""
+    *before, line = err.strip().splitlines()
+    assert line.startswith("error: "), err
+    assert not any(each.startswith(("error: ", "Traceback")) for each in before), err
+    return f"{line}\n"
