@@ -108,9 +108,9 @@ def run(action: Callable[[], object], *, debug: bool, words: Callable[[str], str
     except Exception as error:
         if debug:
             raise
-        if (stop := stop_before()) is not None:
-            say_error(_with_notes(stop.word, error), label="")
-            return stop.status
+        if (cause := stop_before()) is not None:
+            say_error(_with_notes(cause.word, error), label="")
+            return cause.status
         return _tell(error, words)
     if status == 0 and _failed:
         say_error(f"the output could not be written: {_failed[0].strerror}.")

@@ -220,7 +220,7 @@ def test_from_scores_to_a_verified_package(
     # Samples that are not known cannot be held out: nothing is compared, and that is said.
     status, out, err = run("package", base, tmp_path / "alone", *options[:6])
     assert status == 0, err
-    assert "not compared with whole layers on held-out samples: the scores were measured on local files" in out
+    assert "not compared with whole layers on held-out samples: the scores were measured on local files" in err
     found = json.loads((tmp_path / "alone" / "shortv.json").read_text("utf-8"))["selection"]
     assert (found["method"], "joint" in found["evidence"]) == ("operators", False)
     status, _, err = run("package", base, tmp_path / "layers", *options[:6], "--granularity", "layer")
