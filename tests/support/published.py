@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,17 @@ from tests.support.packages import publish
 REPO = "loopback/model"
 
 
-def contents(folder: Path, repo_id: str = REPO) -> dict[str, bytes]:
-    """What a repository with this package must hold: its files, with the repository's name in the card."""
+def contents(folder: Path, repo_id: str = REPO, *, proposed: bool = False) -> dict[str, bytes]:
+    """What a repository with this package must hold: its files, with the repository's name in the card.
+
+    The card of what is only `proposed` tells to load the newest version, as no tag is set.
+    """
     files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     body = files["README.md"].decode().replace("your-name/your-model", repo_id).splitlines(keepends=True)[:-1]
+    if proposed:
+        pin = 'revision = "main"  # the newest version; no tag pins one yet\n'
+        body = [pin if line.startswith('revision = "shortv-') else line for line in body]
+        body = [re.sub(r"--revision shortv-\w+ ", "--revision main ", line) for line in body]
     sha256 = hashlib.sha256("".join(body).encode()).hexdigest()
     seal = f"<!-- shortv-export: sha256 of the text above: {sha256} -->\n"
     return {**files, "README.md": "".join([*body, seal]).encode()}
