@@ -36,7 +36,15 @@ app = typer.Typer(
 # When Python ends, it looks through all objects for garbage: with torch and transformers imported, for 1 to 2 seconds.
 atexit.register(gc.freeze)
 
-_VERBS = (pipeline.score, pipeline.package, pipeline.verify, pipeline.evaluate, pipeline.push, run_demo)
+_VERBS = (
+    pipeline.score,
+    pipeline.package,
+    pipeline.verify,
+    pipeline.evaluate,
+    pipeline.compare,
+    pipeline.push,
+    run_demo,
+)
 _NAMES = {option.name for verb in _VERBS for option in options_of(verb) if not option.positional}
 """The names of all options, which help texts and messages of the library mention."""
 
@@ -60,6 +68,7 @@ _EXAMPLES = {
     "package": "package llava-hf/llava-1.5-7b-hf OUT --scores scores.json",
     "verify": "verify OUT",
     "evaluate": "evaluate OUT --data questions/ --update-card",
+    "compare": "compare OUT",
     "push": "push llava-hf/llava-1.5-7b-hf you/llava-1.5-7b-shortv --preset paper",
     "demo": "demo --output shortv-demo",
 }
@@ -293,6 +302,19 @@ def _show_evaluate(evaluation: Any, package: str, output: Path, update_card: boo
     _print(f"intervals are 95 %, KL in nats; written to {output}")
     if update_card:
         _print(f"{package}/README.md shows it; next: shortv-export push {package} REPO_ID")
+
+
+def _end_compare(page: Any, open: bool, **_: Any) -> None:
+    if open and sys.stdout.isatty():
+        typer.launch(page.url)
+    page.wait()
+
+
+@_command(
+    pipeline.compare, json=lambda page, **_: {"url": page.url}, line=lambda page, **_: page.url, end=_end_compare
+)
+def _show_compare(page: Any, package: str, **_: Any) -> None:
+    _print(f"{package} beside its base: {page.url}", "Ctrl-C ends it")
 
 
 @_command(pipeline.push, "recipe", json=lambda result, **_: asdict(result), line=lambda result, **_: result.url)

@@ -340,6 +340,9 @@ class Target(_Checked):
     ] = None
     commit_message: Annotated[str | None, Help("Message of the commit.")] = None
     tag: Annotated[str | None, Help("A second tag, such as v1, beside the recipe's own.")] = None
+    space: Annotated[
+        bool, Help("Also publish a Space of the same name, a page that compares the model with its base.")
+    ] = False
     dry_run: Annotated[bool, Help("Show the plan and change nothing.")] = False
 
 

@@ -32,6 +32,7 @@ from .usage import refuse_unused
 
 if TYPE_CHECKING:
     from .base import BaseModel
+    from .compare import Page
     from .journal import Journal
     from .packaging import Draft, Package
     from .publish import Forecast, Push
@@ -234,6 +235,37 @@ def evaluate(
     return evaluation
 
 
+def compare(
+    package: Annotated[str, Help("A package folder or a published repository that freezes layers.", "PACKAGE")],
+    *,
+    revision: Revision = None,
+    host: Annotated[str, Help("Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    port: Annotated[int | None, Help("Port to listen on. Default: a free one from 7860.", least=1)] = None,
+    open: Annotated[bool, Help("Open the page in a browser, if run in a terminal.")] = True,
+    placement: Placement = Placement(),
+) -> Page:
+    """Shows a page that asks the model and its base the same question about a picture, side by side.
+
+    Args:
+        package: a folder or a repository id.
+        revision: branch, tag or commit of the repository.
+        host: address to listen on.
+        port: port to listen on; None takes a free one.
+        open: for the command line.
+        placement: where the model runs. There is one; both share its weights.
+
+    Raises:
+        ShortVError: gradio is missing, the package cannot be used, or the port cannot be listened on.
+    """
+    refuse_unused(compare, locals())
+    from .compare import require_comparable, show_page
+    from .packaging import Package
+
+    opened = Package.open(package, revision=revision)
+    require_comparable(opened)
+    return show_page(opened, host=host, port=port, placement=placement)
+
+
 def push(
     source: Annotated[str, Help("A finished package, or a base to convert first.", "PACKAGE|BASE")],
     repo_id: Annotated[str, Help("Where to publish: user/name or organisation/name.", "REPO_ID")],
@@ -256,25 +288,27 @@ def push(
     refuse_unused(push, locals())
     from .journal import Journal, asked_for
     from .packaging import Package, inherited_metadata
-    from .publish import forecast_push, inspect_repository, push_package
+    from .publish import forecast_push, inspect_repository, inspect_space, push_package
 
     if not Package.is_at(source):
         repository = inspect_repository(repo_id, target)
+        space = inspect_space(repository)
         base, selection = _look_at_base(source, conversion)
         evaluated = conversion.evaluate is not None
         forecast = forecast_push(base, repository, selection, contents=conversion.contents, evaluated=evaluated)
         if target.dry_run:
             contents = conversion.contents
             inherited_metadata(base, contents.license, contents.base_model)
-            return forecast
+            return replace(forecast, space=space.url if space else None)
         out = Path(os.path.abspath(conversion.out or repo_id.split("/")[-1]))
         journal = Journal(out.with_name(f"{out.name}.push.json"), asked_for(base, conversion))
         with journal.kept():
-            result = push_package(_convert(base, out, conversion, journal), repository, base=base)
+            result = push_package(_convert(base, out, conversion, journal), repository, base=base, space=space)
         journal.delete()
         return result
     finished = Package.open(source)
-    return push_package(finished, inspect_repository(repo_id, target))
+    repository = inspect_repository(repo_id, target)
+    return push_package(finished, repository, space=inspect_space(repository))
 
 
 # The steps. What could stand in their way has been looked at.

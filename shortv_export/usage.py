@@ -191,12 +191,19 @@ RULES: dict[str, tuple[Rule, ...]] = {
         ),
         Rule(("at",), lambda asked: not asked.speed, "with `no_speed`, as it has nothing to time"),
     ),
+    "compare": (Rule(("revision",), lambda asked: _is_folder(asked.package), _FOLDER),),
     "push": (
         Rule(("branch",), lambda asked: asked.create_pr, "with `create_pr`: a pull request is opened against main"),
         Rule(
             ("tag",),
             lambda asked: asked.create_pr,
             "with `create_pr`: a pull request is not tagged",
+            "push again with it after the merge",
+        ),
+        Rule(
+            ("space",),
+            lambda asked: asked.create_pr,
+            "with `create_pr`: a Space shows what is published",
             "push again with it after the merge",
         ),
         Rule(

@@ -29,6 +29,7 @@ LEVELS = (
     "pipeline loopback",
     "journal",
     "publish usage",
+    "compare",
     "evaluation",
     "verification",
     "packaging",

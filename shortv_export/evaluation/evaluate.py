@@ -38,10 +38,19 @@ def require_evaluable(package: Package, comparison: Comparison = Comparison()) -
         ShortVError: its files are not what its recipe says, the weights that it refers to are not the recipe's, its
             code is not this release's, it freezes no layer, or `comparison.sweep` does not fit it.
     """
-    require_intact(package, "cannot be evaluated", fetch=True)
-    if package.recipe.frozen == Frozen():
-        raise ShortVError(f"{package.name} freezes no layer, so it is its base; evaluate a package that freezes some.")
+    require_frozen(package, "evaluated")
     frozen_lists(package, comparison.sweep)
+
+
+def require_frozen(package: Package, purpose: str) -> None:
+    """Refuses a package that cannot be loaded beside its base for a purpose, such as "evaluated".
+
+    Raises:
+        ShortVError: as `require_evaluable`.
+    """
+    require_intact(package, f"cannot be {purpose}", fetch=True)
+    if package.recipe.frozen == Frozen():
+        raise ShortVError(f"{package.name} freezes no layer, so it is its base; name a package that freezes some.")
 
 
 def load_package(package: Package, placement: Placement = Placement()) -> Any:

@@ -44,6 +44,7 @@ class Forecast:
         deleted: names of the files that only an earlier package had.
         replaces: the model that is there, in words, unless it is known to be the same.
         dry_run: True.
+        space: URL of the Space, if one is asked for.
     """
 
     repo_id: str
@@ -62,6 +63,7 @@ class Forecast:
     dry_run: bool = True
     frozen_attention: tuple[int, ...] = ()
     frozen_ffn: tuple[int, ...] = ()
+    space: str | None = None
 
     @property
     def summary(self) -> str:
@@ -79,6 +81,7 @@ class Forecast:
             f"and {len(self.made)} made here ({', '.join(self.made)})"
             + (f", {len(self.deleted)} files deleted" if self.deleted else "")
             + (f"; this replaces the model that is there: {self.replaces}" if self.replaces else "")
+            + (f"; its Space is {self.space}" if self.space else "")
         )
 
     @property

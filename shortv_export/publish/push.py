@@ -6,7 +6,7 @@ hash, so that the card can say which revision to load.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..base import BaseModel
 from ..errors import ShortVError
@@ -19,6 +19,7 @@ from .ignored import check_ignored
 from .outcome import complete
 from .plan import Plan, file_rows, plan_commit
 from .repository import Repository, describe
+from .space import Space, push_space
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Push:
         sizes: bytes of each of `added`.
         exists, private: whether the repository was there before, and whether it is private.
         dry_run: whether nothing was changed.
+        space: URL of the Space, if one was asked for.
     """
 
     repo_id: str
@@ -56,12 +58,13 @@ class Push:
     replaces: str | None
     exists: bool
     private: bool
+    space: str | None = None
 
     @property
     def summary(self) -> str:
         """The push in one line."""
         if not self.changed:
-            return f"{self.url} holds this package already, at {self._tags or self.commit}: no commit"
+            return f"{self.url} holds this package already, at {self._tags or self.commit}: no commit{self._page}"
         counts = f"{len(self.added)} files, {self.uploaded_bytes:,} bytes uploaded"
         if self.copied_bytes:
             counts += f", {self.copied_bytes:,} bytes copied on the Hub"
@@ -73,12 +76,12 @@ class Push:
             counts += f"; this replaces the model that is there: {self.replaces}"
         if self.dry_run:
             tagged = f", tagged {self._tags}" if self._tags else ", without a tag"
-            return f"would push to {describe(self)} in one commit{tagged}: {counts}"
+            return f"would push to {describe(self)} in one commit{tagged}: {counts}{self._page}"
         if self.tag is None:
             return (
                 f"proposed in {self.url}, one commit, {self.commit}: {counts}; once merged, push again to set the tag"
             )
-        return f"pushed to {self.url} in one commit, {self.commit}, tagged {self._tags}: {counts}"
+        return f"pushed to {self.url} in one commit, {self.commit}, tagged {self._tags}: {counts}{self._page}"
 
     @property
     def rows(self) -> list[tuple[str, ...]]:
@@ -99,12 +102,18 @@ class Push:
         )
 
     @property
+    def _page(self) -> str:
+        return f"; its Space is {self.space}" if self.space else ""
+
+    @property
     def _tags(self) -> str:
         return " and ".join(filter(None, (self.tag, self.named_tag)))
 
 
-def push_package(package: Package, repository: Repository, *, base: BaseModel | None = None) -> Push:
-    """Publishes a package: one commit, then its tags. Commits nothing if the repository holds the package already.
+def push_package(
+    package: Package, repository: Repository, *, base: BaseModel | None = None, space: Space | None = None
+) -> Push:
+    """Publishes a package: one commit, its tags and its Space. Commits nothing where the Hub holds it already.
 
     Interrupted at any point, it leaves the repository's old state or the whole package. Pushing again completes the
     push, without uploading again what has arrived.
@@ -114,6 +123,7 @@ def push_package(package: Package, repository: Repository, *, base: BaseModel | 
             they are uploaded. What was compared is what is sent.
         repository: where and how to publish, from `inspect_repository`.
         base: what the package was made of; None looks it up.
+        space: from `inspect_space`; None publishes none.
 
     Raises:
         ShortVError: the package is damaged; the token, the repository or the network does not allow the push; or
@@ -126,7 +136,10 @@ def push_package(package: Package, repository: Repository, *, base: BaseModel | 
         if failed and (failed.name != "card" or repository.target.card is None):
             advice = " Publish it as it is with `card` package." if failed.name == "card" else ""
             raise ShortVError(f"{package.name} is not a complete package: {failed.name}: {failed.detail}{advice}")
-        return _push(inspection.package, repository)
+        push = _push(inspection.package, repository)
+        if space is None:
+            return push
+        return replace(push, space=space.url if push.dry_run else push_space(space, inspection.package))
 
 
 def _push(package: Package, repository: Repository) -> Push:

@@ -201,9 +201,10 @@ def list_references(api: HfApi, repo_id: str) -> tuple[dict[str, str], dict[str,
     return branches, tags
 
 
-def list_files(api: HfApi, repo_id: str, revision: str) -> dict[str, RepoFile]:
+def list_files(api: HfApi, repo_id: str, revision: str, kind: str = "model") -> dict[str, RepoFile]:
     """All files at a revision, by path."""
     from huggingface_hub.hf_api import RepoFile
 
-    entries = retry(lambda: list(api.list_repo_tree(repo_id, revision=revision, recursive=True)), repo_id)
+    where: Any = {"revision": revision, "repo_type": kind}
+    entries = retry(lambda: list(api.list_repo_tree(repo_id, recursive=True, **where)), repo_id)
     return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}

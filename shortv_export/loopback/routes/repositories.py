@@ -33,6 +33,8 @@ def _harnesses(call: Call) -> Reply:
 def _create(call: Call) -> Reply:
     data, account = call.json(), call.writer(None)
     key = _named(call, data)
+    if data.get("type") == "space" and data.get("sdk") not in ("gradio", "docker", "static"):
+        raise Refusal(400, "A Space needs an sdk", violation=True)
     call.writer(key.split("/")[-2])
     url = f"{call.hub.url}/{key}"
     if call.hub.current_key(key) in call.hub.repos:

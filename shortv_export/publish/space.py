@@ -1,0 +1,104 @@
+"""Publishes the page that shows a package beside its base, as a Space of the same name."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from ..compare import PAGE_NAME, space_files
+from ..errors import ShortVError
+from ..hub import LocalFile, hub_error, retry
+from ..packaging import Package
+from ..records import CARD_NAME
+from .repository import GIT_ATTRIBUTES, NO_WRITING, Repository, list_files
+
+
+@dataclass(frozen=True)
+class Space:
+    """A Space as it is, or shall be.
+
+    Attributes:
+        repository: the model's, whose name it has.
+        head: the commit to build on; None if the Space does not exist.
+        kept: the names of files that stay as they are: a card may have been edited.
+    """
+
+    repository: Repository
+    head: str | None
+    kept: frozenset[str]
+
+    @property
+    def url(self) -> str:
+        """Its page."""
+        return f"{self.repository.api.endpoint}/spaces/{self.repository.repo_id}"
+
+
+def inspect_space(repository: Repository) -> Space | None:
+    """Looks whether a Space can be published beside a model; None if none is asked for.
+
+    Raises:
+        ShortVError: there is a Space of that name which this tool did not make.
+    """
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    api, repo_id = repository.api, repository.repo_id
+    if not repository.target.space:
+        return None
+    try:
+        info = retry(lambda: api.space_info(repo_id), f"Space {repo_id}", passing=(RepositoryNotFoundError,))
+    except RepositoryNotFoundError:
+        return Space(repository, None, frozenset())
+    files = list_files(api, repo_id, str(info.sha), "space")
+    ours = PAGE_NAME in files
+    if not ours and set(files) - {GIT_ATTRIBUTES, CARD_NAME} and not repository.target.overwrite:
+        raise ShortVError(
+            f"there is a Space {repo_id} which shortv-export did not make; rename it, or replace its files with "
+            "`overwrite`."
+        )
+    return Space(repository, str(info.sha), frozenset({CARD_NAME}) if ours and CARD_NAME in files else frozenset())
+
+
+def push_space(space: Space, package: Package) -> str:
+    """Publishes the page in one commit, if it is not there already. The package has been published.
+
+    Returns:
+        The URL of the Space.
+
+    Raises:
+        ShortVError: the Hub refuses; pushing again completes it.
+    """
+    from huggingface_hub import CommitOperationAdd
+
+    api, repo_id = space.repository.api, space.repository.repo_id
+    what = f"the model is published, but the Space {repo_id}"
+    private = space.repository.private
+    if space.head is None:
+        retry(
+            lambda: api.create_repo(
+                repo_id, repo_type="space", space_sdk="gradio", private=private or None, exist_ok=True
+            ),
+            what,
+            {403: "cannot be created: the token may not create it"},
+        )
+    head = space.head or str(retry(lambda: api.space_info(repo_id), what).sha)
+    there = list_files(api, repo_id, head, "space")
+    files = {
+        name: LocalFile(content, len(content), hashlib.sha256(content).hexdigest())
+        for name, content in space_files(package, repo_id, private=private).items()
+        if name not in space.kept
+    }
+    changed = [name for name, file in files.items() if not file.is_at(there.get(name))]
+    if not changed:
+        return space.url
+    operations = [CommitOperationAdd(name, files[name].source) for name in changed]
+    try:
+        api.create_commit(
+            repo_id,
+            operations,
+            commit_message=f"Compare {repo_id} with its base",
+            repo_type="space",
+            parent_commit=head,
+        )
+    except Exception as error:  # the client raises many kinds
+        raise hub_error(error, what, NO_WRITING) from error
+    return space.url
