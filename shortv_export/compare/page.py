@@ -197,11 +197,14 @@ def compare_words(one: str, other: str) -> tuple[Words, Words, str]:
         for index in (0, 1):
             if text := "".join(words[index][spans[2 * index] : spans[2 * index + 1]]):
                 marked[index].append((text, None if kind == "equal" else DIFFERS))
-    missing, differing = (sum(len(text.split()) for text, label in each if label) for each in marked)
-    if not missing and not differing:
+    missing, new = (sum(len(text.split()) for text, label in each if label) for each in marked)
+    if not missing and not new:
         return *marked, "Both answers are the same."
-    said = f"{differing} of the {len(words[1])} words of ShortV's answer differ"
-    return *marked, f"{said}; {missing} of the {len(words[0])} words of the base's are not in it."
+    of_base, of_shortv = map(len, words)
+    return *marked, (
+        f"The answers differ: {missing} of the base's {of_base} words are missing from ShortV's answer, "
+        f"and {new} of its {of_shortv} words are others."
+    )
 
 
 def build(asked: Asked, title: str, description: str) -> gr.Blocks:
@@ -231,6 +234,7 @@ def build(asked: Asked, title: str, description: str) -> gr.Blocks:
                             color_map={DIFFERS: "orange"},
                             show_inline_category=False,
                             combine_adjacent=True,
+                            elem_classes="answer",
                         )
                     )
                     outputs.append(gr.Markdown())
@@ -242,11 +246,18 @@ def build(asked: Asked, title: str, description: str) -> gr.Blocks:
             asked.ask,
             inputs=[picture, question, tokens],
             outputs=outputs,
+            show_progress_on=outputs[:3:2],
             concurrency_limit=1,
             api_name="ask",
         )
     return page
 
 
-THEME = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
-"""No fonts from other servers."""
+LOOK: dict[str, Any] = {
+    # No fonts from other servers.
+    "theme": gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+    # Lines of an answer break between words, also where words are marked.
+    "css": ".answer .textfield { display: block; word-break: normal; overflow-wrap: anywhere; } "
+    ".answer .token-container { display: inline; }",
+}
+"""For `launch`."""

@@ -7,7 +7,7 @@ import threading
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import ShortVError, one_line
+from ..errors import ShortVError
 from ..evaluation import load_package, require_frozen
 from ..options import Placement
 from ..packaging import Package
@@ -66,12 +66,15 @@ def show_page(package: Package, *, host: str, port: int | None, placement: Place
     """
     from transformers import AutoProcessor
 
-    from .page import THEME, Asked, build
+    from .page import LOOK, Asked, build
 
     model = load_package(package, placement)
     model.freeze_layers(**{name: list(layers) for name, layers in package.recipe.frozen.lists.items()})
     processor = AutoProcessor.from_pretrained(package.folder, trust_remote_code=True)
-    blocks = build(Asked(model, processor, package.family.prompt), *words(package, package.name))
+    blocks = build(
+        Asked(model, processor, package.family.prompt),
+        *words(package, package.name if package.commit else package.folder.name),
+    )
     try:
         _, url, _ = blocks.launch(
             server_name=host,
@@ -81,21 +84,21 @@ def show_page(package: Package, *, host: str, port: int | None, placement: Place
             quiet=True,
             footer_links=[],
             ssr_mode=False,
-            theme=THEME,
+            **LOOK,
         )
     except OSError as error:  # gradio's, too, where no port is free
         where = host if port is None else f"{host}:{port}"
-        raise ShortVError(f"{where} cannot be listened on; choose another `port`: {one_line(error)}") from None
+        raise ShortVError(f"{where} cannot be listened on; choose another `port`.") from error
     return Page(url, blocks)
 
 
 def words(package: Package, name: str) -> tuple[str, str]:
     """Title and description of the page for a package."""
     recipe = package.recipe
-    base, ratio = recipe.base.repo_id or "its base", recipe.cost["flops_ratio"]
+    base, ratio = recipe.base.repo_id or "the base", recipe.cost["flops_ratio"]
     frozen = recipe.frozen.describe(recipe.num_layers)
     return (
         f"{name} beside its base",
-        f"ShortV skips computation for the tokens of pictures in some layers of {base}: {frozen}. A prompt with a "
-        f"picture takes {ratio:.0%} of the base's FLOPs. Ask both the same, and see what it gains and what it loses.",
+        f"In some layers, ShortV skips the computation for the tokens of a picture: {frozen}. A prompt with a picture "
+        f"then takes {ratio:.0%} of the FLOPs of {base}. Ask both the same, and see what is gained and what is lost.",
     )

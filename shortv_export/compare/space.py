@@ -41,7 +41,7 @@ _APP = '''\
 import torch
 from transformers import AutoModel, AutoProcessor
 
-from {module} import THEME, Asked, build
+from {module} import LOOK, Asked, build
 
 MODEL_ID, REVISION = {repo_id}, {revision}
 
@@ -55,7 +55,7 @@ page = build(
 )
 
 if __name__ == "__main__":
-    page.launch(theme=THEME)
+    page.launch(**LOOK)
 '''
 
 

@@ -127,7 +127,10 @@ def test_words_that_differ() -> None:
     one, other, verdict = compare_words("A red cube, left of a ball.", "A red ball, left of a ball. Yes")
     assert one == [("A red", None), (" cube,", "differs"), (" left of a ball.", None)]
     assert other == [("A red", None), (" ball,", "differs"), (" left of a ball.", None), (" Yes", "differs")]
-    assert verdict.startswith("2 of the 8 words of ShortV's answer differ; 1 of the 7 words")
+    assert verdict == (
+        "The answers differ: 1 of the base's 7 words are missing from ShortV's answer, "
+        "and 2 of its 8 words are others."
+    )
     assert compare_words("same  words", "same words")[2] == "Both answers are the same."
     assert compare_words("", "") == ([], [], "Both answers are the same.")
 
@@ -140,7 +143,7 @@ def test_refusals(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
-        with pytest.raises(ShortVError, match=rf"127\.0\.0\.1:{port} cannot be listened on; choose another `port`"):
+        with pytest.raises(ShortVError, match=rf"127\.0\.0\.1:{port} cannot be listened on; choose another `port`\."):
             compare(str(package), port=port)
     changed = make_package(base, tmp_path / "changed", Selection((1,), 4, "given"))
     (changed / "shortv_layers.py").write_text("raise SystemExit('ran')\n")
