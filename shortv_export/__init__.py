@@ -1,7 +1,7 @@
 """Publishes ShortV models: vision-language models that skip visual-token computation that does not matter.
 
-The verbs are functions: `score`, `package`, `rebuild`, `verify`, `evaluate` and `push`. They take the dataclasses of
-`options`. `Package` opens a finished package.
+The verbs are functions: `score`, `package`, `rebuild`, `verify`, `evaluate`, `compare` and `push`. They take the
+dataclasses of `options`. `Package` opens a finished package.
 """
 
 from importlib import import_module
@@ -14,7 +14,7 @@ _OPTIONS = (
     *("Questions", "Samples", "Scoring", "Target"),
 )
 _HOMES = {
-    **dict.fromkeys(("score", "package", "rebuild", "verify", "evaluate", "push"), "pipeline"),
+    **dict.fromkeys(("score", "package", "rebuild", "verify", "evaluate", "compare", "push"), "pipeline"),
     **dict.fromkeys(_OPTIONS, "options"),
     "Package": "packaging",
     "ShortVError": "errors",

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from .base import BaseModel
 from .errors import ShortVError, add_note, notes_of
@@ -76,11 +75,8 @@ class Journal:
 
 def asked_for(base: BaseModel, conversion: Conversion) -> str:
     """A digest of everything that a package depends on. Where it is computed is left out."""
-    stats: dict[str, Any] = {}
-    if base.revision is None:  # a folder's files may change between two runs
-        stats = {name: [(stat := (base.path / name).stat()).st_size, stat.st_mtime_ns] for name in base.files}
     given = asdict(replace(conversion, placement=replace(conversion.placement, device_map=None, max_memory=None)))
     scores = conversion.choice.scores
     read = file_sha256(Path(scores)) if scores else None
-    what = [base.name, base.repo_id, base.revision, stats, base.config, given, read, library_versions()]
+    what = [base.name, *base.state, given, read, library_versions()]
     return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()

@@ -32,7 +32,7 @@ from .usage import refuse_unused
 
 if TYPE_CHECKING:
     from .base import BaseModel
-    from .compare import Page
+    from .comparison import Page
     from .journal import Journal
     from .packaging import Draft, Package
     from .publish import Forecast, Push
@@ -258,7 +258,7 @@ def compare(
         ShortVError: gradio is missing, the package cannot be used, or the port cannot be listened on.
     """
     refuse_unused(compare, locals())
-    from .compare import require_comparable, show_page
+    from .comparison import require_comparable, show_page
     from .packaging import Package
 
     opened = Package.open(package, revision=revision)

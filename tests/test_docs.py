@@ -168,7 +168,7 @@ def test_inline_code_names_what_exists(page: Path) -> None:
             assert {word for word in found[2].split() if word.startswith("--")} <= scripts[ROOT / found[1]], code
         if found := re.match(r"make ([\w-]+)$", code):
             assert f"\n{found[1]}:" in (ROOT / "Makefile").read_text("utf-8"), code
-        if (words := code.split())[0] in ("score", "package", "verify", "evaluate", "push"):
+        if (words := code.split())[0] in ("score", "package", "verify", "evaluate", "compare", "push"):
             flags = {word for word in words if word.startswith("--")}
             assert flags <= command_options()[words[0]], code
 
@@ -281,9 +281,10 @@ def test_the_readmes_commands_run(go: Runner, hub: Any, folder: Path, tiny_base:
 
     demo, preset, *steps = [own for words in commands(README) if (own := own_words(words))]
     assert demo == ["demo"]  # tests/test_cli.py runs it
-    assert [own[0] for own in steps] == ["score", "package", "verify", "evaluate", "push"]
+    assert [own[0] for own in steps] == ["score", "package", "verify", "evaluate", "compare", "push"]
     for own in steps:
-        go(own)
+        if own[0] != "compare":  # serves until it is stopped
+            go(own)
     assert (folder / "evaluation.json").is_file()
     published = {path.name for path in (folder / go.values["OUT"]).iterdir()}
     assert {"shortv.json", "evaluation.json", "README.md", "model.safetensors"} <= published
@@ -305,6 +306,7 @@ ELSEWHERE = {
     "optimum-cli ": "tests/test_distribution.py runs it",
     "lmms-lab/": "a data set on the Hub",
     "verify ": "starts a process that loads two models",
+    "compare ": "serves until it is stopped; tests/comparison asks it",
 }
 
 

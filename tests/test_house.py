@@ -29,7 +29,7 @@ LEVELS = (
     "pipeline loopback",
     "journal",
     "publish usage",
-    "compare",
+    "comparison",
     "evaluation",
     "verification",
     "packaging",

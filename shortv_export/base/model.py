@@ -47,6 +47,14 @@ class BaseModel:
     left_out: tuple[str, ...] | None = None
 
     @property
+    def state(self) -> list[Any]:
+        """What tells a later run whether this is still the same base, as JSON values."""
+        stats: dict[str, list[int]] = {}
+        if self.revision is None:  # a folder's files may change between two runs
+            stats = {name: [(stat := (self.path / name).stat()).st_size, stat.st_mtime_ns] for name in self.files}
+        return [self.repo_id, self.revision, stats, self.config]
+
+    @property
     def complete_config(self) -> dict[str, Any]:
         """`config` with the defaults of the stock class filled in.
 

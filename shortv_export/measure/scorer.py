@@ -232,10 +232,7 @@ def _summary(values: dict[str, Tensor], base: BaseModel, record: dict[str, Any],
 
 def _settings(base: BaseModel, dtype: str, divergence: str, measured: list[str]) -> str:
     """A digest of everything that a sample's values depend on besides the sample."""
-    stats = {}
-    if base.revision is None:  # a folder's files may change between two runs
-        stats = {name: [(stat := (base.path / name).stat()).st_size, stat.st_mtime_ns] for name in base.files}
-    what = [base.repo_id, base.revision, stats, base.config, dtype, divergence, measured, library_versions()]
+    what = [*base.state, dtype, divergence, measured, library_versions()]
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from statistics import fmean
@@ -152,11 +153,15 @@ def _draw_speed(axes: Any, rows: tuple[Row, ...], by_flops: bool) -> None:
     """The speed-ups with the ranges of their rounds, and their limits. Those that are void are left out."""
     amounts, limits = [_amount(row, by_flops) for row in rows], [row.speed[0].limit for row in rows]
     axes.plot(amounts, limits, color=INK, linewidth=1.4, linestyle="--", label="limit by FLOPs")
-    if timed := [(_amount(row, by_flops), row.speed[0]) for row in rows if not row.speed[0].too_noisy]:
-        found = [Estimate(speed.speed_up, min(speed.ratios), max(speed.ratios)) for _, speed in timed]
-        means = [estimate.mean for estimate in found]
+    speeds = [row.speed[0] for row in rows]
+    if not all(speed.too_noisy for speed in speeds):
+        void = Estimate(math.nan, math.nan, math.nan)  # which breaks the line
+        found = [
+            void if speed.too_noisy else Estimate(speed.speed_up, min(speed.ratios), max(speed.ratios))
+            for speed in speeds
+        ]
         style = {"fmt": "D-.", "label": "speed-up", "color": SPEED, **_CURVE}
-        axes.errorbar([amount for amount, _ in timed], means, yerr=_bars(found), **style)
+        axes.errorbar(amounts, [estimate.mean for estimate in found], yerr=_bars(found), **style)
     axes.set_ylabel("prefill, times as fast", color=INK)
 
 

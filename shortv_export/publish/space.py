@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
-from ..compare import PAGE_NAME, space_files
+from ..comparison import PAGE_NAME, space_files
 from ..errors import ShortVError
 from ..hub import LocalFile, hub_error, retry
 from ..packaging import Package

@@ -486,7 +486,11 @@ def test_result_files(make_package: Callable[..., str], questions: Path, tmp_pat
     assert all(cell.isprintable() for _, lines in tables(result) for line in lines for cell in line)
     # What a noisy machine measured is not shown, and a note says why.
     quiet, noisy = (
-        replace(result.chosen, speed=(replace(speeds[0], speed_up=1.75, control=control),)) for control in (0.96, 0.94)
+        replace(
+            result.chosen,
+            speed=(replace(speeds[0], speed_up=1.75, control_ratios=(control,) * speeds[0].repeats),),
+        )
+        for control in (0.96, 0.94)
     )
     drawn = draw_samples(Samples(str(questions), num_samples=3))
     for row, is_shown in ((quiet, True), (noisy, False)):

@@ -6,11 +6,8 @@ import base64
 import io
 import os
 import shutil
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +20,7 @@ from shortv_export.loopback import LoopbackHub
 from shortv_export.records.selection import Selection
 from tests.support.hub import client_of_loopback
 from tests.support.packages import make_package, publish
+from tests.support.servers import free_port, serving
 from tests.support.tiny_llava import build_tiny_llava
 
 pytest.importorskip("fastapi")
@@ -65,32 +63,13 @@ def hub(folder: Path) -> Iterator[LoopbackHub]:
 @pytest.fixture(scope="module")
 def server(hub: LoopbackHub, folder: Path) -> Iterator[tuple[Any, str]]:
     """A client of a server of both packages, and what the server said when it started."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    log = folder / "log.txt"
-    command = [sys.executable, "-m", "shortv_export.serve", PUBLISHED, "other", "--port", str(port), "--device", "cpu"]
+    port = free_port()
+    command = [sys.executable, "-m", "shortv_export.serve", PUBLISHED, "other", "--port", port, "--device", "cpu"]
     with (
-        log.open("w") as output,
-        subprocess.Popen(
-            command, env=environment(folder, hub), stdout=output, stderr=subprocess.STDOUT, cwd=folder
-        ) as process,
+        serving(command, port, folder, environment(folder, hub)) as (address, log),
+        openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0) as client,
     ):
-        try:
-            while not is_up(port):
-                assert process.poll() is None, log.read_text()[-3000:]
-                time.sleep(0.5)
-            with openai.OpenAI(base_url=f"http://localhost:{port}/v1", api_key="none", max_retries=0) as client:
-                yield client, log.read_text()
-        finally:  # also where the test's time is over
-            process.terminate()
-
-
-def is_up(port: int) -> bool:
-    try:
-        return bool(urllib.request.urlopen(f"http://localhost:{port}/health", timeout=5))
-    except OSError:
-        return False
+        yield client, log.read_text()
 
 
 def chat(picture: Any) -> list[dict[str, Any]]:

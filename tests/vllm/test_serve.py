@@ -6,10 +6,7 @@ import base64
 import io
 import os
 import re
-import socket
-import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +21,7 @@ from shortv_export.loopback import LoopbackHub
 from shortv_export.records.selection import Selection
 from tests.support.hub import client_of_loopback
 from tests.support.packages import make_package, publish
+from tests.support.servers import free_port, serving
 from tests.support.tiny_llava import build_tiny_llava
 from tests.vllm.conftest import FROZEN
 from tests.vllm.engines import NEW_TOKENS, picture
@@ -50,9 +48,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoopbackHub]:
 def server(hub: LoopbackHub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
     """The address of a server of the published package, and its log."""
     folder = tmp_path_factory.mktemp("server")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     metrics = folder / "metrics"
     metrics.mkdir()
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")} | hub.env()
@@ -64,28 +60,8 @@ def server(hub: LoopbackHub, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     }
     command = [Path(sys.executable).with_name("vllm"), "serve", MODEL, "--trust-remote-code", "--dtype", "float32"]
     command += ["--port", port, "--max-model-len", 512, "--max-num-batched-tokens", 64, "--enforce-eager"]
-    log = folder / "log.txt"
-    with (
-        log.open("w") as output,
-        subprocess.Popen(
-            list(map(str, command)), env=environment, stdout=output, stderr=subprocess.STDOUT, cwd=folder
-        ) as process,
-    ):
-        address = f"http://127.0.0.1:{port}"
-        try:
-            while not is_up(address):
-                assert process.poll() is None, log.read_text()[-5000:]
-                time.sleep(1)
-            yield address, log
-        finally:  # also where the test's time is over
-            process.terminate()
-
-
-def is_up(address: str) -> bool:
-    try:
-        return bool(urllib.request.urlopen(f"{address}/health", timeout=5))
-    except OSError:
-        return False
+    with serving(command, port, folder, environment) as found:
+        yield found
 
 
 def ask(address: str, seed: int) -> list[int]:

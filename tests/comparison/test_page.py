@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from shortv_export.base.resolve import resolve_base
-from shortv_export.compare.page import compare_words
+from shortv_export.comparison.page import compare_words
 from shortv_export.errors import ShortVError
 from shortv_export.options import Placement
 from shortv_export.pipeline import compare
@@ -109,7 +109,7 @@ def test_an_answer_that_nobody_waits_for_ends(package: Path) -> None:
     """Else its thread would go on with the next question's frozen layers."""
     from transformers import AutoModel, AutoProcessor
 
-    from shortv_export.compare.page import Asked
+    from shortv_export.comparison.page import Asked
 
     model = AutoModel.from_pretrained(package, trust_remote_code=True, dtype=torch.float32).eval()
     model.generation_config.eos_token_id = None

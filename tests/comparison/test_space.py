@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import os
-import socket
-import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,9 +17,10 @@ from shortv_export.loopback import LoopbackHub
 from shortv_export.options import Target
 from shortv_export.pipeline import push
 from shortv_export.records.selection import Selection
-from tests.compare.test_page import answers, ask, text
+from tests.comparison.test_page import answers, ask, text
 from tests.support.hub import client_of_loopback
 from tests.support.packages import make_package
+from tests.support.servers import free_port, serving
 from tests.support.tiny_llava import build_tiny_llava
 
 gradio_client = pytest.importorskip("gradio_client")
@@ -60,29 +58,17 @@ def test_the_space_answers_as_the_model(
     card = yaml.safe_load((folder / "README.md").read_text().split("---")[1])
     assert (card["sdk"], card["app_file"], card["models"]) == ("gradio", "app.py", [REPO_ID])
     assert f'"{published.tag}"' in (folder / "app.py").read_text()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "PYTHON"))}
     environment = kept | hub.env() | {"HF_HOME": str(tmp_path / "home"), "GRADIO_SERVER_PORT": str(port)}
     environment |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_SSR_MODE": "False"}
-    log = tmp_path / "log.txt"
-    with (
-        log.open("w") as output,
-        subprocess.Popen(
-            [sys.executable, "-P", "-c", _LIKE_A_SPACE], cwd=folder, env=environment, stdout=output, stderr=output
-        ) as process,
-    ):
-        try:
-            client = _client(port, process, log)
-            path = tmp_path / "picture.png"
-            photos["chelsea"].save(path)
-            base, shortv, _ = answers(package, photos["chelsea"].convert("RGB"), dtype="auto")
-            _, (one, _, other, facts, _) = ask(client, path)
-            assert (text(one), text(other)) == (base, shortv)
-            assert "token updates" in facts
-        finally:
-            process.terminate()
+    with serving([sys.executable, "-P", "-c", _LIKE_A_SPACE], port, folder, environment, health="/") as (address, _):
+        path = tmp_path / "picture.png"
+        photos["chelsea"].save(path)
+        base, shortv, _ = answers(package, photos["chelsea"].convert("RGB"), dtype="auto")
+        _, (one, _, other, facts, _) = ask(gradio_client.Client(address, verbose=False), path)
+        assert (text(one), text(other)) == (base, shortv)
+        assert "token updates" in facts
     assert HfApi().space_info(REPO_ID).sha == hub.repos[SPACE].resolve("main").sha
 
 
@@ -92,15 +78,6 @@ sys.path.insert(0, ".")
 sys.modules["shortv_export"] = None  # a Space does not have it
 runpy.run_path("app.py", run_name="__main__")
 """
-
-
-def _client(port: int, process: subprocess.Popen[bytes], log: Path) -> Any:
-    while True:
-        assert process.poll() is None, log.read_text()[-3000:]
-        try:
-            return gradio_client.Client(f"http://127.0.0.1:{port}", verbose=False)
-        except Exception:  # httpx's, until it listens
-            time.sleep(0.5)
 
 
 def test_pushed_again(hub: LoopbackHub, package: Path) -> None:
