@@ -425,7 +425,7 @@ def test_a_traceback_needs_debug(run: Any, tmp_path: Path) -> None:
         run("--debug", *arguments)
 
 
-COMMANDS = ("score", "package", "verify", "evaluate", "push", "demo")
+COMMANDS = ("score", "package", "verify", "evaluate", "compare", "push", "demo")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -441,7 +441,7 @@ def test_help(run: Any, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for flag in ("--json", "-q", "--quiet"):
         assert re.search(rf"{flag}\b", out.partition("What is printed")[2])
     assert ("--token" in out) == (command != "demo")
-    assert re.search(r"--out(put)?\b +-o ", out) or command in ("package", "verify")
+    assert re.search(r"--out(put)?\b +-o ", out) or command in ("package", "verify", "compare")
 
 
 def test_quiet_is_one_line(run: Any, hub: Any, tiny_base: Any, question_folder: Path, tmp_path: Path) -> None:

@@ -258,7 +258,8 @@ class Runner:
 
     def __call__(self, own: list[str], *more: str) -> str:
         command, *arguments = own
-        if command == "package" or "--out" in own:  # each writes a new folder, which is OUT in later commands
+        # Each writes a new folder, which is OUT in later commands.
+        if command == "package" or ("--out" in own and "--dry-run" not in more):
             self.folders += 1
             self.values["OUT"] = f"package-{self.folders}"
         more += tuple(word for flag, value in SMALLER.items() if flag in own for word in (flag, value))

@@ -57,6 +57,8 @@ CASES = (
     ("evaluate x/y --update-card", "--update-card does not apply to x/y, which is no folder"),
     ("evaluate x --at 1+2 --no-speed", "--at does not apply with --no-speed"),
     ("push x y --create-pr --branch next", "--branch does not apply with --create-pr"),
+    ("compare {tmp} --revision main", "--revision does not apply to a folder"),
+    ("push x y --create-pr --space", "--space does not apply with --create-pr"),
     ("push x y --create-pr --tag v1", "--tag does not apply with --create-pr"),
     ("push {tmp} y --revision main", "--revision does not apply to a folder"),
     ("push x y --preset paper --frozen-layers 1", "--frozen-layers does not apply with --preset"),

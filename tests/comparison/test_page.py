@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import signal
 import socket
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -20,6 +24,7 @@ from shortv_export.options import Placement
 from shortv_export.pipeline import compare
 from shortv_export.records.selection import Selection
 from tests.support.packages import make_package
+from tests.support.servers import free_port
 from tests.support.tiny_llava import build_tiny_llava
 
 gradio_client = pytest.importorskip("gradio_client")
@@ -133,6 +138,24 @@ def test_words_that_differ() -> None:
     )
     assert compare_words("same  words", "same words")[2] == "Both answers are the same."
     assert compare_words("", "") == ([], [], "Both answers are the same.")
+
+
+def test_the_command(package: Path, tmp_path: Path) -> None:
+    """It says where the page is, and ends without it when interrupted."""
+    port, root = free_port(), Path(__file__).parents[2]
+    command = [sys.executable, "-m", "shortv_export", "compare", str(package), "--port", str(port), "--json"]
+    environment = os.environ | {"PYTHONPATH": str(root), "HF_HOME": str(tmp_path)}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=tmp_path
+    ) as process:
+        assert process.stdout is not None
+        lines = [process.stdout.readline() for _ in range(3)]
+        assert json.loads("".join(lines)) == {"url": f"http://127.0.0.1:{port}/"}
+        assert text(ask(gradio_client.Client(f"http://127.0.0.1:{port}/", verbose=False), None)[1][0])
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGINT
+    assert err.splitlines()[-1] == "interrupted"
 
 
 def test_refusals(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
