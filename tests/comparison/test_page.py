@@ -35,13 +35,6 @@ LISTS = {"frozen_layers": [1, 3], "frozen_attention": [0], "frozen_ffn": [2]}
 
 
 @pytest.fixture(scope="module")
-def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("compare")
-    base = resolve_base(str(build_tiny_llava(folder / "base")))
-    return make_package(base, folder / "out", Selection((1, 3), 4, "given", frozen_attention=(0,), frozen_ffn=(2,)))
-
-
-@pytest.fixture(scope="module")
 def client(package: Path) -> Iterator[Any]:
     page = compare(str(package), placement=Placement(dtype="float32"))
     yield gradio_client.Client(page.url, verbose=False)
