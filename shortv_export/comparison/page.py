@@ -51,7 +51,8 @@ class Asked:
 
     def __init__(self, model: Any, processor: Any, plain_prompt: str) -> None:
         self.model, self.processor, self.plain_prompt = model, processor, plain_prompt
-        self.frozen = {name: list(getattr(model.config, name, None) or []) for name in LISTS}
+        report = model.shortv_report()
+        self.frozen = {name: report[name] for name in LISTS}
         self._warm = False
 
     def ask(self, picture: Any, question: str, max_new_tokens: int) -> Iterator[tuple[Words, str, Words, str, str]]:
@@ -147,7 +148,7 @@ class Asked:
     def _facts(self, streamer: _Stream, base_first: float | None) -> str:
         report = self.model.shortv_report()
         share = f" ({streamer.first / base_first:.2f} of the base's time)" if base_first else ""
-        if not any(self.model.config.to_dict().get(name) for name in LISTS):
+        if not any(report[name] for name in LISTS):
             skips = "skips nothing"
         elif not report["total_updates"]:
             skips = "skips nothing: there is no picture"

@@ -12,8 +12,6 @@ from ..evaluation import load_package, require_frozen
 from ..options import Placement
 from ..packaging import Package
 
-_EXTRA = "the page needs gradio: pip install 'gradio>=6'"
-
 
 @dataclass(frozen=True)
 class Page:
@@ -48,7 +46,7 @@ def require_comparable(package: Package) -> None:
     try:
         import gradio  # noqa: F401
     except ImportError:
-        raise ShortVError(_EXTRA) from None
+        raise ShortVError("the page needs gradio: pip install 'gradio>=6'") from None
     require_frozen(package, "compared with its base")
 
 

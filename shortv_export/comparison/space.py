@@ -36,7 +36,7 @@ The same picture and question for [{repo_id}](https://huggingface.co/{repo_id}) 
 """
 
 _APP = '''\
-"""Loads the model and shows the page of {page}."""
+"""Loads the model and shows the page of {module}.py."""
 
 import torch
 from transformers import AutoModel, AutoProcessor
@@ -72,7 +72,6 @@ def space_files(package: Package, repo_id: str, *, private: bool) -> dict[str, b
     """
     title, description = words(package, repo_id)
     app = _APP.format(
-        page=PAGE_NAME,
         module=PAGE_NAME.removesuffix(".py"),
         repo_id=json.dumps(repo_id),
         revision=json.dumps(package.tag),

@@ -21,7 +21,7 @@ from .plan import (
     published_recipe,
     replaced_model,
 )
-from .repository import Repository, describe
+from .repository import Repository, describe, describe_space
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoFile
@@ -81,7 +81,7 @@ class Forecast:
             f"and {len(self.made)} made here ({', '.join(self.made)})"
             + (f", {len(self.deleted)} files deleted" if self.deleted else "")
             + (f"; this replaces the model that is there: {self.replaces}" if self.replaces else "")
-            + (f"; its Space is {self.space}" if self.space else "")
+            + describe_space(self)
         )
 
     @property

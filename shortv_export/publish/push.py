@@ -18,7 +18,7 @@ from .commit import Commit, make_commit, prepare
 from .ignored import check_ignored
 from .outcome import complete
 from .plan import Plan, file_rows, plan_commit
-from .repository import Repository, describe
+from .repository import Repository, describe, describe_space
 from .space import Space, push_space
 
 
@@ -63,8 +63,9 @@ class Push:
     @property
     def summary(self) -> str:
         """The push in one line."""
+        page = describe_space(self)
         if not self.changed:
-            return f"{self.url} holds this package already, at {self._tags or self.commit}: no commit{self._page}"
+            return f"{self.url} holds this package already, at {self._tags or self.commit}: no commit{page}"
         counts = f"{len(self.added)} files, {self.uploaded_bytes:,} bytes uploaded"
         if self.copied_bytes:
             counts += f", {self.copied_bytes:,} bytes copied on the Hub"
@@ -76,12 +77,14 @@ class Push:
             counts += f"; this replaces the model that is there: {self.replaces}"
         if self.dry_run:
             tagged = f", tagged {self._tags}" if self._tags else ", without a tag"
-            return f"would push to {describe(self)} in one commit{tagged}: {counts}{self._page}"
+            return f"would push to {describe(self)} in one commit{tagged}: {counts}{page}"
         if self.tag is None:
             return (
                 f"proposed in {self.url}, one commit, {self.commit}: {counts}; once merged, push again to set the tag"
             )
-        return f"pushed to {self.url} in one commit, {self.commit}, tagged {self._tags}: {counts}{self._page}"
+        return (
+            f"pushed to {self.url} in one commit, {self.commit}, tagged {self._tags}: {counts}{page}"
+        )
 
     @property
     def rows(self) -> list[tuple[str, ...]]:
@@ -100,10 +103,6 @@ class Push:
             "model = AutoModel.from_pretrained(model_id, revision=revision, trust_remote_code=True, "
             'dtype="auto", device_map="auto")'
         )
-
-    @property
-    def _page(self) -> str:
-        return f"; its Space is {self.space}" if self.space else ""
 
     @property
     def _tags(self) -> str:

@@ -110,6 +110,11 @@ def describe(push: Any) -> str:
     return f"{push.url}, a {'' if push.exists else 'new '}{'private' if push.private else 'public'} repository,"
 
 
+def describe_space(push: Any) -> str:
+    """The Space of a `Push` or a `Forecast`, to end its line with; empty if none was asked for."""
+    return f"; its Space is {push.space}" if push.space else ""
+
+
 def inspect_repository(repo_id: str, target: Target = Target()) -> Repository:
     """Looks at a repository and checks everything that can be checked before a push.
 
@@ -205,6 +210,7 @@ def list_files(api: HfApi, repo_id: str, revision: str, kind: str = "model") -> 
     """All files at a revision, by path."""
     from huggingface_hub.hf_api import RepoFile
 
-    where: Any = {"revision": revision, "repo_type": kind}
-    entries = retry(lambda: list(api.list_repo_tree(repo_id, recursive=True, **where)), repo_id)
+    entries = retry(
+        lambda: list(api.list_repo_tree(repo_id, revision=revision, recursive=True, repo_type=kind)), repo_id
+    )
     return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}

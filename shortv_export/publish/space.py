@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ..comparison import PAGE_NAME, space_files
 from ..errors import ShortVError
@@ -11,6 +12,9 @@ from ..hub import LocalFile, hub_error, retry
 from ..packaging import Package
 from ..records import CARD_NAME
 from .repository import GIT_ATTRIBUTES, NO_WRITING, Repository, list_files
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import RepoFile
 
 
 @dataclass(frozen=True)
@@ -20,17 +24,22 @@ class Space:
     Attributes:
         repository: the model's, whose name it has.
         head: the commit to build on; None if the Space does not exist.
-        kept: the names of files that stay as they are: a card may have been edited.
+        files: the files at `head`, by path.
     """
 
     repository: Repository
     head: str | None
-    kept: frozenset[str]
+    files: dict[str, RepoFile]
 
     @property
     def url(self) -> str:
         """Its page."""
         return f"{self.repository.api.endpoint}/spaces/{self.repository.repo_id}"
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it holds the page."""
+        return PAGE_NAME in self.files
 
 
 def inspect_space(repository: Repository) -> Space | None:
@@ -47,15 +56,14 @@ def inspect_space(repository: Repository) -> Space | None:
     try:
         info = retry(lambda: api.space_info(repo_id), f"Space {repo_id}", passing=(RepositoryNotFoundError,))
     except RepositoryNotFoundError:
-        return Space(repository, None, frozenset())
-    files = list_files(api, repo_id, str(info.sha), "space")
-    ours = PAGE_NAME in files
-    if not ours and set(files) - {GIT_ATTRIBUTES, CARD_NAME} and not repository.target.overwrite:
+        return Space(repository, None, {})
+    space = Space(repository, str(info.sha), list_files(api, repo_id, str(info.sha), "space"))
+    if not space.is_ours and set(space.files) - {GIT_ATTRIBUTES, CARD_NAME} and not repository.target.overwrite:
         raise ShortVError(
             f"there is a Space {repo_id} which shortv-export did not make; rename it, or replace its files with "
             "`overwrite`."
         )
-    return Space(repository, str(info.sha), frozenset({CARD_NAME}) if ours and CARD_NAME in files else frozenset())
+    return space
 
 
 def push_space(space: Space, package: Package) -> str:
@@ -80,14 +88,13 @@ def push_space(space: Space, package: Package) -> str:
             what,
             {403: "cannot be created: the token may not create it"},
         )
-    head = space.head or str(retry(lambda: api.space_info(repo_id), what).sha)
-    there = list_files(api, repo_id, head, "space")
+        space = inspect_space(space.repository) or space  # with what the Hub puts there, or somebody else by now
     files = {
         name: LocalFile(content, len(content), hashlib.sha256(content).hexdigest())
         for name, content in space_files(package, repo_id, private=private).items()
-        if name not in space.kept
+        if not (name == CARD_NAME and name in space.files and space.is_ours)  # it may have been edited
     }
-    changed = [name for name, file in files.items() if not file.is_at(there.get(name))]
+    changed = [name for name, file in files.items() if not file.is_at(space.files.get(name))]
     if not changed:
         return space.url
     operations = [CommitOperationAdd(name, files[name].source) for name in changed]
@@ -97,7 +104,7 @@ def push_space(space: Space, package: Package) -> str:
             operations,
             commit_message=f"Compare {repo_id} with its base",
             repo_type="space",
-            parent_commit=head,
+            parent_commit=space.head,
         )
     except Exception as error:  # the client raises many kinds
         raise hub_error(error, what, NO_WRITING) from error

@@ -11,17 +11,13 @@ from typing import Any
 import pytest
 import yaml
 
-from shortv_export.base.resolve import resolve_base
 from shortv_export.errors import ShortVError, UsageError
 from shortv_export.loopback import LoopbackHub
 from shortv_export.options import Target
 from shortv_export.pipeline import push
-from shortv_export.records.selection import Selection
 from tests.comparison.test_page import answers, ask, text
 from tests.support.hub import client_of_loopback
-from tests.support.packages import make_package
 from tests.support.servers import free_port, serving
-from tests.support.tiny_llava import build_tiny_llava
 
 gradio_client = pytest.importorskip("gradio_client")
 
@@ -35,12 +31,6 @@ def hub(tmp_path: Path) -> Iterator[LoopbackHub]:
         patch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY", True)  # gradio's client sends it
         yield hub
         assert hub.errors == []
-
-
-@pytest.fixture
-def package(tmp_path: Path, hub: LoopbackHub) -> Path:
-    base = resolve_base(str(build_tiny_llava(tmp_path / "base")))
-    return make_package(base, tmp_path / "out", Selection((1, 3), 4, "given", frozen_attention=(0,), frozen_ffn=(2,)))
 
 
 def test_the_space_answers_as_the_model(

@@ -146,13 +146,14 @@ class Bench:
         with self._cleaned():
             return self._run_change(case) if case.fault in CHANGES else self._run_fault(case)
 
+    def _contents(self, scenario: str, repo_id: str) -> dict[str, bytes]:
+        """What the repository of a scenario must hold after its push."""
+        return contents(self.package(scenario), repo_id, proposed=scenario == "pull-request")
+
     def _run_fault(self, case: Case) -> Outcome:
         hub, scenario = self.hub, case.scenario
         repo_id = self._prepare(scenario)
-        old, new = (
-            tree_of(hub, repo_id),
-            contents(self.package(scenario), repo_id, proposed=scenario == "pull-request"),
-        )
+        old, new = tree_of(hub, repo_id), self._contents(scenario, repo_id)
         struck = hub.fail(nth=case.nth, **FAULTS[case.fault])
         killed = case.fault.startswith("kill")
         outcome = self._push(scenario, repo_id, kill_at=struck if killed else None)
@@ -175,7 +176,7 @@ class Bench:
         change, scenario, hub = CHANGES[case.fault], case.scenario, self.hub
         repo_id, package = self._prepare(scenario, private=change.private), self.package(case.scenario)
         options = ["--private"] if change.private else []
-        old, typed = tree_of(hub, repo_id), contents(package, repo_id, proposed=scenario == "pull-request")
+        old, typed = tree_of(hub, repo_id), self._contents(scenario, repo_id)
         tag, start, made = Package.open(package).tag, len(hub.requests), []
         hub.meanwhile(lambda: made.append(change(hub, repo_id, tag)), nth=case.nth)
         outcome = self._push(scenario, repo_id, options)
@@ -185,11 +186,7 @@ class Bench:
 
         def check(done: bool) -> None:
             now = hub.current_key(repo_id)
-            new = {
-                name: file
-                for name, file in contents(package, now, proposed=scenario == "pull-request").items()
-                if name not in change.files
-            }
+            new = {name: file for name, file in self._contents(scenario, now).items() if name not in change.files}
             check_whole(hub, now, old, new, typed, files=change.files, refs=[change.ref.format(tag)])
             if done:
                 pull_request = scenario == "pull-request"
@@ -220,10 +217,7 @@ class Bench:
         """Sends a signal to a push after so many seconds."""
         with self._cleaned():
             repo_id = self._prepare(scenario)
-            old, new = (
-                tree_of(self.hub, repo_id),
-                contents(self.package(scenario), repo_id, proposed=scenario == "pull-request"),
-            )
+            old, new = tree_of(self.hub, repo_id), self._contents(scenario, repo_id)
             outcome = self._push(scenario, repo_id, end_after=(seconds, number))
             self._check_first(scenario, repo_id, outcome, old, new)
             self._complete(scenario, repo_id, old, new)
