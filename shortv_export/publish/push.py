@@ -82,9 +82,7 @@ class Push:
             return (
                 f"proposed in {self.url}, one commit, {self.commit}: {counts}; once merged, push again to set the tag"
             )
-        return (
-            f"pushed to {self.url} in one commit, {self.commit}, tagged {self._tags}: {counts}{page}"
-        )
+        return f"pushed to {self.url} in one commit, {self.commit}, tagged {self._tags}: {counts}{page}"
 
     @property
     def rows(self) -> list[tuple[str, ...]]:
